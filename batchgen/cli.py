@@ -1,0 +1,175 @@
+"""The commands. Parsing and printing only; what a command does stands in the file of its name."""
+
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+
+import click
+
+from . import __version__
+from .errors import JobError, MachineError
+from .job import TABLES, load
+
+EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="batchgen")
+def cli() -> None:
+    """Offline generation over whole datasets: conversations in, responses out, nothing lost on the way."""
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(f"batchgen: {message}", err=True)
+    sys.exit(code)
+
+
+# --- every key of the job file as a flag
+
+
+def flag_name(table: str, key: str) -> str:
+    """`path` goes by its table's name (--model), `format` by both (--prompt-format), all others by their own."""
+    names = {"path": table, "format": f"{table}-format", "columns": "column", "include": "include"}
+    return "--" + names.get(key, key).replace("_", "-")
+
+
+def job_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per key of the job file, taken from the tables' own types and descriptions."""
+    options = []
+    for table, struct in TABLES.items():
+        for key, hint in get_type_hints(struct, include_extras=True).items():
+            if (table, key) == ("input", "path"):
+                continue  # the command's arguments
+            options.append(_option(table, key, hint))
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _option(table: str, key: str, hint: Any) -> Callable[..., Any]:
+    plain, description = _plain_type(hint)
+    multiple = get_origin(plain) is list
+    value_type = get_args(plain)[0] if multiple else plain
+    choices = [choice for choice in get_args(value_type) if isinstance(choice, str)]
+    kind: Any = click.Choice(choices) if choices else next((t for t in (bool, int, float) if t is value_type), str)
+    name = flag_name(table, key)
+    return click.option(
+        f"{name}/--no{name[1:]}" if kind is bool else name,
+        f"{table}__{key}",
+        type=None if kind is bool else kind,
+        multiple=multiple,
+        default=None,
+        help=f"[{table}] {key}: {description}",
+    )
+
+
+def _plain_type(hint: Any) -> tuple[Any, str]:
+    """A field's type without msgspec's wrapping and `| None`, and its description."""
+    if type(None) in get_args(hint):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is not Annotated:
+        return hint, ""
+    plain, *metas = get_args(hint)
+    return plain, next(meta.description for meta in metas if meta.description)
+
+
+def _engine_value(setting: str) -> tuple[str, Any]:
+    """KEY=VALUE of --engine; VALUE as in TOML, or plain text."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise JobError(f"--engine {setting}: write KEY=VALUE, such as max_num_seqs=256")
+    try:
+        return key, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _flags(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Only what was given, by table."""
+    tables: dict[str, dict[str, Any]] = {"input": {"path": list(inputs)} if inputs else {}}
+    for name, value in options.items():
+        table, _, key = name.partition("__")
+        if value is not None and value != ():
+            tables.setdefault(table, {})[key] = list(value) if isinstance(value, tuple) else value
+    if engine:
+        tables["engine"] = dict(_engine_value(setting) for setting in engine)
+    return {table: values for table, values in tables.items() if values}
+
+
+# --- the commands
+
+
+@cli.command("run", short_help="Generate a response for every conversation.")
+@click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
+@job_flags
+def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], **options: Any) -> None:
+    """Generate a response for every conversation of the input, or go on where the last run stopped.
+
+    A job file, flags, or both; a flag wins over the file.
+
+    \b
+    Examples:
+      batchgen run job.toml
+      batchgen run job.toml --temperature 0 --output out-greedy
+      batchgen run talks.jsonl more/*.parquet --model models/sft --output out
+    """
+    job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
+    try:
+        spec = load(job_file, _flags(files, engine, options))
+        from .run import run
+
+        outcome = run(spec)
+    except JobError as error:
+        fail(str(error), EXIT_USAGE)
+    except MachineError as error:
+        fail(str(error), EXIT_BROKEN)
+    except KeyboardInterrupt:
+        fail("stopped; run the same command again to go on", EXIT_STOPPED)
+    except OSError as error:
+        fail(f"{error.filename or spec.output.path}: {error.strerror or error}; mend it and run again", EXIT_STOPPED)
+    _print_summary(outcome)
+    rejected, allowed = sum(outcome.counts["rejects"].values()), spec.output.max_rejects
+    if allowed is not None and rejected > allowed:
+        fail(f"{rejected} rows were rejected, max_rejects allows {allowed}; see {outcome.out}/_rejects", EXIT_REJECTS)
+
+
+def _print_summary(outcome: Any) -> None:
+    counts, totals = outcome.counts, outcome.totals
+    rejects = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
+    state = "done" if totals.rows else "all done already"
+    click.echo(
+        f"{state}: {counts['rows']:,} rows, {counts['responses']:,} responses, "
+        f"{sum(counts['rejects'].values()):,} rejects{f' ({rejects})' if rejects else ''} in {outcome.out}"
+    )
+    if totals.rows:
+        seconds = max(outcome.seconds - outcome.engine_start, 1e-9)
+        click.echo(
+            f"this run: {totals.rows:,} rows, {totals.prompt_tokens:,} prompt and {totals.response_tokens:,} response "
+            f"tokens in {outcome.seconds:,.1f} s, engine start {outcome.engine_start:,.1f} s; "
+            f"then {totals.response_tokens / seconds:,.0f} response tokens/s"
+        )
+
+
+@cli.command("demo", short_help="Write the demo model, its data and a job file.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def demo_command(folder: Path) -> None:
+    """Write the demo model, 2,000 conversations and a job file into FOLDER, ready for `batchgen run`.
+
+    The model is small (2 CPU cores are enough); it translates dates, times, prices, quantities and short travel
+    phrases between English and Japanese.
+
+    \b
+    Example:
+      batchgen demo demo
+      batchgen run demo/job.toml
+    """
+    from .demo import write
+
+    try:
+        job = write(folder)
+    except JobError as error:
+        fail(str(error), EXIT_USAGE)
+    click.echo(f"wrote {folder}/model, {folder}/data and {job}; next: batchgen run {job}")

@@ -1,0 +1,86 @@
+"""The output folder: what lies where, how a file gets there whole, and whether a job may go on in it."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import JobError
+from .job import differences
+from .source import Plan
+
+_SHARD = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+
+
+class JobRecord(msgspec.Struct, kw_only=True):
+    """`_job.json`. results: all that decides what the shards hold; fingerprint: its digest; spec: as resolved."""
+
+    fingerprint: str
+    results: dict[str, Any]
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    plan: Plan
+
+
+def shard_name(index: int, count: int, ending: str = "parquet") -> str:
+    return f"part-{index:05}-of-{count:05}.{ending}"
+
+
+def finished(out: Path, count: int) -> set[int]:
+    """Indexes of the finished shards of a job with `count` shards."""
+    found = (_SHARD.fullmatch(name) for name in os.listdir(out))
+    return {int(match[1]) for match in found if match and int(match[2]) == count}
+
+
+def publish(out: Path, path: Path, content: bytes | memoryview) -> None:
+    """Writes a file of the output folder: it appears whole and on disk, or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = out / "_state" / f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_job(out: Path) -> JobRecord | None:
+    """The job that lives in a folder; None if the folder is new or empty. Raises JobError."""
+    try:
+        return msgspec.json.decode((out / "_job.json").read_bytes(), type=JobRecord)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.DecodeError) as error:
+        raise JobError(f"{out / '_job.json'}: cannot be read: {error}; is this a batchgen output folder?") from None
+    if out.exists() and not out.is_dir():
+        raise JobError(f"{out}: is a file; name a folder for the output")
+    others = [name for name in sorted(os.listdir(out)) if name != "_state"] if out.exists() else []
+    if others:
+        raise JobError(f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder")
+    return None
+
+
+def open_job(out: Path, job: JobRecord) -> None:
+    """Makes `out` the folder of this job, or goes on with the same job there. Raises JobError on drift."""
+    old = read_job(out)
+    if old and old.fingerprint != job.fingerprint:
+        if finished(out, len(old.plan.shards)):
+            changes = "\n".join(f"  {line}" for line in differences(old.results, job.results))
+            raise JobError(
+                f"{out}: holds results of a job that differs in\n{changes}\n"
+                "go on with the old values, or name another output folder"
+            )
+        old = None  # nothing was generated yet: a mended job may take the folder
+    if old is None:
+        (out / "_state").mkdir(parents=True, exist_ok=True)
+        publish(out, out / "_job.json", msgspec.json.format(msgspec.json.encode(job), indent=1))

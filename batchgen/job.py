@@ -1,0 +1,209 @@
+"""The job: its TOML file and flags as one typed spec, and what differs between two specs."""
+
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .errors import JobError
+from .sampling import JobSampling
+
+OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
+
+
+class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class InputTable(_Table):
+    path: Annotated[list[str], Meta(description="JSONL or Parquet: files, folders, globs or URIs")]
+    id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
+
+
+class ModelTable(_Table):
+    path: Annotated[str, Meta(description="folder of the model")]
+
+
+class PromptTable(_Table):
+    format: Annotated[Literal["speaker"], Meta(description="how a conversation becomes a prompt")] = "speaker"
+
+
+class OutputTable(_Table):
+    path: Annotated[str, Meta(description="folder of the results")]
+    shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows of one shard")] = 4096
+    columns: Annotated[
+        list[str],
+        Meta(
+            description="input columns to pass through: `name` or `name:type` with type one of "
+            "string, int64, double, bool, json"
+        ),
+    ] = []
+    include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
+    max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows are rejected")] | None = None
+
+
+class JobSpec(_Table):
+    """A whole job. `engine` holds vLLM's EngineArgs by name; engine.py checks them."""
+
+    input: InputTable
+    model: ModelTable
+    output: OutputTable
+    prompt: PromptTable = PromptTable()
+    sampling: JobSampling = JobSampling()
+    engine: dict[str, Any] = {}
+
+
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "input": InputTable,
+    "model": ModelTable,
+    "prompt": PromptTable,
+    "sampling": JobSampling,
+    "output": OutputTable,
+}
+
+# EngineArgs that decide how fast and where, not what: a job may go on with others of these.
+ENGINE_MEANS = frozenset(
+    [
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_num_partial_prefills",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "distributed_executor_backend",
+        "enforce_eager",
+        "compilation_config",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "block_size",
+        "num_gpu_blocks_override",
+        "swap_space",
+        "cpu_offload_gb",
+        "disable_log_stats",
+        "load_format",
+        "download_dir",
+        "max_parallel_loading_workers",
+        "disable_custom_all_reduce",
+        "async_scheduling",
+        "scheduling_policy",
+        "stream_interval",
+    ]
+)
+
+
+def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
+    """The spec of a TOML file, flags winning. Raises JobError naming file, key and the nearest valid key.
+
+    flags: table -> key -> value, only what was given. Paths in the file are relative to the file's folder.
+    """
+    data = _read(Path(job_file)) if job_file else {}
+    where = job_file or "flags"
+    for table, values in flags.items():
+        data[table] = {**data.get(table, {}), **values}
+    _check_keys(data, where)
+    for table in ("input", "model", "output"):
+        if "path" not in data.get(table, {}):
+            flag = "IN..." if table == "input" else f"--{table}"
+            raise JobError(f"{where}: [{table}] path is missing: name it there or give {flag}")
+    try:
+        return msgspec.convert(data, JobSpec)
+    except msgspec.ValidationError as error:
+        raise JobError(f"{where}: {_readable(str(error))}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not valid TOML: {error}") from None
+    for table, values in data.items():
+        if table in ("input", "model", "output") and isinstance(values, dict) and "path" in values:
+            values["path"] = _from_folder(path.parent, table, values["path"])
+    return data
+
+
+def _from_folder(folder: Path, table: str, path: Any) -> Any:
+    """The same path seen from here; URIs and what is not a path (msgspec says so later) stay."""
+    if isinstance(path, list):
+        return [_from_folder(folder, "", part) for part in path]
+    if not isinstance(path, str):
+        return path
+    here = path if "://" in path else str(folder / Path(path).expanduser())
+    return [here] if table == "input" else here
+
+
+def _check_keys(data: dict[str, Any], where: str) -> None:
+    known = (*TABLES, "engine")
+    for table, values in data.items():
+        if table not in known:
+            raise JobError(f"{where}: unknown table [{table}]{nearest(table, known)}")
+        if not isinstance(values, dict):
+            raise JobError(f"{where}: {table} must be a table: [{table}]")
+        if table == "engine":
+            continue
+        keys = TABLES[table].__struct_fields__
+        for key in values:
+            if key not in keys:
+                raise JobError(f"{where}: [{table}] {key}: unknown key{nearest(key, keys)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error line: the valid name that comes closest, or all of them if there are few."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; valid are {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def _readable(error: str) -> str:
+    """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`" with the key ahead."""
+    message, _, path = error.partition(" - at `$.")
+    table, _, key = path.rstrip("`").partition(".")
+    message = message[:1].lower() + message[1:].replace("`", "")
+    if not table:
+        return message
+    return f"[{table}] {key}: {message}" if key else f"[{table}] {message}"
+
+
+def fingerprint(results: dict[str, Any]) -> str:
+    """32 hex digits over all that decides what a job's shards hold."""
+    encoded = msgspec.json.encode(results, order="deterministic")
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line per field that differs, `field: old -> new`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    fields = [*before, *(field for field in after if field not in before)]
+    return [
+        f"{field}: {_show(before, field)} -> {_show(after, field)}"
+        for field in fields
+        if _show(before, field) != _show(after, field)
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flatten(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for position, part in enumerate(value):
+            yield from _flatten(part, f"{path}[{position}]")
+    else:
+        yield path, value
+
+
+def _show(fields: dict[str, Any], field: str) -> str:
+    return re.sub(r"\s+", " ", msgspec.json.encode(fields[field]).decode()) if field in fields else "(none)"

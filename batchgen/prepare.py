@@ -1,0 +1,83 @@
+"""From a spec to a job that may run: everything that can be checked without an engine is checked here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from . import __version__, engine, folder, job, models, shard, source
+from .errors import JobError
+from .folder import JobRecord
+from .job import JobSpec
+from .models import Model
+from .source import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, resolved. context: most tokens of prompt and response together; columns: passed-through ones."""
+
+    spec: JobSpec
+    out: Path
+    model: Model
+    context: int
+    plan: Plan
+    columns: dict[str, str | pa.DataType]
+    record: JobRecord
+
+    @property
+    def shape(self) -> pa.Schema:
+        return shard.schema(self.spec.output.include, self.columns)
+
+
+def prepare(spec: JobSpec) -> Job:
+    """Checks engine arguments, output folder, model and input, and plans the shards; writes nothing.
+
+    Raises JobError.
+    """
+    out = Path(spec.output.path).absolute()
+    engine.check_args(spec.engine)
+    old = folder.read_job(out)
+    model = models.load(spec.model.path)
+    known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
+    plan = source.plan(spec.input.path, spec.output.shard_rows, known)
+    source.check_shape(plan.files)
+    columns = source.column_types(plan.files, spec.output.columns)
+    if clash := sorted(shard.RESERVED & set(columns)):
+        raise JobError(f"[output] columns: {clash[0]} is a column of batchgen's own; rename it in the input")
+    context = spec.engine.get("max_model_len", model.context)
+    if not isinstance(context, int) or not 1 < context <= model.context:
+        raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
+    results = _results(spec, model, context, plan, columns)
+    record = JobRecord(
+        fingerprint=job.fingerprint(results),
+        results=results,
+        spec=msgspec.to_builtins(spec),
+        versions={"batchgen": __version__, **engine.versions()},
+        plan=plan,
+    )
+    return Job(spec, out, model, context, plan, columns, record)
+
+
+def _results(
+    spec: JobSpec, model: Model, context: int, plan: Plan, columns: dict[str, str | pa.DataType]
+) -> dict[str, Any]:
+    """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
+    return {
+        "input": {
+            "files": [{"digest": file.digest, "rows": file.rows} for file in plan.files],
+            "id": spec.input.id,
+        },
+        "model": model.digests,
+        "prompt": msgspec.to_builtins(spec.prompt),
+        "sampling": msgspec.to_builtins(spec.sampling),
+        "engine": {name: value for name, value in spec.engine.items() if name not in job.ENGINE_MEANS}
+        | {"max_model_len": context},
+        "output": {
+            "shard_rows": spec.output.shard_rows,
+            "columns": {name: str(kind) for name, kind in columns.items()},
+            "include": sorted(spec.output.include),
+        },
+    }

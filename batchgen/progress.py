@@ -1,0 +1,67 @@
+"""What a run says about itself: a bar on a terminal, a line now and then in a log file."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import IO
+
+from tqdm import tqdm
+
+LOG_EVERY = 30.0  # seconds between two lines in a log file
+RATE_OVER = 30.0  # seconds that the shown tokens per second are an average of
+
+
+@dataclass
+class Totals:
+    """What one run did."""
+
+    rows: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+
+
+class Progress:
+    """Draws on `console` how far a job of `rows` rows is, `done` of which an earlier run finished."""
+
+    def __init__(self, console: IO[str], rows: int, done: int):
+        self._console = console
+        self._log = not console.isatty()
+        self._next_line = time.monotonic() + LOG_EVERY
+        self._past = deque([(time.monotonic(), 0, 0)])
+        self._bar = tqdm(
+            total=rows, initial=done, unit="row", file=console, disable=self._log, dynamic_ncols=True, mininterval=0.5
+        )
+        self._rows, self._done, self._begin = rows, done, time.monotonic()
+
+    def show(self, totals: Totals, running: int, waiting: int) -> None:
+        """Cheap enough for every engine step: it draws at most once a second."""
+        now = time.monotonic()
+        if now - self._past[-1][0] < 1:
+            return
+        self._past.append((now, totals.prompt_tokens, totals.response_tokens))
+        while now - self._past[0][0] > RATE_OVER:
+            self._past.popleft()
+        then, prompts, responses = self._past[0]
+        seconds = now - then
+        rates = (
+            f"prompt {(totals.prompt_tokens - prompts) / seconds:,.0f} tok/s, "
+            f"response {(totals.response_tokens - responses) / seconds:,.0f} tok/s, "
+            f"running {running}, waiting {waiting}"
+        )
+        self._bar.set_postfix_str(rates, refresh=False)
+        self._bar.update(self._done + totals.rows - self._bar.n)
+        if self._log and now >= self._next_line:
+            self._next_line = now + LOG_EVERY
+            self._console.write(f"{self._rows_line(totals.rows, now)}, {rates}\n")
+
+    def _rows_line(self, rows: int, now: float) -> str:
+        """rows: those of this run."""
+        done = self._done + rows
+        left = (now - self._begin) / rows * (self._rows - done) if rows else None
+        eta = tqdm.format_interval(left) if left is not None else "?"
+        return f"{done:,}/{self._rows:,} rows ({done / self._rows:.0%}), ETA {eta}"
+
+    def close(self, totals: Totals) -> None:
+        self._bar.update(self._done + totals.rows - self._bar.n)
+        self._bar.close()

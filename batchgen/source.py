@@ -1,0 +1,372 @@
+"""Input files: finding them, counting and digesting their rows into a shard plan, reading one shard."""
+
+import fnmatch
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from .conversation import SHAPES, Row
+from .errors import JobError, Reject
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+CHUNK = 1 << 20
+# Types of passed-through columns are read off this many rows at the head of each JSONL file.
+SAMPLE_ROWS = 1000
+
+
+class InputFile(msgspec.Struct, frozen=True):
+    """path: absolute path or URI; digest: blake2b of the content (of the text, if it was compressed)."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+    rows: int
+
+
+class Shard(msgspec.Struct, frozen=True, array_like=True):
+    """Rows first_row .. first_row + rows - 1, which start in file `file` of the plan at `position`: a byte of
+    the text of JSONL, a row of Parquet. A shard may go on into the next files."""
+
+    index: int
+    first_row: int
+    rows: int
+    file: int
+    position: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    files: list[InputFile]
+    shards: list[Shard]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+# --- finding files
+
+
+def find(paths: Iterable[str]) -> list[str]:
+    """Every input file of files, folders, globs and URIs, folders sorted by name. Raises JobError."""
+    found = [file for path in paths for file in _find_one(path)]
+    for file in found:
+        if found.count(file) > 1:
+            raise JobError(f"{file}: named twice in the input; each row is answered once")
+    return found
+
+
+def _find_one(path: str) -> list[str]:
+    system, inner, prefix = _open_system(path)
+    try:
+        info = system.get_file_info(inner)
+        if info.type == fs.FileType.File:
+            return [prefix + inner]
+        if info.type == fs.FileType.Directory:
+            files = [file for file in _walk(system, inner) if _is_data(file[len(inner) :])]
+            what = "folder without .jsonl, .json, .ndjson or .parquet files"
+        elif any(sign in inner for sign in "*?["):
+            files = _glob(system, inner)
+            what = "no file matches"
+        else:
+            raise JobError(f"{path}: no such file or folder")
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{path}: cannot be listed: {error}") from None
+    if not files:
+        raise JobError(f"{path}: {what}")
+    return [prefix + file for file in sorted(files)]
+
+
+def _open_system(path: str) -> tuple[fs.FileSystem, str, str]:
+    """The file system of a path or URI, the path inside it, and what to put in front to name it again."""
+    if "://" not in path:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)), ""
+    try:
+        system, inner = fs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise JobError(f"{path}: not a URI that can be opened: {error}") from None
+    return system, inner, "" if isinstance(system, fs.LocalFileSystem) else path[: path.find(inner)]
+
+
+def _walk(system: fs.FileSystem, folder: str, recursive: bool = True) -> list[str]:
+    infos = system.get_file_info(fs.FileSelector(folder, recursive=recursive))
+    return [info.path for info in infos if info.type == fs.FileType.File]
+
+
+def _is_data(relative: str) -> bool:
+    parts = relative.strip("/").split("/")
+    name, extension = os.path.splitext(parts[-1])
+    name = name if extension in COMPRESSIONS else parts[-1]
+    return not any(part[0] in "._" for part in parts) and name.endswith((*JSON_ENDINGS, ".parquet"))
+
+
+def _glob(system: fs.FileSystem, pattern: str) -> list[str]:
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    folder = "/".join(parts[:fixed]) or "/"
+    if system.get_file_info(folder).type != fs.FileType.Directory:
+        return []
+    files = _walk(system, folder, recursive=fixed < len(parts) - 1)
+    return [file for file in files if _matches(file.split("/"), parts)]
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    """Segment by segment; `**` stands for any number of folders."""
+    if not patterns or not names:
+        return names == patterns
+    if patterns[0] == "**":
+        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+# --- the shard plan
+
+
+def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None) -> Plan:
+    """Counts and digests every file, one pass each, and cuts the rows into shards of shard_rows.
+
+    known: an earlier plan with the same shard_rows. If every file still has its path, size and time of
+    change, it is returned as it is, without reading anything. Raises JobError.
+    """
+    found = find(paths)
+    if known and [_stat(path) for path in found] == [(f.path, f.size, f.mtime_ns) for f in known.files]:
+        return known
+    files: list[InputFile] = []
+    starts: list[tuple[int, int]] = []
+    rows = 0
+    for number, path in enumerate(found):
+        first = -rows % shard_rows  # the first row of this file that begins a shard
+        file, positions = _scan(path, first, shard_rows)
+        files.append(file)
+        starts += [(number, position) for position in positions]
+        rows += file.rows
+    if not rows:
+        raise JobError(f"{', '.join(found)}: no rows; the input is empty")
+    shards = [
+        Shard(index, index * shard_rows, min(shard_rows, rows - index * shard_rows), *start)
+        for index, start in enumerate(starts)
+    ]
+    return Plan(files, shards)
+
+
+def _stat(path: str) -> tuple[str, int, int]:
+    system, inner, _ = _open_system(path)
+    info = system.get_file_info(inner)
+    return path, info.size, info.mtime_ns or 0
+
+
+def is_parquet(path: str) -> bool:
+    return path.endswith(".parquet")
+
+
+def _scan(path: str, first: int, step: int) -> tuple[InputFile, list[int]]:
+    """A file's facts, and the positions of its rows first, first + step, first + 2 step, ..."""
+    _, size, mtime_ns = _stat(path)
+    if is_parquet(path):
+        rows = open_parquet(path).metadata.num_rows
+        positions = list(range(first, rows, step))
+        digest = hashlib.blake2b(digest_size=16)
+        for chunk in _chunks(path, compression=None):
+            digest.update(chunk)
+        return InputFile(path, size, mtime_ns, digest.hexdigest(), rows), positions
+    rows, positions, content = _scan_lines(path, first, step)
+    return InputFile(path, size, mtime_ns, content, rows), positions
+
+
+def _scan_lines(path: str, first: int, step: int) -> tuple[int, list[int], str]:
+    digest = hashlib.blake2b(digest_size=16)
+    lines = size = 0  # whole lines and bytes of the chunks before this one
+    positions = [0] if first == 0 else []
+    wanted = first or step  # the next line, counted from 0, whose first byte is asked for
+    last = b"\n"
+    for chunk in _chunks(path):
+        if size == 0 and path.endswith(".json") and chunk.lstrip()[:1] == b"[":
+            raise JobError(f"{path}: holds one JSON array; write one object per line (JSONL)")
+        digest.update(chunk)
+        count = chunk.count(b"\n")
+        at, passed = -1, lines
+        while wanted <= lines + count:
+            while passed < wanted:
+                at = chunk.index(b"\n", at + 1)
+                passed += 1
+            positions.append(size + at + 1)
+            wanted += step
+        lines += count
+        size += len(chunk)
+        last = chunk[-1:]
+    if last != b"\n":
+        lines += 1
+    # A position right behind the last newline begins no line.
+    return lines, [position for position in positions if position < size], digest.hexdigest()
+
+
+def _chunks(path: str, compression: str | None = "detect", position: int = 0) -> Iterator[bytes]:
+    """The bytes of a file from `position` on, decompressed by its ending. Raises JobError."""
+    system, inner, _ = _open_system(path)
+    if compression == "detect":
+        compression = COMPRESSIONS.get(os.path.splitext(path)[1])
+    read = 0
+    try:
+        if compression is None:
+            stream = system.open_input_file(inner)
+            stream.seek(position)
+        else:
+            stream = system.open_input_stream(inner, compression=compression)
+        with stream:
+            while compression and read < position:
+                read += len(stream.read(min(CHUNK, position - read)))
+            while chunk := stream.read(CHUNK):
+                read += len(chunk)
+                yield chunk
+    except (OSError, pa.ArrowException) as error:
+        what = f"cut off or damaged {compression} after {read} bytes of text" if compression else "cannot be read"
+        raise JobError(f"{path}: {what}: {error}") from None
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    system, inner, _ = _open_system(path)
+    try:
+        return pq.ParquetFile(system.open_input_file(inner))
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
+
+
+# --- reading a shard
+
+
+def read(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
+    """The rows of one shard in order; of Parquet only the given columns. Raises JobError."""
+    number, end = shard.first_row, shard.first_row + shard.rows
+    position = shard.position
+    for file in plan.files[shard.file :]:
+        records = _records(file.path, position, columns)
+        for raw in itertools.islice(records, end - number):
+            yield Row(number, raw)
+            number += 1
+        if number == end:
+            return
+        position = 0
+    raise JobError(f"{plan.files[-1].path}: ends before row {number}; the input changed while the job ran")
+
+
+def _records(path: str, position: int, columns: Iterable[str]) -> Iterator[bytes | dict[str, Any]]:
+    return _parquet_records(path, position, columns) if is_parquet(path) else _lines(path, position)
+
+
+def _lines(path: str, position: int) -> Iterator[bytes]:
+    tail = b"" if position else None  # None until the file's first bytes, which may be a byte order mark
+    for chunk in _chunks(path, position=position):
+        lines = (chunk.removeprefix(b"\xef\xbb\xbf") if tail is None else tail + chunk).split(b"\n")
+        tail = lines.pop()
+        yield from lines
+    if tail:
+        yield tail
+
+
+def _parquet_records(path: str, position: int, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+    file = open_parquet(path)
+    group = 0
+    while position >= (rows := file.metadata.row_group(group).num_rows):
+        position -= rows
+        group += 1
+    wanted = [name for name in columns if name in file.schema_arrow.names]
+    groups = list(range(group, file.num_row_groups))
+    try:
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=wanted):
+            if position >= batch.num_rows:
+                position -= batch.num_rows
+                continue
+            yield from batch.slice(position).to_pylist()
+            position = 0
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{path}: damaged Parquet file: {error}") from None
+
+
+# --- passed-through columns
+
+# name of a type in the job file -> Arrow type; json is any value, written as JSON text
+TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "json": pa.string()}
+_PYTHON_TYPES = {"string": (str,), "int64": (int,), "double": (int, float), "bool": (bool,)}
+
+
+def check_shape(files: Iterable[InputFile]) -> None:
+    """Every Parquet file must have a column with conversations. Raises JobError."""
+    for file in files:
+        if is_parquet(file.path):
+            names = open_parquet(file.path).schema_arrow.names
+            if not set(SHAPES) & set(names):
+                raise JobError(f"{file.path}: no column {' or '.join(SHAPES)}; it has {', '.join(names)}")
+
+
+def column_types(files: list[InputFile], columns: Iterable[str]) -> dict[str, str | pa.DataType]:
+    """name -> type of the passed-through columns: as declared (`name:type`), as in the Parquet schema, or as
+    the first SAMPLE_ROWS rows of each JSONL file suggest. Raises JobError."""
+    types: dict[str, str | pa.DataType] = {}
+    for column in columns:
+        name, _, declared = column.partition(":")
+        if declared and declared not in TYPES:
+            raise JobError(f"column {column}: type must be one of {', '.join(TYPES)}")
+        types[name] = declared or _type_of(files, name)
+    return types
+
+
+def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
+    found: dict[str, str | pa.DataType] = {}
+    for file in files:
+        if is_parquet(file.path):
+            schema = open_parquet(file.path).schema_arrow
+            if name not in schema.names:
+                raise JobError(f"{file.path}: no column {name} to pass through; it has {', '.join(schema.names)}")
+            found[file.path] = schema.field(name).type
+        elif sampled := _sampled_type(file.path, name):
+            found[file.path] = sampled
+    if not found:
+        raise JobError(
+            f"column {name}: not in the first {SAMPLE_ROWS} rows of the input; if it comes later, "
+            f"give its type: {name}:string"
+        )
+    kinds = set(found.values())
+    if kinds == {"int64", "double"}:
+        return "double"
+    if len(kinds) > 1:
+        listed = ", ".join(f"{kind} in {path}" for path, kind in found.items())
+        raise JobError(f"column {name}: {listed}; give one type for all, such as {name}:json")
+    return kinds.pop()
+
+
+def _sampled_type(path: str, name: str) -> str | None:
+    values = []
+    for line in itertools.islice(_lines(path, 0), SAMPLE_ROWS):
+        try:
+            record = Row(0, line).record()
+        except Reject:
+            continue
+        if name in record:
+            values.append(record[name])
+    kinds = {type(value) for value in values if value is not None}
+    if not values:
+        return None
+    for kind, python_types in _PYTHON_TYPES.items():
+        if kinds <= set(python_types):
+            return kind
+    return "json"
+
+
+def column_value(value: Any, kind: str | pa.DataType, name: str) -> Any:
+    """A passed-through value as its column takes it. Raises Reject(bad_shape)."""
+    if value is None or isinstance(kind, pa.DataType):
+        return value
+    if kind == "json":
+        return msgspec.json.encode(value).decode()
+    fits = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not fits or (kind == "int64" and not -(2**63) <= value < 2**63):
+        raise Reject("bad_shape", f"column {name}: {value!r:.80} is not {kind}; declare the column as {name}:json")
+    return value
