@@ -118,7 +118,7 @@ class Engine:
         try:
             config = EngineArgs(**fixed, **settings).create_engine_config()
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
-            raise JobError(f"[engine] vLLM refuses: {' '.join(str(error).split())[:500]}") from None
+            raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
         self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
@@ -147,7 +147,7 @@ class Engine:
         try:
             self._engine.add_request(request_id, {"type": "token", "prompt_token_ids": prompt}, params)
         except ValueError as error:
-            raise Reject("engine_error", " ".join(str(error).split())[:500]) from None
+            raise Reject("engine_error", _one_line(error)) from None
 
     def step(self) -> list[Response]:
         """One step of all running requests; the responses that it finished."""
@@ -160,6 +160,14 @@ class Engine:
     @property
     def unfinished(self) -> int:
         return self._engine.get_num_unfinished_requests()
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text in one line; of pydantic's reports the first complaint and its field."""
+    if callable(listed := getattr(error, "errors", None)):
+        first = listed()[0]
+        return f"{first['loc'][0] if first['loc'] else 'arguments'}: {first['msg']}"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _cpu_settings(model: Model, args: dict[str, Any], context: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from . import conversation, prompt, sampling
 from .conversation import Conversation, Row
 from .errors import Reject
 from .job import JobSpec
+from .models import Model
 from .sampling import Sampling
 from .source import column_value
-from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,19 @@ class Item:
         return f"{self.row}-{self.sample}"
 
 
-def make(
-    row: Row, spec: JobSpec, tokenizer: Tokenizer, context: int, columns: dict[str, str | pa.DataType]
-) -> list[Item]:
+def make(row: Row, spec: JobSpec, model: Model, context: int, columns: dict[str, str | pa.DataType]) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
     record = row.record()
     id = conversation.row_id(record, spec.input.id, row.number)
     turns = conversation.from_record(record)
     text = prompt.render(turns)
-    token_ids = tokenizer.encode(text)
+    token_ids = model.tokenizer.encode(text)
     room = context - len(token_ids)
     if room < 1:
         raise Reject("too_long", f"the prompt has {len(token_ids)} tokens, the context {context}; no room to answer")
     params, seed = sampling.of_row(spec.sampling, record)
+    if unknown := [token for token in params.stop_token_ids if not 0 <= token < model.vocab_size]:
+        raise Reject("bad_sampling", f"stop_token_ids: {unknown[0]} is not one of the model's {model.vocab_size} ids")
     params = _within(params, room)
     passed = {name: column_value(record.get(name), kind, name) for name, kind in columns.items()}
     return [

@@ -21,20 +21,20 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     pass
 
 
-class InputTable(_Table):
+class InputTable(_Table, frozen=True):
     path: Annotated[list[str], Meta(description="JSONL or Parquet: files, folders, globs or URIs")]
     id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
 
 
-class ModelTable(_Table):
+class ModelTable(_Table, frozen=True):
     path: Annotated[str, Meta(description="folder of the model")]
 
 
-class PromptTable(_Table):
+class PromptTable(_Table, frozen=True):
     format: Annotated[Literal["speaker"], Meta(description="how a conversation becomes a prompt")] = "speaker"
 
 
-class OutputTable(_Table):
+class OutputTable(_Table, frozen=True):
     path: Annotated[str, Meta(description="folder of the results")]
     shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows of one shard")] = 4096
     columns: Annotated[
@@ -48,7 +48,7 @@ class OutputTable(_Table):
     max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows are rejected")] | None = None
 
 
-class JobSpec(_Table):
+class JobSpec(_Table, frozen=True):
     """A whole job. `engine` holds vLLM's EngineArgs by name; engine.py checks them."""
 
     input: InputTable
@@ -69,32 +69,13 @@ TABLES: dict[str, type[msgspec.Struct]] = {
 
 # EngineArgs that decide how fast and where, not what: a job may go on with others of these.
 ENGINE_MEANS = frozenset(
-    [
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "max_num_partial_prefills",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "distributed_executor_backend",
-        "enforce_eager",
-        "compilation_config",
-        "enable_chunked_prefill",
-        "enable_prefix_caching",
-        "block_size",
-        "num_gpu_blocks_override",
-        "swap_space",
-        "cpu_offload_gb",
-        "disable_log_stats",
-        "load_format",
-        "download_dir",
-        "max_parallel_loading_workers",
-        "disable_custom_all_reduce",
-        "async_scheduling",
-        "scheduling_policy",
-        "stream_interval",
-    ]
+    """
+    async_scheduling block_size compilation_config cpu_offload_gb disable_custom_all_reduce
+    distributed_executor_backend download_dir enable_chunked_prefill enable_prefix_caching enforce_eager
+    gpu_memory_utilization kv_cache_memory_bytes load_format max_num_batched_tokens max_num_partial_prefills
+    max_num_seqs max_parallel_loading_workers num_gpu_blocks_override pipeline_parallel_size scheduling_policy
+    stream_interval swap_space tensor_parallel_size
+    """.split()
 )
 
 

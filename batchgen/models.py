@@ -14,11 +14,13 @@ from .tokenizer import Tokenizer, TokenizerError
 
 @dataclass(frozen=True)
 class Model:
-    """context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds per token;
-    digests: file name -> MD5, as hubs and model cards list them."""
+    """vocab_size: of the weights, which may have more ids than the tokenizer; context: most tokens of prompt and
+    response together; kv_width: numbers that the KV cache holds per token; digests: file
+    name -> MD5, as hubs and model cards list them."""
 
     folder: Path
     name: str
+    vocab_size: int
     context: int
     kv_width: int
     tokenizer: Tokenizer
@@ -48,7 +50,8 @@ def load(path: str) -> Model:
     if not weights:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
     files = [folder / "config.json", folder / "spiece.model", folder / "tokenizer_config.json", *weights]
-    return Model(folder.resolve(), folder.resolve().name, context, 2 * layers * hidden, tokenizer, _digests(files))
+    real = folder.resolve()
+    return Model(real, real.name, vocab_size, context, 2 * layers * hidden, tokenizer, _digests(files))
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def prepare(spec: JobSpec) -> Job:
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
+    if unknown := [token for token in spec.sampling.stop_token_ids if not 0 <= token < model.vocab_size]:
+        raise JobError(f"[sampling] stop_token_ids: {unknown[0]} is not one of the model's {model.vocab_size} ids")
     results = _results(spec, model, context, plan, columns)
     record = JobRecord(
         fingerprint=job.fingerprint(results),

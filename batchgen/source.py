@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import quote, unquote
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +18,7 @@ from .errors import JobError, Reject
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
 CHUNK = 1 << 20
 # Types of passed-through columns are read off this many rows at the head of each JSONL file.
 SAMPLE_ROWS = 1000
@@ -56,24 +58,24 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def find(paths: Iterable[str]) -> list[str]:
-    """Every input file of files, folders, globs and URIs, folders sorted by name. Raises JobError."""
+    """Every input file of files, folders, globs and URIs, in the order given, each sorted by name. Raises JobError."""
     found = [file for path in paths for file in _find_one(path)]
-    for file in found:
-        if found.count(file) > 1:
-            raise JobError(f"{file}: named twice in the input; each row is answered once")
+    if len(set(found)) < len(found):
+        twice = next(file for file in found if found.count(file) > 1)
+        raise JobError(f"{twice}: named twice in the input; each row is answered once")
     return found
 
 
 def _find_one(path: str) -> list[str]:
-    system, inner, prefix = _open_system(path)
+    system, inner = _open_system(path)
     try:
         info = system.get_file_info(inner)
         if info.type == fs.FileType.File:
-            return [prefix + inner]
-        if info.type == fs.FileType.Directory:
+            files = [inner]
+        elif info.type == fs.FileType.Directory:
             files = [file for file in _walk(system, inner) if _is_data(file[len(inner) :])]
             what = "folder without .jsonl, .json, .ndjson or .parquet files"
-        elif any(sign in inner for sign in "*?["):
+        elif any(sign in inner for sign in GLOB_SIGNS):
             files = _glob(system, inner)
             what = "no file matches"
         else:
@@ -82,18 +84,25 @@ def _find_one(path: str) -> list[str]:
         raise JobError(f"{path}: cannot be listed: {error}") from None
     if not files:
         raise JobError(f"{path}: {what}")
-    return [prefix + file for file in sorted(files)]
+    return [_full_name(path, inner, file) for file in sorted(files)]
 
 
-def _open_system(path: str) -> tuple[fs.FileSystem, str, str]:
-    """The file system of a path or URI, the path inside it, and what to put in front to name it again."""
+def _open_system(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it."""
     if "://" not in path:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)), ""
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
-        system, inner = fs.FileSystem.from_uri(path)
+        return fs.FileSystem.from_uri(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise JobError(f"{path}: not a URI that can be opened: {error}") from None
-    return system, inner, "" if isinstance(system, fs.LocalFileSystem) else path[: path.find(inner)]
+
+
+def _full_name(path: str, inner: str, file: str) -> str:
+    """`file`, found in the file system of `path`, named so that it opens from anywhere: with the URI's query."""
+    if "://" not in path or path.startswith("file://"):
+        return file
+    before, _, query = path.partition("?")
+    return unquote(before).removesuffix("/").removesuffix(inner) + quote(file) + (f"?{query}" if query else "")
 
 
 def _walk(system: fs.FileSystem, folder: str, recursive: bool = True) -> list[str]:
@@ -110,7 +119,7 @@ def _is_data(relative: str) -> bool:
 
 def _glob(system: fs.FileSystem, pattern: str) -> list[str]:
     parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in GLOB_SIGNS))
     folder = "/".join(parts[:fixed]) or "/"
     if system.get_file_info(folder).type != fs.FileType.Directory:
         return []
@@ -158,13 +167,17 @@ def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None) -> Pl
 
 
 def _stat(path: str) -> tuple[str, int, int]:
-    system, inner, _ = _open_system(path)
+    system, inner = _open_system(path)
     info = system.get_file_info(inner)
     return path, info.size, info.mtime_ns or 0
 
 
 def is_parquet(path: str) -> bool:
-    return path.endswith(".parquet")
+    return _ending(path) == ".parquet"
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
 
 
 def _scan(path: str, first: int, step: int) -> tuple[InputFile, list[int]]:
@@ -188,7 +201,7 @@ def _scan_lines(path: str, first: int, step: int) -> tuple[int, list[int], str]:
     wanted = first or step  # the next line, counted from 0, whose first byte is asked for
     last = b"\n"
     for chunk in _chunks(path):
-        if size == 0 and path.endswith(".json") and chunk.lstrip()[:1] == b"[":
+        if size == 0 and _ending(path) == ".json" and chunk.lstrip()[:1] == b"[":
             raise JobError(f"{path}: holds one JSON array; write one object per line (JSONL)")
         digest.update(chunk)
         count = chunk.count(b"\n")
@@ -210,9 +223,9 @@ def _scan_lines(path: str, first: int, step: int) -> tuple[int, list[int], str]:
 
 def _chunks(path: str, compression: str | None = "detect", position: int = 0) -> Iterator[bytes]:
     """The bytes of a file from `position` on, decompressed by its ending. Raises JobError."""
-    system, inner, _ = _open_system(path)
+    system, inner = _open_system(path)
     if compression == "detect":
-        compression = COMPRESSIONS.get(os.path.splitext(path)[1])
+        compression = COMPRESSIONS.get(_ending(path))
     read = 0
     try:
         if compression is None:
@@ -232,7 +245,7 @@ def _chunks(path: str, compression: str | None = "detect", position: int = 0) ->
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    system, inner, _ = _open_system(path)
+    system, inner = _open_system(path)
     try:
         return pq.ParquetFile(system.open_input_file(inner))
     except (OSError, pa.ArrowException) as error:
@@ -262,9 +275,18 @@ def _records(path: str, position: int, columns: Iterable[str]) -> Iterator[bytes
 
 
 def _lines(path: str, position: int) -> Iterator[bytes]:
-    tail = b"" if position else None  # None until the file's first bytes, which may be a byte order mark
+    lines = _split(path, position)
+    if position == 0:
+        for first in lines:
+            yield first.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows programs put there
+            break
+    yield from lines
+
+
+def _split(path: str, position: int) -> Iterator[bytes]:
+    tail = b""
     for chunk in _chunks(path, position=position):
-        lines = (chunk.removeprefix(b"\xef\xbb\xbf") if tail is None else tail + chunk).split(b"\n")
+        lines = (tail + chunk).split(b"\n")
         tail = lines.pop()
         yield from lines
     if tail:

@@ -13,8 +13,8 @@ from .prepare import Job
 from .progress import Progress, Totals
 from .source import Shard
 
-# A request takes its place in the engine the moment another one ends; behind the running ones, as many wait.
-WINDOW = 2
+# So that a request is there the moment another one ends: behind those that run, as many wait.
+WINDOW_PER_SEQUENCE = 2
 
 
 @dataclass(eq=False)
@@ -47,7 +47,9 @@ class Request:
 class Worker:
     """Generates shards of one job with one engine, and counts what it did in `totals`."""
 
-    def __init__(self, job: Job, engine: Engine, progress: Progress):
+    def __init__(self, job: Job, engine: Engine, progress: Progress, window: int | None = None):
+        """window: most requests in the engine, running and waiting."""
+        self.window = window or WINDOW_PER_SEQUENCE * engine.max_num_seqs
         self.totals = Totals()
         self._job = job
         self._engine = engine
@@ -66,9 +68,8 @@ class Worker:
     def run(self, shards: Iterable[Shard]) -> None:
         """Generates all of these shards. The engine stays full across their boundaries."""
         requests = self._requests(shards)
-        window = WINDOW * self._engine.max_num_seqs
         while True:
-            while len(self._in_engine) < window and (request := next(requests, None)):
+            while len(self._in_engine) < self.window and (request := next(requests, None)):
                 self._admit(request)
             if not self._in_engine:
                 return
@@ -84,7 +85,7 @@ class Worker:
             opened = OpenShard(planned)
             for row in source.read(job.plan, planned, self._columns):
                 try:
-                    items = item.make(row, job.spec, job.model.tokenizer, job.context, job.columns)
+                    items = item.make(row, job.spec, job.model, job.context, job.columns)
                 except Reject as why:
                     opened.reject(row, _best_id(row, job.spec.input.id), why)
                 else:

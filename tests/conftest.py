@@ -1,0 +1,105 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from batchgen import folder
+from batchgen.cli import cli
+from batchgen.engine import Engine, quiet
+from batchgen.job import load
+from batchgen.models import load as load_model
+from batchgen.prepare import prepare
+from batchgen.progress import Progress
+from batchgen.run import close
+from batchgen.worker import Worker
+
+DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
+MODEL = DEMO / "model"
+CONVERSATIONS = DEMO / "data" / "conversations.jsonl"
+
+
+def demo_records(count: int) -> list[dict]:
+    with CONVERSATIONS.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Writes records, one JSON object per line; text and bytes are lines as they are."""
+
+    def write(rows, name="in.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [
+            row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else _json(row) for row in rows
+        ]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+def _json(row) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    """One real engine on the demo model, float32, for all tests that can share it."""
+    model = load_model(str(MODEL))
+    with quiet(tmp_path_factory.mktemp("engine") / "engine.log"):
+        return Engine(model, {"dtype": "float32"}, model.context)
+
+
+@pytest.fixture
+def generate(engine, tmp_path):
+    """Runs a job to its end on the shared engine; flags as in the job file, by table. Returns the output folder."""
+
+    def run(inputs, out="out", window=None, order=None, **tables) -> Path:
+        tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
+        tables["output"] = {"path": str(tmp_path / out), **tables.get("output", {})}
+        tables.setdefault("model", {"path": str(MODEL)})
+        job = prepare(load(None, tables))
+        folder.open_job(job.out, job.record)
+        done = folder.finished(job.out, len(job.plan.shards))
+        missing = [shard for shard in job.plan.shards if shard.index not in done]
+        worker = Worker(job, engine, Progress(io.StringIO(), job.plan.rows, 0), window)
+        worker.run(order(missing) if order else missing)
+        close(job)
+        return job.out
+
+    return run
+
+
+@pytest.fixture
+def batchgen():
+    """The command in this process: for what ends before an engine starts. Gives exit_code, stdout, stderr."""
+
+    def invoke(*arguments) -> SimpleNamespace:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return SimpleNamespace(exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+
+    return invoke
+
+
+@pytest.fixture
+def batchgen_process():
+    """The installed command in a process of its own, engine and all."""
+
+    def invoke(*arguments, **options) -> subprocess.CompletedProcess:
+        command = [Path(sys.executable).with_name("batchgen"), *arguments]
+        return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+
+    return invoke

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# All tests, in .venv: lint, types, pytest. Usage: bash tests/run.sh [--slow] [pytest arguments]
+# --slow adds what takes minutes or an installation of its own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bash jobs/install.sh test
+marked="not slow"
+if [ "${1:-}" = --slow ]; then marked=""; shift; fi
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+# One thread: the demo model is too small to gain by two, and two that share a busy core wait for each other.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "$marked" "$@"
