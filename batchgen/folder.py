@@ -43,10 +43,11 @@ def publish(out: Path, path: Path, content: bytes | memoryview) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder, new or gone, outlast a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,14 +57,14 @@ def _sync_folder(folder: Path) -> None:
 
 def read_job(out: Path) -> JobRecord | None:
     """The job that lives in a folder; None if the folder is new or empty. Raises JobError."""
+    if out.exists() and not out.is_dir():
+        raise JobError(f"{out}: is a file; name a folder for the output")
     try:
         return msgspec.json.decode((out / "_job.json").read_bytes(), type=JobRecord)
     except FileNotFoundError:
         pass
     except (OSError, msgspec.DecodeError) as error:
         raise JobError(f"{out / '_job.json'}: cannot be read: {error}; is this a batchgen output folder?") from None
-    if out.exists() and not out.is_dir():
-        raise JobError(f"{out}: is a file; name a folder for the output")
     others = [name for name in sorted(os.listdir(out)) if name != "_state"] if out.exists() else []
     if others:
         raise JobError(f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder")

@@ -1,0 +1,147 @@
+"""Which worker holds which shard. Any number of workers, on any hosts that share the folder, without a leader.
+
+A claim is a file made with O_EXCL that names its worker; a worker is alive while the beat in its own file goes on.
+Clocks of hosts are never compared: a watcher times a silent beat by its own clock. Two workers on one shard are
+harmless, since both write the same shard; claims are there to save their time.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+BEAT_EVERY = 5.0  # seconds
+
+
+class Claims:
+    """The claims of one worker, and its beat. stale: seconds of silence after which a worker counts as dead."""
+
+    def __init__(self, out: Path, stale: float):
+        self._stale = stale
+        self._claims = out / "_state" / "claims"
+        self._workers = out / "_state" / "workers"
+        self._claims.mkdir(parents=True, exist_ok=True)
+        self._workers.mkdir(parents=True, exist_ok=True)
+        self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self._me = self.worker.encode()
+        self._facts = {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
+        self._held: set[int] = set()
+        self._seen: dict[str, tuple[bytes, float]] = {}  # worker -> its last beat, and when we first saw it
+        self._stop = threading.Event()
+        self._beat(0)
+        threading.Thread(target=self._beat_on, daemon=True).start()
+
+    def take(self, shard: int) -> bool:
+        """Claims a shard, if nobody who is alive holds it."""
+        path = self._path(shard)
+        holder = _read(path)
+        if holder is not None:
+            if holder == self._me or self.is_alive(holder.decode(errors="replace")):
+                return False
+            if not self._take_away(path, holder):
+                return False
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            os.write(file, self._me)
+        finally:
+            os.close(file)
+        self._held.add(shard)
+        return True
+
+    def release(self, shard: int) -> None:
+        """Gives a shard back; a claim that somebody took over meanwhile stays theirs."""
+        self._held.discard(shard)
+        if _read(self._path(shard)) == self._me:
+            self._path(shard).unlink(missing_ok=True)
+
+    def is_alive(self, worker: str) -> bool:
+        """False once a worker's process is known to be gone, or its beat was silent for `stale` seconds."""
+        # A claim without a name is one whose maker died before it could write it.
+        beat = _read(self._workers / worker) if worker else None
+        if beat is None or _is_gone(beat):
+            return False
+        last, since = self._seen.get(worker, (None, 0.0))
+        if beat != last:
+            self._seen[worker] = (beat, time.monotonic())
+            return True
+        return time.monotonic() - since < self._stale
+
+    def close(self) -> None:
+        """Releases everything and ends the beat."""
+        self._stop.set()
+        for shard in list(self._held):
+            self.release(shard)
+        (self._workers / self.worker).unlink(missing_ok=True)
+
+    def _path(self, shard: int) -> Path:
+        return self._claims / f"part-{shard:05}"
+
+    def _take_away(self, path: Path, holder: bytes) -> bool:
+        """Removes the claim of a dead worker. Of several watchers one succeeds; a fresh claim is put back."""
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return False
+        taken = _read(aside)
+        if taken != holder:
+            try:
+                os.link(aside, path)
+            except OSError:
+                pass  # somebody claimed it meanwhile: as good
+        aside.unlink(missing_ok=True)
+        return taken == holder
+
+    def _beat_on(self) -> None:
+        number = 0
+        while not self._stop.wait(BEAT_EVERY):
+            number += 1
+            try:
+                self._beat(number)
+            except OSError:
+                pass  # a full or vanished disk is the main thread's to report
+
+    def _beat(self, number: int) -> None:
+        """In place, so that even a full disk takes it."""
+        facts: dict[str, Any] = {**self._facts, "beat": f"{number:012}"}
+        file = os.open(self._workers / self.worker, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(file, msgspec.json.encode(facts), 0)
+        finally:
+            os.close(file)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _boot() -> str:
+    """Names this boot of this machine, and the process ids that can be seen here (containers have their own)."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex
+
+
+def _is_gone(beat: bytes) -> bool:
+    """Whether the beat's process ran on this very machine and is no more: that is known at once."""
+    try:
+        facts = msgspec.json.decode(beat)
+        if facts["host"] == socket.gethostname() and facts["boot"] == _boot():
+            os.kill(facts["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (msgspec.DecodeError, KeyError, TypeError, OSError):
+        pass
+    return False

@@ -1,0 +1,129 @@
+"""The journal: every finished item of a shard, on disk within a second of its last token.
+
+A journal is a file of records: length and CRC-32, both 4 bytes little-endian, then the payload. The CRC covers the
+length too. The first payload is the job's fingerprint, each further one an entry in msgpack. Every worker writes a
+file of its own, so nobody ever appends to what another one wrote.
+"""
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from .folder import sync_folder
+
+SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
+_HEAD = struct.Struct("<II")
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A finished item: what the engine gave for it. All else can be read off the input again."""
+
+    row: int
+    sample: int
+    token_ids: list[int]
+    finish_reason: str
+
+
+class Damage(NamedTuple):
+    """What is wrong with a file, and from which byte on."""
+
+    path: Path
+    detail: str
+
+
+def path_of(out: Path, shard: int, worker: str) -> Path:
+    return out / "_state" / "journal" / f"part-{shard:05}.{worker}.journal"
+
+
+class Journal:
+    """Writes the journal of one shard. The file is made at the first entry. Raises OSError as the disk does."""
+
+    def __init__(self, path: Path, fingerprint: str):
+        self._path = path
+        self._fingerprint = fingerprint
+        self._file: int | None = None
+        self._pending: list[bytes] = []
+        self._synced = time.monotonic()
+        self._dirty = False
+
+    def append(self, entry: Entry) -> None:
+        self._pending.append(_record(msgspec.msgpack.encode(entry)))
+
+    def flush(self) -> None:
+        """Hands what was appended to the operating system: a kill of this process loses nothing of it."""
+        if not self._pending:
+            return
+        if self._file is None:
+            self._create()
+        _write_all(self._file, b"".join(self._pending))
+        self._pending.clear()
+        self._dirty = True
+
+    def sync(self, at_once: bool = False) -> None:
+        """Puts it on the disk, if that was not done for a while: a power loss loses nothing of it."""
+        if self._dirty and (at_once or time.monotonic() - self._synced >= SYNC_EVERY):
+            os.fsync(self._file)
+            self._dirty = False
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _create(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        _write_all(self._file, _record(self._fingerprint.encode()))
+        sync_folder(self._path.parent)
+
+
+def _record(payload: bytes) -> bytes:
+    length = len(payload).to_bytes(4, "little")
+    return length + zlib.crc32(length + payload).to_bytes(4, "little") + payload
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def read(path: Path, fingerprint: str) -> tuple[list[Entry], Damage | None]:
+    """The whole entries of one journal, and what is wrong behind the last of them.
+
+    A journal of another job (a spec mended before anything was finished) has no entries of this one.
+    """
+    entries: list[Entry] = []
+    try:
+        for number, payload in enumerate(_payloads(path.read_bytes())):
+            if number:
+                entries.append(msgspec.msgpack.decode(payload, type=Entry))
+            elif payload != fingerprint.encode():
+                return [], None
+    except (ValueError, msgspec.DecodeError) as error:
+        return entries, Damage(path, f"{error}; {len(entries)} whole entries kept")
+    return entries, None
+
+
+def _payloads(data: bytes) -> Iterator[bytes]:
+    """Raises ValueError where the records end too early or do not fit their CRC."""
+    position = 0
+    while position < len(data):
+        if len(data) - position < _HEAD.size:
+            raise ValueError(f"cut off at byte {position}")
+        length, crc = _HEAD.unpack_from(data, position)
+        payload = data[position + _HEAD.size : position + _HEAD.size + length]
+        if len(payload) < length:
+            raise ValueError(f"cut off at byte {position}")
+        # An empty record is never written: that is what a zero-filled file looks like.
+        if not length or zlib.crc32(data[position : position + 4] + payload) != crc:
+            raise ValueError(f"damaged at byte {position}")
+        yield payload
+        position += _HEAD.size + length
