@@ -5,6 +5,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -59,6 +60,7 @@ def test_on_a_terminal_a_bar_shows_rows_rates_and_requests(write_rows, tmp_path)
     rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": 400}}] * 100
     command = [str(Path(sys.executable).with_name("batchgen")), "run", str(write_rows(rows))]
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
     process = subprocess.Popen(
         [*command, "--model", str(MODEL), "--output", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=theirs
     )
