@@ -82,12 +82,8 @@ GOODS = {
         "bottle of water 水 | bottle of milk 牛乳 | bottle of wine ワイン | bottle of juice ジュース | "
         "umbrella 傘 | pencil 鉛筆 | banana バナナ"
     ),
-    "杯": _table(
-        "cup of coffee コーヒー | cup of black tea 紅茶 | cup of green tea 緑茶 | glass of beer ビール"
-    ),
-    "枚": _table(
-        "stamp 切手 | postcard 絵はがき | towel タオル | shirt シャツ | blanket 毛布 | sheet of paper 紙"
-    ),
+    "杯": _table("cup of coffee コーヒー | cup of black tea 紅茶 | cup of green tea 緑茶 | glass of beer ビール"),
+    "枚": _table("stamp 切手 | postcard 絵はがき | towel タオル | shirt シャツ | blanket 毛布 | sheet of paper 紙"),
     "冊": _table("book 本 | magazine 雑誌 | notebook ノート | dictionary 辞書"),
     "個": _table(
         "apple りんご | orange オレンジ | egg 卵 | sandwich サンドイッチ | rice ball おにぎり | "
@@ -98,8 +94,7 @@ GOODS = {
     "箱": _table("box of cookies クッキー | box of chocolates チョコレート"),
     "袋": _table("bag of candy キャンディー | bag of potatoes じゃがいも"),
     "キロ": _table(
-        "kilogram of rice お米 | kilogram of sugar 砂糖 | kilogram of flour 小麦粉 | "
-        "kilogram of carrots にんじん"
+        "kilogram of rice お米 | kilogram of sugar 砂糖 | kilogram of flour 小麦粉 | kilogram of carrots にんじん"
     ),
     "リットル": _table("liter of olive oil オリーブオイル | liter of soy sauce しょうゆ"),
     "グラム": _table("gram of beef 牛肉 | gram of cheese チーズ | gram of butter バター | gram of salt 塩"),
@@ -497,7 +492,5 @@ def held_out_conversations() -> Iterator[dict[str, Any]]:
 def held_out_sentences() -> frozenset[str]:
     """Both sides of every sentence the model is measured on, to be excluded from its training."""
     return frozenset(
-        text
-        for record in held_out_conversations()
-        for text in (record["conversation"][-1]["text"], record["expected"])
+        text for record in held_out_conversations() for text in (record["conversation"][-1]["text"], record["expected"])
     )

@@ -28,8 +28,8 @@ from batchgen.demo.grammar import conversations, held_out_conversations, held_ou
 
 SEED = 1
 THREADS = 2
-TRAINING_SEEDS = range(1, 11)
-CONVERSATIONS_PER_SEED = 30_000
+TRAINING_CONVERSATIONS = 300_000
+SPIECE_CONVERSATIONS = 30_000
 TOKENS_PER_BATCH = 2048
 PEAK_LEARNING_RATE = 2e-3
 WARM_UP_STEPS = 200
@@ -96,7 +96,7 @@ def train_spiece(vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """
     words = [
         word
-        for record in conversations(CONVERSATIONS_PER_SEED, SEED)
+        for record in conversations(SPIECE_CONVERSATIONS, SEED)
         for word in (prompt(record) + record["expected"]).split()
     ]
     model = io.BytesIO()
@@ -130,14 +130,6 @@ def train_spiece(vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     proto = ModelProto.FromString(model.getvalue())
     proto.trainer_spec.ClearField("seed_sentencepieces_file")
     return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-
-
-def training_conversations() -> list[dict[str, Any]]:
-    """Several seeds, as sentences of few variants ("Where is the station?") come but once with each."""
-    held_out = held_out_sentences()
-    return [
-        record for seed in TRAINING_SEEDS for record in conversations(CONVERSATIONS_PER_SEED, seed, held_out)
-    ]
 
 
 def prompt(record: dict[str, Any]) -> str:
@@ -232,9 +224,7 @@ def rinna_state(model: GPTNeoXForCausalLM) -> dict[str, torch.Tensor]:
     return state
 
 
-def write_model(
-    folder: Path, model: GPTNeoXForCausalLM, spiece: sentencepiece.SentencePieceProcessor
-) -> None:
+def write_model(folder: Path, model: GPTNeoXForCausalLM, spiece: sentencepiece.SentencePieceProcessor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(rinna_state(model), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "spiece.model").write_bytes(spiece.serialized_model_proto())
@@ -257,11 +247,16 @@ def responses(
     found = {}
     # Prompts of one length form a batch without padding.
     for _, group in groupby(prompts, key=lambda item: len(item[1])):
-        ids, inputs = zip(*group, strict=True)
+        ids, rows = zip(*group, strict=True)
+        inputs = torch.tensor(rows)
         outputs = model.generate(
-            torch.tensor(inputs), do_sample=False, max_new_tokens=128, pad_token_id=EOS_ID
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            max_new_tokens=128,
+            pad_token_id=0,
         )
-        for id, output in zip(ids, outputs[:, len(inputs[0]) :].tolist(), strict=True):
+        for id, output in zip(ids, outputs[:, inputs.shape[1] :].tolist(), strict=True):
             found[id] = spiece.decode(output[: output.index(EOS_ID)] if EOS_ID in output else output)
     return found
 
@@ -284,7 +279,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(THREADS)
     held_out = list(held_out_conversations())
     spiece = train_spiece(CONFIG["vocab_size"])
-    model = train(encode(training_conversations(), spiece))
+    samples = encode(list(conversations(TRAINING_CONVERSATIONS, SEED, held_out_sentences())), spiece)
+    model = train(samples)
     write_model(folder / "model", model, spiece)
     write_data(folder / "data", held_out)
     for dtype in (torch.float32, torch.bfloat16):
