@@ -5,17 +5,28 @@ Clocks of hosts are never compared: a watcher times a silent beat by its own clo
 harmless, since both write the same shard; claims are there to save their time.
 """
 
+import contextlib
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-BEAT_EVERY = 5.0  # seconds
+BEATS = 6  # within the time after which a silent worker counts as dead
+_NAME = re.compile(r"[\w.-]+")
+
+
+class Seen(NamedTuple):
+    """The last beat of another worker, since when we know it, and whether it is not the first one we saw."""
+
+    beat: bytes
+    since: float
+    went_on: bool
 
 
 class Claims:
@@ -25,13 +36,11 @@ class Claims:
         self._stale = stale
         self._claims = out / "_state" / "claims"
         self._workers = out / "_state" / "workers"
-        self._claims.mkdir(parents=True, exist_ok=True)
-        self._workers.mkdir(parents=True, exist_ok=True)
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
         self._facts = {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
         self._held: set[int] = set()
-        self._seen: dict[str, tuple[bytes, float]] = {}  # worker -> its last beat, and when we first saw it
+        self._seen: dict[str, Seen] = {}  # by worker
         self._stop = threading.Event()
         self._beat(0)
         threading.Thread(target=self._beat_on, daemon=True).start()
@@ -64,15 +73,19 @@ class Claims:
 
     def is_alive(self, worker: str) -> bool:
         """False once a worker's process is known to be gone, or its beat was silent for `stale` seconds."""
-        # A claim without a name is one whose maker died before it could write it.
-        beat = _read(self._workers / worker) if worker else None
+        # A claim without a proper name is one whose maker lost its power before the name was on the disk.
+        beat = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
         if beat is None or _is_gone(beat):
             return False
-        last, since = self._seen.get(worker, (None, 0.0))
-        if beat != last:
-            self._seen[worker] = (beat, time.monotonic())
+        seen = self._seen.get(worker)
+        if seen is None or seen.beat != beat:
+            self._seen[worker] = Seen(beat, time.monotonic(), went_on=seen is not None)
             return True
-        return time.monotonic() - since < self._stale
+        return time.monotonic() - seen.since < self._stale
+
+    def others_at_work(self) -> bool:
+        """Whether all the workers that `take` gave way to were seen to beat on: nobody's shards will be left over."""
+        return all(seen.went_on for seen in self._seen.values())
 
     def close(self) -> None:
         """Releases everything and ends the beat."""
@@ -93,21 +106,17 @@ class Claims:
             return False
         taken = _read(aside)
         if taken != holder:
-            try:
+            with contextlib.suppress(OSError):  # if somebody claimed it meanwhile: as good
                 os.link(aside, path)
-            except OSError:
-                pass  # somebody claimed it meanwhile: as good
         aside.unlink(missing_ok=True)
         return taken == holder
 
     def _beat_on(self) -> None:
         number = 0
-        while not self._stop.wait(BEAT_EVERY):
+        while not self._stop.wait(self._stale / BEATS):
             number += 1
-            try:
+            with contextlib.suppress(OSError):  # a vanished disk is the main thread's to report
                 self._beat(number)
-            except OSError:
-                pass  # a full or vanished disk is the main thread's to report
 
     def _beat(self, number: int) -> None:
         """In place, so that even a full disk takes it."""

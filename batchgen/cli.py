@@ -2,14 +2,15 @@
 
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
 from . import __version__
-from .errors import JobError, MachineError
+from .errors import JobError, MachineError, Stopped
 from .job import TABLES, load
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
@@ -101,6 +102,23 @@ def _flags(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, 
 # --- the commands
 
 
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """What goes wrong becomes one line on stderr and the exit code that says who has to act."""
+    try:
+        yield
+    except JobError as error:
+        fail(str(error), EXIT_USAGE)
+    except MachineError as error:
+        fail(str(error), EXIT_BROKEN)
+    except Stopped as why:
+        fail(str(why), EXIT_STOPPED)
+    except KeyboardInterrupt:
+        fail("stopped before anything was begun; run the same command again", EXIT_STOPPED)
+    except OSError as error:
+        fail(f"{error.filename or 'the disk'}: {error.strerror or error}", EXIT_BROKEN)
+
+
 @cli.command("run", short_help="Generate a response for every conversation.")
 @click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
@@ -117,40 +135,118 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], **options: Any
       batchgen run talks.jsonl more/*.parquet --model models/sft --output out
     """
     job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
-    try:
+    with exit_codes():
         spec = load(job_file, _flags(files, engine, options))
         from .run import run
 
         outcome = run(spec)
-    except JobError as error:
-        fail(str(error), EXIT_USAGE)
-    except MachineError as error:
-        fail(str(error), EXIT_BROKEN)
-    except KeyboardInterrupt:
-        fail("stopped; run the same command again to go on", EXIT_STOPPED)
-    except OSError as error:
-        fail(f"{error.filename or spec.output.path}: {error.strerror or error}; mend it and run again", EXIT_STOPPED)
+    _print_outcome(outcome, spec.output.max_rejects)
+
+
+def _print_outcome(outcome: Any, max_rejects: int | None) -> None:
+    """The summary; exits 3 if more rows were rejected than the job allows."""
     _print_summary(outcome)
-    rejected, allowed = sum(outcome.counts["rejects"].values()), spec.output.max_rejects
-    if allowed is not None and rejected > allowed:
-        fail(f"{rejected} rows were rejected, max_rejects allows {allowed}; see {outcome.out}/_rejects", EXIT_REJECTS)
+    rejected = sum((outcome.counts or {"rejects": {}})["rejects"].values())
+    if max_rejects is not None and rejected > max_rejects:
+        fail(f"{rejected} rows were rejected, max_rejects allows {max_rejects}; see batchgen rejects", EXIT_REJECTS)
 
 
 def _print_summary(outcome: Any) -> None:
-    counts, totals = outcome.counts, outcome.totals
-    rejects = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
-    state = "done" if totals.rows else "all done already"
-    click.echo(
-        f"{state}: {counts['rows']:,} rows, {counts['responses']:,} responses, "
-        f"{sum(counts['rejects'].values()):,} rejects{f' ({rejects})' if rejects else ''} in {outcome.out}"
-    )
+    totals = outcome.totals
+    if outcome.counts is None:
+        click.echo(f"no work left here: other workers are at the last shards of {outcome.out}")
+    else:
+        _print_counts(outcome.counts, "done" if totals.rows else "all done already", outcome.out)
     if totals.rows:
         seconds = max(outcome.seconds - outcome.engine_start, 1e-9)
+        kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
         click.echo(
-            f"this run: {totals.rows:,} rows, {totals.prompt_tokens:,} prompt and {totals.response_tokens:,} response "
-            f"tokens in {outcome.seconds:,.1f} s, engine start {outcome.engine_start:,.1f} s; "
-            f"then {totals.response_tokens / seconds:,.0f} response tokens/s"
+            f"this run: {totals.rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
+            f"{totals.response_tokens:,} response tokens in {outcome.seconds:,.1f} s, engine start "
+            f"{outcome.engine_start:,.1f} s; then {totals.response_tokens / seconds:,.0f} response tokens/s"
         )
+
+
+def _print_counts(counts: dict[str, Any], state: str, out: Path) -> None:
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
+    click.echo(
+        f"{state}: {counts['rows']:,} rows, {counts['responses']:,} responses, "
+        f"{sum(counts['rejects'].values()):,} rejects{f' ({reasons})' if reasons else ''} in {out}"
+    )
+
+
+@cli.command("verify", short_help="Prove that no row is missing, doubled or damaged.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--replay", type=click.IntRange(min=1), help="generate so many random items again and compare")
+@click.option("--replay-seed", type=int, default=0, show_default=True, help="which items those are")
+def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
+    """Check every shard of OUT: checksums, counts and ids, against the job and its input.
+
+    Exits with 0 only if every input row is answered or rejected exactly once. Damaged shards are moved to
+    OUT/_state/quarantine; running the job again makes them again.
+
+    \b
+    Examples:
+      batchgen verify out
+      batchgen verify out --replay 50
+    """
+    from . import verify
+
+    with exit_codes():
+        verdict = verify.verify(out)
+        for line in verdict.problems:
+            click.echo(f"batchgen: {line}", err=True)
+        if verdict.problems:
+            fail(f"{out}: the accounting does not close", EXIT_BROKEN)
+        click.echo(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
+        if replay:
+            again = verify.replay(out, replay, replay_seed)
+            click.echo(f"replayed: {again.matches} of {again.items} responses are the same")
+            if again.first:
+                click.echo(f"first difference: {again.first}")
+
+
+@cli.command("retry", short_help="Generate again what went wrong, with other parameters.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--only", required=True, metavar="REASONS", help="finish reasons and reject reasons, with commas between")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
+@job_flags
+def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any) -> None:
+    """Make a new output folder with only those rows of OUT that ended for one of REASONS.
+
+    All else is as in the job of OUT, but for the flags given. Rows keep their number and id. Run the same command
+    again to go on with it.
+
+    \b
+    Example:
+      batchgen retry out --only length,engine_error --max-tokens 1024 --output out-longer
+    """
+    with exit_codes():
+        from .retry import retry
+
+        outcome = retry(out, only, _flags((), engine, options))
+    _print_outcome(outcome, options["output__max_rejects"])
+
+
+@cli.command("rejects", short_help="Show the rows that got no response.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--only", default="", metavar="REASONS", help="only these reject reasons, with commas between")
+def rejects_command(out: Path, only: str) -> None:
+    """List the rejected rows of OUT: where each stands in the input, why it was rejected, and the row itself.
+
+    \b
+    Examples:
+      batchgen rejects out
+      batchgen rejects out --only too_long
+    """
+    with exit_codes():
+        from .retry import check_reasons, rejected
+
+        found = rejected(out, check_reasons(only) if only else [])
+    for place, line in found:
+        raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
+        click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
+    click.echo(f"{len(found):,} rejected rows")
 
 
 @cli.command("demo", short_help="Write the demo model, its data and a job file.")
@@ -168,8 +264,6 @@ def demo_command(folder: Path) -> None:
     """
     from .demo import write
 
-    try:
+    with exit_codes():
         job = write(folder)
-    except JobError as error:
-        fail(str(error), EXIT_USAGE)
     click.echo(f"wrote {folder}/model, {folder}/data and {job}; next: batchgen run {job}")

@@ -7,12 +7,9 @@ import ast
 import importlib.metadata
 import importlib.util
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .errors import JobError, Reject
 from .job import nearest
@@ -69,30 +66,8 @@ def check_args(args: dict[str, Any]) -> None:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
 
 
-@contextmanager
-def quiet(log: Path) -> Iterator[IO[str]]:
-    """Sends all that this process and its children print to a log file; yields the real stderr for our own lines.
-
-    vLLM and torch print from Python, C++ and child processes, so the file descriptors themselves are moved.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with log.open("ab") as file, os.fdopen(os.dup(2), "w", buffering=1) as console:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield console
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, original in enumerate(kept, start=1):
-                os.dup2(original, descriptor)
-                os.close(original)
-
-
 class Engine:
-    """One vLLM LLMEngine. Start it inside `quiet`: vLLM prints a hundred lines."""
+    """One vLLM LLMEngine."""
 
     def __init__(self, model: Model, args: dict[str, Any], context: int):
         """Raises JobError if vLLM refuses the arguments, anything else if the machine fails it."""

@@ -1,4 +1,8 @@
-"""What can go wrong, sorted by who has to act: the user (JobError) or nobody, for one row (Reject)."""
+"""What can go wrong, sorted by what has to be done about it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class JobError(Exception):
@@ -20,3 +24,17 @@ class Reject(Exception):
 
 class MachineError(Exception):
     """The engine or the machine failed. Its text is the one line the user sees; the command exits 1."""
+
+
+class Stopped(Exception):
+    """The run ended early and lost nothing; its text says why. The same command goes on; this one exits 75."""
+
+
+@contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """Around our own reading and writing of the output folder: what the disk refuses stops the run, resumable."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Stopped(f"{error.filename or folder}: {reason}; mend that and run the same command again") from error

@@ -2,6 +2,7 @@
 
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,38 @@ from .errors import JobError
 from .job import differences
 from .source import Plan
 
+# Hugging Face datasets does not pass over names with `_`: without this it may take _rejects/ for the data.
+_HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
+
 _SHARD = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
-    """`_job.json`. results: all that decides what the shards hold; fingerprint: its digest; spec: as resolved."""
+    """`_job.json`. results: all that decides what the shards hold; fingerprint: its digest; spec: as resolved;
+    retry_of: the job whose rows these are, and why they were picked, if it is a retry."""
 
     fingerprint: str
     results: dict[str, Any]
     spec: dict[str, Any]
     versions: dict[str, str]
     plan: Plan
+    retry_of: dict[str, Any] | None = None
 
 
-def shard_name(index: int, count: int, ending: str = "parquet") -> str:
-    return f"part-{index:05}-of-{count:05}.{ending}"
+def shard_path(out: Path, index: int, count: int) -> Path:
+    return out / f"{_name(index, count)}.parquet"
+
+
+def rejects_path(out: Path, index: int, count: int) -> Path:
+    return out / "_rejects" / f"{_name(index, count)}.jsonl"
+
+
+def checksum_path(out: Path, index: int, count: int) -> Path:
+    return out / "_state" / "checksums" / f"{_name(index, count)}.json"
+
+
+def _name(index: int, count: int) -> str:
+    return f"part-{index:05}-of-{count:05}"
 
 
 def finished(out: Path, count: int) -> set[int]:
@@ -36,7 +54,6 @@ def finished(out: Path, count: int) -> set[int]:
 
 def publish(out: Path, path: Path, content: bytes | memoryview) -> None:
     """Writes a file of the output folder: it appears whole and on disk, or not at all."""
-    path.parent.mkdir(exist_ok=True)
     temporary = out / "_state" / f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
     with temporary.open("wb") as stream:
         stream.write(content)
@@ -46,6 +63,12 @@ def publish(out: Path, path: Path, content: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder, new or gone, outlast a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -53,6 +76,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def quarantine(out: Path, path: Path) -> Path:
+    """Moves a damaged file out of the way, for people to look at."""
+    aside = out / "_state" / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    make_folder(aside.parent)
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def read_job(out: Path) -> JobRecord | None:
@@ -65,7 +97,8 @@ def read_job(out: Path) -> JobRecord | None:
         pass
     except (OSError, msgspec.DecodeError) as error:
         raise JobError(f"{out / '_job.json'}: cannot be read: {error}; is this a batchgen output folder?") from None
-    others = [name for name in sorted(os.listdir(out)) if name != "_state"] if out.exists() else []
+    ours = ("_state", ".huggingface.yaml")
+    others = [name for name in sorted(os.listdir(out)) if name not in ours] if out.exists() else []
     if others:
         raise JobError(f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder")
     return None
@@ -81,7 +114,9 @@ def open_job(out: Path, job: JobRecord) -> None:
                 f"{out}: holds results of a job that differs in\n{changes}\n"
                 "go on with the old values, or name another output folder"
             )
-        old = None  # nothing was generated yet: a mended job may take the folder
+        old = None  # nothing was finished yet: a mended job may take the folder
+    for part in ("", "claims", "workers", "journal", "checksums"):
+        make_folder(out / "_state" / part)
     if old is None:
-        (out / "_state").mkdir(parents=True, exist_ok=True)
+        publish(out, out / ".huggingface.yaml", _HUGGING_FACE)
         publish(out, out / "_job.json", msgspec.json.format(msgspec.json.encode(job), indent=1))

@@ -1,5 +1,6 @@
 """From a row to its items: one generation each, ready for the engine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ class Item:
     columns: dict[str, Any]
 
     @property
-    def key(self) -> str:
-        """Its name in the engine."""
+    def name(self) -> str:
+        """What the engine and the supervisor call it."""
         return f"{self.row}-{self.sample}"
 
 
@@ -53,6 +54,19 @@ def make(row: Row, spec: JobSpec, model: Model, context: int, columns: dict[str,
         Item(row.number, sample, id, turns, text, token_ids, params, _seed(spec, seed, id, sample), passed)
         for sample in range(spec.sampling.n)
     ]
+
+
+def columns_read(spec: JobSpec, columns: Iterable[str]) -> list[str]:
+    """The columns of a Parquet input that `make` looks at."""
+    return [*conversation.SHAPES, spec.input.id, "seed", "sampling", *columns]
+
+
+def best_id(row: Row, column: str) -> str:
+    """The id of a rejected row, as far as it can be read."""
+    try:
+        return conversation.row_id(row.record(), column, row.number)
+    except Reject:
+        return str(row.number)
 
 
 def _within(params: Sampling, room: int) -> Sampling:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,10 @@ class OutputTable(_Table, frozen=True):
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
     max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows are rejected")] | None = None
+    drain: Annotated[float, Meta(ge=0, description="seconds that running requests may go on after a stop")] = 30.0
+    stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
+    max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response between")] = 10
+    stale: Annotated[float, Meta(gt=0, description="seconds of silence before another worker counts as dead")] = 60.0
 
 
 class JobSpec(_Table, frozen=True):
@@ -82,10 +87,12 @@ ENGINE_MEANS = frozenset(
 def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """The spec of a TOML file, flags winning. Raises JobError naming file, key and the nearest valid key.
 
-    flags: table -> key -> value, only what was given. Paths in the file are relative to the file's folder.
+    flags: table -> key -> value, only what was given. Paths in the file are relative to the file's folder,
+    those of flags to the current one.
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
+    _make_absolute(flags, Path.cwd())
     for table, values in flags.items():
         data[table] = {**data.get(table, {}), **values}
     _check_keys(data, where)
@@ -108,20 +115,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}") from None
-    for table, values in data.items():
-        if table in ("input", "model", "output") and isinstance(values, dict) and "path" in values:
-            values["path"] = _from_folder(path.parent, table, values["path"])
+    _make_absolute(data, path.absolute().parent)
     return data
 
 
-def _from_folder(folder: Path, table: str, path: Any) -> Any:
-    """The same path seen from here; URIs and what is not a path (msgspec says so later) stay."""
-    if isinstance(path, list):
-        return [_from_folder(folder, "", part) for part in path]
-    if not isinstance(path, str):
-        return path
-    here = path if "://" in path else str(folder / Path(path).expanduser())
-    return [here] if table == "input" else here
+def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
+    """Paths start at `folder`; URIs, and what is no path (msgspec says so later), stay."""
+
+    def absolute(path: Any) -> Any:
+        if isinstance(path, list):
+            return [absolute(part) for part in path]
+        if not isinstance(path, str) or "://" in path:
+            return path
+        return os.path.normpath(folder / Path(path).expanduser())
+
+    for table in ("input", "model", "output"):
+        values = tables.get(table)
+        if isinstance(values, dict) and "path" in values:
+            path = absolute(values["path"])
+            values["path"] = [path] if table == "input" and isinstance(path, str) else path
 
 
 def _check_keys(data: dict[str, Any], where: str) -> None:

@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -30,15 +29,19 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: str
 
 
-class Damage(NamedTuple):
-    """What is wrong with a file, and from which byte on."""
-
-    path: Path
-    detail: str
-
-
 def path_of(out: Path, shard: int, worker: str) -> Path:
     return out / "_state" / "journal" / f"part-{shard:05}.{worker}.journal"
+
+
+def paths_of(out: Path, shard: int) -> list[Path]:
+    """Every journal of a shard, of whatever worker."""
+    return sorted((out / "_state" / "journal").glob(f"part-{shard:05}.*.journal"))
+
+
+def remove(out: Path, shard: int) -> None:
+    """Removes the journals of a shard that is committed."""
+    for path in paths_of(out, shard):
+        path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -47,7 +50,7 @@ class Journal:
     def __init__(self, path: Path, fingerprint: str):
         self._path = path
         self._fingerprint = fingerprint
-        self._file: int | None = None
+        self._file = -1  # not made yet
         self._pending: list[bytes] = []
         self._synced = time.monotonic()
         self._dirty = False
@@ -59,7 +62,7 @@ class Journal:
         """Hands what was appended to the operating system: a kill of this process loses nothing of it."""
         if not self._pending:
             return
-        if self._file is None:
+        if self._file < 0:
             self._create()
         _write_all(self._file, b"".join(self._pending))
         self._pending.clear()
@@ -73,12 +76,11 @@ class Journal:
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file >= 0:
             os.close(self._file)
-            self._file = None
+            self._file = -1
 
     def _create(self) -> None:
-        self._path.parent.mkdir(exist_ok=True)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         _write_all(self._file, _record(self._fingerprint.encode()))
         sync_folder(self._path.parent)
@@ -95,8 +97,8 @@ def _write_all(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def read(path: Path, fingerprint: str) -> tuple[list[Entry], Damage | None]:
-    """The whole entries of one journal, and what is wrong behind the last of them.
+def read(path: Path, fingerprint: str) -> tuple[list[Entry], str]:
+    """The whole entries of one journal, and what is wrong behind the last of them, if anything.
 
     A journal of another job (a spec mended before anything was finished) has no entries of this one.
     """
@@ -106,10 +108,10 @@ def read(path: Path, fingerprint: str) -> tuple[list[Entry], Damage | None]:
             if number:
                 entries.append(msgspec.msgpack.decode(payload, type=Entry))
             elif payload != fingerprint.encode():
-                return [], None
+                return [], ""
     except (ValueError, msgspec.DecodeError) as error:
-        return entries, Damage(path, f"{error}; {len(entries)} whole entries kept")
-    return entries, None
+        return entries, f"{error}; {len(entries)} whole entries kept"
+    return entries, ""
 
 
 def _payloads(data: bytes) -> Iterator[bytes]:

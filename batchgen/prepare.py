@@ -32,17 +32,18 @@ class Job:
         return shard.schema(self.spec.output.include, self.columns)
 
 
-def prepare(spec: JobSpec) -> Job:
+def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     """Checks engine arguments, output folder, model and input, and plans the shards; writes nothing.
 
-    Raises JobError.
+    plan: one that was made before, to be taken as it is. Raises JobError.
     """
     out = Path(spec.output.path).absolute()
     engine.check_args(spec.engine)
     old = folder.read_job(out)
     model = models.load(spec.model.path)
-    known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
-    plan = source.plan(spec.input.path, spec.output.shard_rows, known)
+    if plan is None:
+        known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
+        plan = source.plan(spec.input.path, spec.output.shard_rows, known)
     source.check_shape(plan.files)
     columns = source.column_types(plan.files, spec.output.columns)
     if clash := sorted(shard.RESERVED & set(columns)):
@@ -67,11 +68,13 @@ def _results(
     spec: JobSpec, model: Model, context: int, plan: Plan, columns: dict[str, str | pa.DataType]
 ) -> dict[str, Any]:
     """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
+    picked = [row for planned in plan.shards for row in planned.picked or ()]
     return {
         "input": {
             "files": [{"digest": file.digest, "rows": file.rows} for file in plan.files],
             "id": spec.input.id,
-        },
+        }
+        | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "model": model.digests,
         "prompt": msgspec.to_builtins(spec.prompt),
         "sampling": msgspec.to_builtins(spec.sampling),

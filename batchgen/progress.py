@@ -2,23 +2,12 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import IO
 
 from tqdm import tqdm
 
 LOG_EVERY = 30.0  # seconds between two lines in a log file
 RATE_OVER = 30.0  # seconds that the shown tokens per second are an average of
-
-
-@dataclass
-class Totals:
-    """What one run did."""
-
-    rows: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    response_tokens: int = 0
 
 
 class Progress:
@@ -34,26 +23,26 @@ class Progress:
         )
         self._rows, self._done, self._begin = rows, done, time.monotonic()
 
-    def show(self, totals: Totals, running: int, waiting: int) -> None:
-        """Cheap enough for every engine step: it draws at most once a second."""
+    def show(self, rows: int, prompt_tokens: int, response_tokens: int, running: int, waiting: int) -> None:
+        """rows and tokens: of this run. Draws at most once a second."""
         now = time.monotonic()
         if now - self._past[-1][0] < 1:
             return
-        self._past.append((now, totals.prompt_tokens, totals.response_tokens))
+        self._past.append((now, prompt_tokens, response_tokens))
         while now - self._past[0][0] > RATE_OVER:
             self._past.popleft()
         then, prompts, responses = self._past[0]
         seconds = now - then
         rates = (
-            f"prompt {(totals.prompt_tokens - prompts) / seconds:,.0f} tok/s, "
-            f"response {(totals.response_tokens - responses) / seconds:,.0f} tok/s, "
+            f"prompt {(prompt_tokens - prompts) / seconds:,.0f} tok/s, "
+            f"response {(response_tokens - responses) / seconds:,.0f} tok/s, "
             f"running {running}, waiting {waiting}"
         )
         self._bar.set_postfix_str(rates, refresh=False)
-        self._bar.update(self._done + totals.rows - self._bar.n)
+        self._bar.update(self._done + rows - self._bar.n)
         if self._log and now >= self._next_line:
             self._next_line = now + LOG_EVERY
-            self._console.write(f"{self._rows_line(totals.rows, now)}, {rates}\n")
+            self._console.write(f"{self._rows_line(rows, now)}, {rates}\n")
 
     def _rows_line(self, rows: int, now: float) -> str:
         """rows: those of this run."""
@@ -62,6 +51,10 @@ class Progress:
         eta = tqdm.format_interval(left) if left is not None else "?"
         return f"{done:,}/{self._rows:,} rows ({done / self._rows:.0%}), ETA {eta}"
 
-    def close(self, totals: Totals) -> None:
-        self._bar.update(self._done + totals.rows - self._bar.n)
+    def write(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        tqdm.write(line, file=self._console)
+
+    def close(self, rows: int) -> None:
+        self._bar.update(self._done + rows - self._bar.n)
         self._bar.close()

@@ -1,69 +1,80 @@
-"""One run of a job: prepare, start the engine, generate what is missing, close the accounting."""
+"""One run of a job: prepare, generate what is missing, close the accounting."""
 
+import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from . import folder, shard
-from .engine import Engine, quiet
-from .errors import JobError, MachineError
+from .errors import Stopped, on_disk
 from .job import JobSpec
 from .prepare import Job, prepare
-from .progress import Progress, Totals
+from .progress import Progress
+from .report import Totals
 from .source import Shard
-from .worker import Worker
+from .supervisor import Supervisor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """totals: what this run did; counts: the whole job's accounting; seconds: of this run, and of its engine start."""
+    """totals: what this run did; counts: the whole job's accounting, None while other workers are still at it;
+    seconds: of this run, and of its engine starts."""
 
     out: Path
-    totals: Totals
-    counts: dict[str, Any]
+    totals: Totals = field(default_factory=Totals)
+    counts: dict[str, Any] | None = None
     seconds: float = 0.0
     engine_start: float = 0.0
 
 
 def run(spec: JobSpec) -> Outcome:
-    """Brings a job to its end. Raises JobError, MachineError, or KeyboardInterrupt between two engine steps."""
-    begin = time.monotonic()
-    job = prepare(spec)
-    folder.open_job(job.out, job.record)
-    done = folder.finished(job.out, len(job.plan.shards))
-    missing = [planned for planned in job.plan.shards if planned.index not in done]
-    totals, engine_start = Totals(), 0.0
-    if missing:
-        _warn_of_other_versions(job)
-        totals, engine_start = _generate(job, missing)
-    return Outcome(job.out, totals, close(job), time.monotonic() - begin, engine_start)
+    """Brings a job to its end. Raises JobError, MachineError or Stopped."""
+    return run_job(prepare(spec))
 
 
-def _generate(job: Job, missing: list[Shard]) -> tuple[Totals, float]:
-    log = job.out / "_state" / "engine.log"
-    rows_done = job.plan.rows - sum(planned.rows for planned in missing)
+def run_job(job: Job) -> Outcome:
+    """The same for a job that is prepared already."""
     begin = time.monotonic()
-    with quiet(log) as console:
-        try:
-            engine = Engine(job.model, job.spec.engine, job.context)
-            engine_start = time.monotonic() - begin
-            progress = Progress(console, job.plan.rows, rows_done)
-            worker = Worker(job, engine, progress)
-            try:
-                worker.run(missing)
-            finally:
-                progress.close(worker.totals)
-        except (JobError, OSError):
-            raise
-        except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
-            sys.excepthook(type(error), error, error.__traceback__)
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise MachineError(f"the engine failed: {reason}; the whole story is in {log}") from error
-    return worker.totals, engine_start
+    with on_disk(job.out):
+        folder.open_job(job.out, job.record)
+        _set_damaged_aside(job)
+    missing = missing_shards(job)
+    if not missing:
+        return Outcome(job.out, counts=close(job))
+    _warn_of_other_versions(job)
+    rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
+    progress = Progress(sys.stderr, job.plan.rows, rows_done)
+    supervisor = Supervisor(job, progress)
+    try:
+        supervisor.run()
+    except Stopped as why:
+        done = rows_done + supervisor.rows
+        raise Stopped(f"{why} ({done:,} of {job.plan.rows:,} rows are done)") from None
+    finally:
+        progress.close(supervisor.rows)
+    counts = close(job) if not missing_shards(job) else None
+    return Outcome(job.out, supervisor.totals, counts, time.monotonic() - begin, supervisor.engine_start)
+
+
+def missing_shards(job: Job) -> list[Shard]:
+    with on_disk(job.out):
+        done = folder.finished(job.out, len(job.plan.shards))
+    return [planned for planned in job.plan.shards if planned.index not in done]
+
+
+def _set_damaged_aside(job: Job) -> None:
+    """Shards that were cut off or lost a part go to quarantine, to be made again. `batchgen verify` looks closer."""
+    count = len(job.plan.shards)
+    for index in sorted(folder.finished(job.out, count)):
+        if what := shard.damage(job.out, index, count):
+            path = folder.shard_path(job.out, index, count)
+            (job.out / "_SUCCESS").unlink(missing_ok=True)
+            aside = folder.quarantine(job.out, path)
+            print(f"batchgen: warning: {path}: {what}; moved to {aside}, to be made again", file=sys.stderr)
 
 
 def _warn_of_other_versions(job: Job) -> None:
@@ -71,22 +82,26 @@ def _warn_of_other_versions(job: Job) -> None:
     first = folder.read_job(job.out)
     if first and first.versions != job.record.versions:
         was, now = msgspec.json.encode(first.versions).decode(), msgspec.json.encode(job.record.versions).decode()
-        print(f"warning: this job was begun with {was} and goes on with {now}", file=sys.stderr)
+        print(f"batchgen: warning: this job was begun with {was} and goes on with {now}", file=sys.stderr)
 
 
 def close(job: Job) -> dict[str, Any]:
-    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there."""
+    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there. Raises Stopped."""
     success = job.out / "_SUCCESS"
-    if success.exists():
-        return msgspec.json.decode(success.read_bytes())
-    count = len(job.plan.shards)
+    with on_disk(job.out):
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode(success.read_bytes())
+        totals = _count(job) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
+        folder.publish(job.out, success, msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n")
+    return totals
+
+
+def _count(job: Job) -> dict[str, Any]:
     totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
-    for index in range(count):
-        part = shard.read_counts(job.out / folder.shard_name(index, count))
+    for planned in job.plan.shards:
+        part = shard.read_checksums(job.out, planned.index, len(job.plan.shards)).counts
         for reason, number in part.pop("rejects").items():
             totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number
         for key, number in part.items():
             totals[key] += number
-    totals |= {"shards": count, "fingerprint": job.record.fingerprint}
-    folder.publish(job.out, success, msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n")
     return totals

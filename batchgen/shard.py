@@ -1,5 +1,6 @@
 """Shards: the output schema, the commit, and reading their facts back."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .conversation import Row
-from .engine import Response
 from .errors import Reject
-from .folder import publish, shard_name
+from .folder import checksum_path, make_folder, publish, rejects_path, shard_path
 from .item import Item
 from .source import TYPES, Shard
 from .tokenizer import Tokenizer
@@ -53,29 +53,38 @@ _OPTIONAL = {
 RESERVED = frozenset([*(name for name, _ in _COLUMNS), *_OPTIONAL])
 
 
+class Checksums(msgspec.Struct):
+    """blake2b of a shard's Parquet file and of its rejects, the Parquet file's size, and the shard's accounting."""
+
+    parquet: str
+    rejects: str | None
+    size: int
+    counts: dict[str, Any]
+
+
 def schema(include: Iterable[str], columns: dict[str, str | pa.DataType]) -> pa.Schema:
     """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
     passed = [(name, TYPES[kind] if isinstance(kind, str) else kind) for name, kind in columns.items()]
     return pa.schema([*_COLUMNS, *passed, *((name, _OPTIONAL[name]) for name in _OPTIONAL if name in include)])
 
 
-def output_row(item: Item, response: Response, tokenizer: Tokenizer) -> dict[str, Any]:
+def output_row(item: Item, token_ids: list[int], finish_reason: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """One row of a shard, with all optional columns; the schema picks."""
     return {
         "id": item.id,
         "row": item.row,
         "sample": item.sample,
         "conversation": [utterance._asdict() for utterance in item.conversation],
-        "response": tokenizer.decode(response.token_ids),
-        "finish_reason": response.finish_reason,
+        "response": tokenizer.decode(token_ids),
+        "finish_reason": finish_reason,
         "prompt_tokens": len(item.prompt_token_ids),
-        "response_tokens": len(response.token_ids),
+        "response_tokens": len(token_ids),
         "seed": item.seed,
         "sampling": msgspec.structs.asdict(item.sampling),
         **item.columns,
         "prompt": item.prompt,
         "prompt_token_ids": item.prompt_token_ids,
-        "response_token_ids": response.token_ids,
+        "response_token_ids": token_ids,
     }
 
 
@@ -110,33 +119,73 @@ def commit(
     shape: pa.Schema,
     facts: dict[str, Any],
 ) -> None:
-    """Makes a shard of the job's `count` shards final: its rejects first, then its Parquet file.
+    """Makes a shard of the job's `count` shards final: first its rejects and checksums, then its Parquet file.
 
     Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
     """
+    accounting = counts(len(shard.row_numbers), answers, rejects)
+    about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
+    content = _parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
+    rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     if rejects:
-        lines = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
-        publish(out, out / "_rejects" / shard_name(shard.index, count, "jsonl"), lines)
-    answers = sorted(answers, key=lambda answer: (answer["row"], answer["sample"]))
-    table = pa.Table.from_pylist(answers, schema=shape)
-    about = {
-        "shard": shard.index,
-        "first_row": shard.first_row,
-        "counts": counts(shard.rows, answers, rejects),
-        **facts,
-    }
+        make_folder(out / "_rejects")
+        publish(out, rejects_path(out, shard.index, count), rejected)
+    else:  # an earlier shard of this number may have had some
+        rejects_path(out, shard.index, count).unlink(missing_ok=True)
+    sums = Checksums(_digest(content), _digest(rejected) if rejects else None, len(content), accounting)
+    publish(out, checksum_path(out, shard.index, count), msgspec.json.encode(sums))
+    publish(out, shard_path(out, shard.index, count), content)
+
+
+def _parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, shape, compression="zstd") as writer:
-        writer.write_table(table)
+        writer.write_table(pa.Table.from_pylist(answers, schema=shape))
         writer.add_key_value_metadata({PREFIX + key: _text(value) for key, value in about.items()})
-    publish(out, out / shard_name(shard.index, count), memoryview(sink.getvalue()))
+    return memoryview(sink.getvalue())
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value, order="deterministic").decode()
 
 
-def read_counts(path: Path) -> dict[str, Any]:
-    """The accounting of a finished shard."""
-    metadata = pq.read_metadata(path).metadata
-    return msgspec.json.decode(metadata[f"{PREFIX}counts".encode()])
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_checksums(out: Path, index: int, count: int) -> Checksums:
+    """Raises FileNotFoundError, or ValueError if they are damaged."""
+    try:
+        return msgspec.json.decode(checksum_path(out, index, count).read_bytes(), type=Checksums)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"damaged checksums: {error}") from None
+
+
+def damage(out: Path, index: int, count: int) -> str:
+    """What can be seen to be wrong with a finished shard without reading all of it; empty if nothing."""
+    path = shard_path(out, index, count)
+    try:
+        sums = read_checksums(out, index, count)
+    except (FileNotFoundError, ValueError) as error:
+        return f"its checksums are gone or damaged ({error})"
+    size = path.stat().st_size
+    if size != sums.size:
+        return f"it has {size} bytes, not {sums.size}"
+    if sums.rejects and not rejects_path(out, index, count).exists():
+        return "its rejects are gone"
+    return ""
+
+
+def wrong_checksum(out: Path, index: int, count: int) -> str:
+    """What is wrong with the bytes of a finished shard or of its rejects; empty if nothing."""
+    sums = read_checksums(out, index, count)
+    if _digest(shard_path(out, index, count).read_bytes()) != sums.parquet:
+        return "its content does not fit its checksum"
+    if sums.rejects and _digest(rejects_path(out, index, count).read_bytes()) != sums.rejects:
+        return "its rejects do not fit their checksum"
+    return ""
+
+
+def read_rejects(out: Path, index: int, count: int) -> list[dict[str, Any]]:
+    path = rejects_path(out, index, count)
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []

@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -36,13 +36,21 @@ class InputFile(msgspec.Struct, frozen=True):
 
 class Shard(msgspec.Struct, frozen=True, array_like=True):
     """Rows first_row .. first_row + rows - 1, which start in file `file` of the plan at `position`: a byte of
-    the text of JSONL, a row of Parquet. A shard may go on into the next files."""
+    the text of JSONL, a row of Parquet. A shard may go on into the next files.
+
+    picked: if given, the shard has only these of its rows (`batchgen retry`).
+    """
 
     index: int
     first_row: int
     rows: int
     file: int
     position: int
+    picked: list[int] | None = None
+
+    @property
+    def row_numbers(self) -> Sequence[int]:
+        return range(self.first_row, self.first_row + self.rows) if self.picked is None else self.picked
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -51,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        return sum(file.rows for file in self.files)
+        return sum(len(shard.row_numbers) for shard in self.shards)
 
 
 # --- finding files
@@ -166,6 +174,17 @@ def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None) -> Pl
     return Plan(files, shards)
 
 
+def changes(plan: Plan, trust_times: bool) -> list[str]:
+    """The files of a plan whose content is not what it was. trust_times: files of the same size and time of change
+    count as unchanged without being read. Raises JobError."""
+    unchanged = [_stat(file.path) == (file.path, file.size, file.mtime_ns) for file in plan.files]
+    return [
+        file.path
+        for file, same in zip(plan.files, unchanged, strict=True)
+        if not (same and trust_times) and _scan(file.path, 0, max(1, file.rows))[0].digest != file.digest
+    ]
+
+
 def _stat(path: str) -> tuple[str, int, int]:
     system, inner = _open_system(path)
     info = system.get_file_info(inner)
@@ -257,6 +276,16 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 def read(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
     """The rows of one shard in order; of Parquet only the given columns. Raises JobError."""
+    rows = _read_on(plan, shard, columns)
+    if shard.picked is None:
+        yield from rows
+    else:
+        picked = set(shard.picked)
+        yield from (row for row in rows if row.number in picked)
+
+
+def _read_on(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
+    """All rows from the shard's first to its last, from one file into the next."""
     number, end = shard.first_row, shard.first_row + shard.rows
     position = shard.position
     for file in plan.files[shard.file :]:
@@ -268,6 +297,25 @@ def read(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
             return
         position = 0
     raise JobError(f"{plan.files[-1].path}: ends before row {number}; the input changed while the job ran")
+
+
+def pick(plan: Plan, rows: Iterable[int]) -> Plan:
+    """The same plan with only these rows: each shard that has some of them, numbered anew."""
+    wanted = set(rows)
+    shards: list[Shard] = []
+    for shard in plan.shards:
+        if picked := [number for number in shard.row_numbers if number in wanted]:
+            shards.append(msgspec.structs.replace(shard, index=len(shards), picked=picked))
+    return Plan(plan.files, shards)
+
+
+def place(plan: Plan, row: int) -> str:
+    """Where a row stands, for people: `file:line` of JSONL (lines from 1), `file row N` of Parquet (from 0)."""
+    for file in plan.files:
+        if row < file.rows:
+            return f"{file.path} row {row}" if is_parquet(file.path) else f"{file.path}:{row + 1}"
+        row -= file.rows
+    return "beyond the input"
 
 
 def _records(path: str, position: int, columns: Iterable[str]) -> Iterator[bytes | dict[str, Any]]:

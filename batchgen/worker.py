@@ -1,34 +1,52 @@
-"""The loop: read rows, keep the engine full, commit every shard whose last response is there."""
+"""A worker: claim shards, read their rows, keep the engine full, journal every response, commit every shard.
 
-from collections.abc import Iterable, Iterator
+It is a process of its own with one engine, started by the supervisor, so that an engine may die without the run.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from . import conversation, item, shard, source
+import msgspec
+
+from . import folder, item, journal, shard, source
+from .claim import Claims
 from .conversation import Row
 from .engine import Engine, Response
-from .errors import Reject
+from .errors import JobError, Reject, Stopped, on_disk
 from .item import Item
-from .prepare import Job
-from .progress import Progress, Totals
+from .journal import Entry, Journal
+from .prepare import Job, prepare
+from .report import Ended, Orders, Report, Started, Totals, Warned, Work
 from .source import Shard
 
 # So that a request is there the moment another one ends: behind those that run, as many wait.
 WINDOW_PER_SEQUENCE = 2
+REPORT_EVERY = 0.5  # seconds, when there is nothing new
+DEADLY = 3  # deaths of the engine in a row with the same item in it, after which the item is rejected
+KILLER = f"the engine died {DEADLY} times in a row with this item in it"
 
 
 @dataclass(eq=False)
 class OpenShard:
-    """A shard that is being read and generated. Every row of it ends in answers or in rejects."""
+    """A shard that is being read and generated. Every row of it ends in answers or in a reject."""
 
     shard: Shard
+    journal: Journal
+    kept: dict[tuple[int, int], Entry]
     answers: list[dict[str, Any]] = field(default_factory=list)
     rejects: dict[int, dict[str, Any]] = field(default_factory=dict)
+    samples_left: dict[int, int] = field(default_factory=dict)
+    rows_done: int = 0
     in_engine: int = 0
     all_read: bool = False
-
-    def reject(self, row: Row, id: str, why: Reject) -> None:
-        self.rejects[row.number] = shard.reject_line(row, id, why)
 
     @property
     def complete(self) -> bool:
@@ -45,18 +63,37 @@ class Request:
 
 
 class Worker:
-    """Generates shards of one job with one engine, and counts what it did in `totals`."""
+    """Generates shards of one job with one engine."""
 
-    def __init__(self, job: Job, engine: Engine, progress: Progress, window: int | None = None):
-        """window: most requests in the engine, running and waiting."""
-        self.window = window or WINDOW_PER_SEQUENCE * engine.max_num_seqs
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        claims: Claims,
+        report: Callable[[Report], None] = lambda report: None,
+        window: int | None = None,
+        suspects: Iterable[str] = (),
+        deadly: Iterable[str] = (),
+    ):
+        """window: most requests in the engine, running and waiting; suspects, deadly: see Orders."""
         self.totals = Totals()
         self._job = job
         self._engine = engine
-        self._progress = progress
+        self._claims = claims
+        self._report = report
+        self._window = window or WINDOW_PER_SEQUENCE * engine.max_num_seqs
+        self._suspects = set(suspects)
+        self._deadly = set(deadly)
+        self._open: list[OpenShard] = []
         self._in_engine: dict[str, Request] = {}
+        self._next: Request | None = None
+        self._exhausted = False
+        self._admitted: list[str] = []
+        self._finished: list[str] = []
+        self._reported = 0.0
+        self._stop_at: float | None = None
         self._shape = job.shape
-        self._columns = [*conversation.SHAPES, job.spec.input.id, "seed", "sampling", *job.columns]
+        self._columns = item.columns_read(job.spec, job.columns)
         self._facts = {
             "fingerprint": job.record.fingerprint,
             "versions": job.record.versions,
@@ -65,54 +102,176 @@ class Worker:
             "device": engine.device,
         }
 
+    def stop(self) -> None:
+        """From now on no request is admitted; those in the engine have `drain` seconds. Safe in a signal handler."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + self._job.spec.output.drain
+
     def run(self, shards: Iterable[Shard]) -> None:
-        """Generates all of these shards. The engine stays full across their boundaries."""
+        """Generates those of the shards that nobody else does. Raises Stopped, JobError, or what the engine raises.
+
+        The engine stays full across the shards' boundaries: the next one is claimed and read while the last drains.
+        """
         requests = self._requests(shards)
         while True:
-            while len(self._in_engine) < self.window and (request := next(requests, None)):
-                self._admit(request)
-            if not self._in_engine:
-                return
-            for response in self._engine.step():
-                self._finish(response)
-            running = min(len(self._in_engine), self._engine.max_num_seqs)
-            self._progress.show(self.totals, running, len(self._in_engine) - running)
+            more = self._fill(requests)
+            self._say_what_is_in_the_engine()
+            if self._in_engine:
+                for response in self._engine.step():
+                    self._finish(response)
+            elif self._stop_at is not None or not more:
+                break
+            else:
+                time.sleep(REPORT_EVERY)  # all that is left is held by others, who may yet die
+            self._keep()
+            if self._stop_at is not None and time.monotonic() > self._stop_at:
+                break
+        self._leave()
+        if self._stop_at is not None and (more or self._open):
+            raise Stopped("stopped as asked; run the same command again to go on")
 
-    def _requests(self, shards: Iterable[Shard]) -> Iterator[Request]:
-        """The items of all rows in order; bad rows are rejected on the way."""
+    # --- rows in
+
+    def _requests(self, shards: Iterable[Shard]) -> Iterator[Request | None]:
+        """What is to be generated, in order; None where there is nothing for now. Bad rows are rejected on the way."""
         job = self._job
-        for planned in shards:
-            opened = OpenShard(planned)
+        for planned in self._claimed(list(shards)):
+            if planned is None:
+                yield None
+                continue
+            opened = self._open_shard(planned)
             for row in source.read(job.plan, planned, self._columns):
                 try:
                     items = item.make(row, job.spec, job.model, job.context, job.columns)
                 except Reject as why:
-                    opened.reject(row, _best_id(row, job.spec.input.id), why)
-                else:
-                    for each in items:
-                        yield Request(each, row, opened)
+                    self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
+                    continue
+                opened.samples_left[row.number] = len(items)
+                for each in items:
+                    request = Request(each, row, opened)
+                    if entry := opened.kept.pop((each.row, each.sample), None):
+                        self.totals.kept += 1
+                        self._answer(request, entry.token_ids, entry.finish_reason)
+                    elif each.name in self._deadly:
+                        self._reject(opened, row, each.id, Reject("engine_error", KILLER))
+                    else:
+                        yield request
             opened.all_read = True
             self._commit_if_complete(opened)
+
+    def _claimed(self, left: list[Shard]) -> Iterator[Shard | None]:
+        """Shards to generate, as they can be claimed; None while others hold all the rest."""
+        while left:
+            held = []
+            for planned in left:
+                if self._is_finished(planned):
+                    continue
+                with on_disk(self._job.out):
+                    taken = self._claims.take(planned.index)
+                if not taken:
+                    held.append(planned)
+                elif self._is_finished(planned):
+                    self._claims.release(planned.index)
+                else:
+                    yield planned
+            left = held
+            if held and self._claims.others_at_work():
+                return
+            if held:
+                yield None
+
+    def _is_finished(self, planned: Shard) -> bool:
+        return folder.shard_path(self._job.out, planned.index, len(self._job.plan.shards)).exists()
+
+    def _open_shard(self, planned: Shard) -> OpenShard:
+        """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
+        out, fingerprint = self._job.out, self._job.record.fingerprint
+        opened = OpenShard(planned, Journal(journal.path_of(out, planned.index, self._claims.worker), fingerprint), {})
+        with on_disk(out):
+            for path in journal.paths_of(out, planned.index):
+                entries, damage = journal.read(path, fingerprint)
+                opened.kept |= {(entry.row, entry.sample): entry for entry in entries}
+                if damage:
+                    for entry in entries:
+                        opened.journal.append(entry)
+                    opened.journal.flush()
+                    opened.journal.sync(at_once=True)
+                    aside = folder.quarantine(out, path)
+                    self._report(Warned(f"{path}: {damage}; moved to {aside}"))
+        self._open.append(opened)
+        return opened
+
+    # --- the engine
+
+    def _fill(self, requests: Iterator[Request | None]) -> bool:
+        """Admits what fits into the window. False once there is nothing more to come."""
+        if self._exhausted or self._stop_at is not None:
+            return not self._exhausted
+        while len(self._in_engine) < self._window:
+            if self._next is None:
+                try:
+                    self._next = next(requests)
+                except StopIteration:
+                    self._exhausted = True
+                    return False
+            if self._next is None or not self._may_admit(self._next):
+                return True
+            self._admit(self._next)
+            self._next = None
+        return True
+
+    def _may_admit(self, request: Request) -> bool:
+        """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
+        if request.item.name in self._suspects:
+            return not self._in_engine
+        return not self._suspects or self._suspects.isdisjoint(self._in_engine)
 
     def _admit(self, request: Request) -> None:
         made = request.item
         try:
-            self._engine.add(made.key, made.prompt_token_ids, made.sampling, made.seed)
+            self._engine.add(made.name, made.prompt_token_ids, made.sampling, made.seed)
         except Reject as why:
-            request.shard.reject(request.row, made.id, why)
+            self._reject(request.shard, request.row, made.id, why)
             return
         request.shard.in_engine += 1
-        self._in_engine[made.key] = request
+        self._in_engine[made.name] = request
+        self._admitted.append(made.name)
 
     def _finish(self, response: Response) -> None:
         request = self._in_engine.pop(response.request_id)
-        answer = shard.output_row(request.item, response, self._job.model.tokenizer)
-        request.shard.answers.append(answer)
         request.shard.in_engine -= 1
-        self.totals.rows += request.item.sample == self._job.spec.sampling.n - 1
-        self.totals.prompt_tokens += answer["prompt_tokens"]
-        self.totals.response_tokens += answer["response_tokens"]
+        self._finished.append(response.request_id)
+        made = request.item
+        if response.finish_reason not in ("stop", "length"):
+            why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
+            self._reject(request.shard, request.row, made.id, why)
+            self._commit_if_complete(request.shard)
+            return
+        request.shard.journal.append(Entry(made.row, made.sample, response.token_ids, response.finish_reason))
+        self.totals.prompt_tokens += len(made.prompt_token_ids)
+        self.totals.response_tokens += len(response.token_ids)
+        self._answer(request, response.token_ids, response.finish_reason)
         self._commit_if_complete(request.shard)
+
+    # --- responses out
+
+    def _answer(self, request: Request, token_ids: list[int], finish_reason: str) -> None:
+        opened, row = request.shard, request.item.row
+        opened.answers.append(shard.output_row(request.item, token_ids, finish_reason, self._job.model.tokenizer))
+        opened.samples_left[row] -= 1
+        if not opened.samples_left[row]:
+            del opened.samples_left[row]
+            self._row_done(opened)
+
+    def _reject(self, opened: OpenShard, row: Row, id: str, why: Reject) -> None:
+        """Rejects a row; of a row with several samples the first failure counts."""
+        if row.number not in opened.rejects:
+            opened.rejects[row.number] = shard.reject_line(row, id, why)
+            self._row_done(opened)
+
+    def _row_done(self, opened: OpenShard) -> None:
+        opened.rows_done += 1
+        self.totals.open_rows += 1
 
     def _commit_if_complete(self, opened: OpenShard) -> None:
         if not opened.complete:
@@ -120,16 +279,95 @@ class Worker:
         # A row of which one sample failed is rejected as a whole.
         answers = [answer for answer in opened.answers if answer["row"] not in opened.rejects]
         rejects = list(opened.rejects.values())
-        count = len(self._job.plan.shards)
-        shard.commit(self._job.out, count, opened.shard, answers, rejects, self._shape, self._facts)
-        self.totals.rows += len(rejects)
-        for line in rejects:
-            self.totals.rejects[line["reason"]] = self.totals.rejects.get(line["reason"], 0) + 1
+        with on_disk(self._job.out):
+            if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
+                count = len(self._job.plan.shards)
+                shard.commit(self._job.out, count, opened.shard, answers, rejects, self._shape, self._facts)
+            opened.journal.close()
+            journal.remove(self._job.out, opened.shard.index)
+            self._claims.release(opened.shard.index)
+        self._open.remove(opened)
+        self.totals.open_rows -= opened.rows_done
+        self.totals.rows += len(opened.shard.row_numbers)
+        self.totals.add_rejects(shard.counts(len(opened.shard.row_numbers), answers, rejects)["rejects"])
+
+    def _keep(self, at_once: bool = False) -> None:
+        """Journals what has finished: with the system at once, on the disk within a second."""
+        with on_disk(self._job.out):
+            for opened in self._open:
+                opened.journal.flush()
+                opened.journal.sync(at_once)
+
+    def _leave(self) -> None:
+        self._keep(at_once=True)
+        self._say_what_is_in_the_engine()
+        for opened in self._open:
+            opened.journal.close()
+        with on_disk(self._job.out):
+            self._claims.close()
+
+    def _say_what_is_in_the_engine(self) -> None:
+        """Before every step the supervisor knows which items would go down with the engine."""
+        now = time.monotonic()
+        if not (self._admitted or self._finished) and now - self._reported < REPORT_EVERY:
+            return
+        running = min(len(self._in_engine), self._engine.max_num_seqs)
+        waiting = len(self._in_engine) - running
+        self._report(Work(self._admitted, self._finished, self.totals, running, waiting))
+        self._admitted, self._finished, self._reported = [], [], now
 
 
-def _best_id(row: Row, column: str) -> str:
-    """The id of a rejected row, as far as it can be read."""
+# --- the process
+
+
+def main() -> None:
+    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
+    _die_with(orders.supervisor)
+    reports = os.fdopen(orders.report_to, "wb", buffering=0)
+
+    def report(what: Report) -> None:
+        reports.write(msgspec.json.encode(what) + b"\n")
+
     try:
-        return conversation.row_id(row.record(), column, row.number)
-    except Reject:
-        return str(row.number)
+        _work(orders, report)
+        report(Ended("done", ""))
+    except Stopped as why:
+        report(Ended("stopped", str(why)))
+    except JobError as error:
+        report(Ended("refused", str(error)))
+    except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
+        traceback.print_exc()
+        report(Ended("died", " ".join(str(error).split())[:300] or type(error).__name__))
+        # Not by the way of atexit handlers: a broken engine's may wait for ever.
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _work(orders: Orders, report: Callable[[Report], None]) -> None:
+    signal.signal(signal.SIGTERM, _stop_before_start)
+    begin = time.monotonic()
+    record = folder.read_job(Path(orders.spec.output.path))
+    job = prepare(orders.spec, record.plan if record else None)
+    with on_disk(job.out):
+        claims = Claims(job.out, job.spec.output.stale)
+    engine = Engine(job.model, job.spec.engine, job.context)
+    report(Started(time.monotonic() - begin))
+    worker = Worker(job, engine, claims, report, None, orders.suspects, orders.deadly)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run(job.plan.shards)
+
+
+def _stop_before_start(*_: object) -> None:
+    raise Stopped("stopped as asked; run the same command again to go on")
+
+
+def _die_with(supervisor: int) -> None:
+    """A supervisor killed with -9 takes its worker along: Linux sends SIGKILL when the parent is gone."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

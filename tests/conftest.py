@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import subprocess
@@ -10,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from batchgen import folder
+from batchgen.claim import Claims
 from batchgen.cli import cli
-from batchgen.engine import Engine, quiet
+from batchgen.engine import Engine
 from batchgen.job import load
 from batchgen.models import load as load_model
 from batchgen.prepare import prepare
-from batchgen.progress import Progress
-from batchgen.run import close
+from batchgen.run import close, missing_shards
 from batchgen.worker import Worker
 
 DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
@@ -54,11 +53,10 @@ def _json(row) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory):
+def engine():
     """One real engine on the demo model, float32, for all tests that can share it."""
     model = load_model(str(MODEL))
-    with quiet(tmp_path_factory.mktemp("engine") / "engine.log"):
-        return Engine(model, {"dtype": "float32"}, model.context)
+    return Engine(model, {"dtype": "float32"}, model.context)
 
 
 @pytest.fixture
@@ -71,9 +69,8 @@ def generate(engine, tmp_path):
         tables.setdefault("model", {"path": str(MODEL)})
         job = prepare(load(None, tables))
         folder.open_job(job.out, job.record)
-        done = folder.finished(job.out, len(job.plan.shards))
-        missing = [shard for shard in job.plan.shards if shard.index not in done]
-        worker = Worker(job, engine, Progress(io.StringIO(), job.plan.rows, 0), window)
+        missing = missing_shards(job)
+        worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)
         close(job)
         return job.out

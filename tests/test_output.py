@@ -1,6 +1,7 @@
 """The output folder: columns, metadata, accounting, and that other programs open it as it is."""
 
 import json
+import shutil
 
 import datasets
 import duckdb
@@ -48,7 +49,8 @@ def test_columns_and_types_are_the_documented_ones(out):
 
 def test_every_file_has_the_documented_place(out):
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert found == [
+    assert [name for name in found if not name.startswith("_state/")] == [
+        ".huggingface.yaml",
         "_SUCCESS",
         "_job.json",
         "_rejects/part-00002-of-00003.jsonl",
@@ -170,6 +172,9 @@ def test_duckdb_opens_the_folder(out):
 
 
 def test_hugging_face_datasets_opens_the_folder(out, tmp_path):
+    """Also where there are more files of rejects than of responses, which it would otherwise take for the data."""
+    for number in range(5):
+        shutil.copy(out / "_rejects" / "part-00002-of-00003.jsonl", out / "_rejects" / f"{number}.jsonl")
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 5
     assert loaded[0]["conversation"] == demo_records(1)[0]["conversation"]

@@ -1,0 +1,65 @@
+"""What a worker and its supervisor say to each other, as JSON lines over a pipe."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from .job import JobSpec
+
+
+@dataclass
+class Totals:
+    """What a run did. rows: of committed shards; open_rows: finished ones of shards that are not committed yet;
+    kept: responses that were found in journals."""
+
+    rows: int = 0
+    open_rows: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    kept: int = 0
+
+    def add_rejects(self, rejects: dict[str, int]) -> None:
+        for reason, number in rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + number
+
+
+class Orders(msgspec.Struct):
+    """What the supervisor asks for. report_to: file descriptor; supervisor: process id; suspects: items to run
+    alone; deadly: items to reject, both by name."""
+
+    spec: JobSpec
+    report_to: int
+    supervisor: int
+    suspects: list[str]
+    deadly: list[str]
+
+
+class Started(msgspec.Struct, tag=True):
+    """The engine is up, after so many seconds."""
+
+    seconds: float
+
+
+class Work(msgspec.Struct, tag=True):
+    """Before an engine step. Items by name: which came into the engine since the last report, which have left."""
+
+    admitted: list[str]
+    finished: list[str]
+    totals: Totals
+    running: int
+    waiting: int
+
+
+class Warned(msgspec.Struct, tag=True):
+    text: str
+
+
+class Ended(msgspec.Struct, tag=True):
+    """The worker's last word. how: done | stopped | refused (a JobError) | died."""
+
+    how: str
+    text: str
+
+
+Report = Started | Work | Warned | Ended

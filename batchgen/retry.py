@@ -1,0 +1,86 @@
+"""A new job for the rows of a finished one that went wrong, with changed parameters."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.dataset as ds
+
+from . import folder, shard, source
+from .errors import JobError
+from .folder import JobRecord
+from .job import JobSpec, load, nearest
+from .prepare import prepare
+from .run import Outcome, run_job
+from .verify import open_finished
+
+FINISH_REASONS = ("stop", "length")
+REJECT_REASONS = (
+    *("invalid_json", "invalid_utf8", "bad_shape", "unknown_speaker"),
+    *("empty", "bad_sampling", "too_long", "engine_error"),
+)
+
+
+def check_reasons(only: str) -> list[str]:
+    """The finish reasons and reject reasons of a comma-separated list. Raises JobError."""
+    reasons = [reason.strip() for reason in only.split(",") if reason.strip()]
+    known = (*FINISH_REASONS, *REJECT_REASONS)
+    for reason in reasons:
+        if reason not in known:
+            raise JobError(f"--only {reason}: no such reason{nearest(reason, known)}")
+    if not reasons:
+        raise JobError(f"--only: name one or more of {', '.join(known)}")
+    return reasons
+
+
+def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
+    """Generates the rows of `out` that ended for one of these reasons, in a new output folder.
+
+    Rows keep number, id and thus seed, so that old and new can be joined. Raises what `run` raises.
+    """
+    reasons = check_reasons(only)
+    record, old = open_finished(out)
+    if "shard_rows" in flags.get("output", {}):
+        raise JobError("--shard-rows: a retry keeps the shards of its job")
+    spec = _changed(old, flags)
+    if Path(spec.output.path) == out.absolute():
+        raise JobError(f"--output {out}: a retry needs a folder of its own")
+    if changed := source.changes(record.plan, trust_times=True):
+        raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
+    rows = _rows_that_ended(out, record, reasons)
+    if not rows:
+        raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
+    job = prepare(spec, source.pick(record.plan, rows))
+    job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
+    return run_job(job)
+
+
+def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
+    """The old job's spec with the flags on top."""
+    tables = msgspec.to_builtins(old)
+    tables["output"].pop("path")
+    merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}
+    return load(None, merged)
+
+
+def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
+    count = len(record.plan.shards)
+    finished = sorted(folder.finished(out, count))
+    shards = [str(folder.shard_path(out, index, count)) for index in finished]
+    ended = ds.field("finish_reason").isin([reason for reason in reasons if reason in FINISH_REASONS])
+    rows = (
+        set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
+        if shards
+        else set()
+    )
+    for index in finished:
+        rows |= {line["row"] for line in shard.read_rejects(out, index, count) if line["reason"] in reasons}
+    return rows
+
+
+def rejected(out: Path, only: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
+    record, _ = open_finished(out)
+    count = len(record.plan.shards)
+    lines = [line for index in range(count) for line in shard.read_rejects(out, index, count)]
+    return [(source.place(record.plan, line["row"]), line) for line in lines if not only or line["reason"] in only]

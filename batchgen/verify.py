@@ -1,0 +1,171 @@
+"""Proves a job's accounting: checksums, counts and ids of every shard against the job and its input."""
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from . import folder, item, shard, source
+from .errors import JobError, Reject
+from .folder import JobRecord
+from .job import JobSpec
+from .models import Model, load
+from .run import run
+from .source import Shard
+
+
+@dataclass
+class Verdict:
+    """problems: one line each; the accounting closes if there are none."""
+
+    rows: int = 0
+    responses: int = 0
+    rejects: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
+    """The job that a folder was made by. Raises JobError."""
+    record = folder.read_job(out) if out.is_dir() else None
+    if record is None:
+        raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
+    return record, msgspec.convert(record.spec, JobSpec)
+
+
+def verify(out: Path) -> Verdict:
+    """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again.
+
+    Raises JobError if input or model cannot be read.
+    """
+    record, spec = open_finished(out)
+    model = load(spec.model.path)
+    verdict = Verdict()
+    verdict.problems += [
+        f"{path}: the input is not what the job read" for path in source.changes(record.plan, trust_times=False)
+    ]
+    if verdict.problems:
+        return verdict
+    for planned in record.plan.shards:
+        _verify_shard(out, record, spec, model, planned, verdict)
+    if not verdict.problems and not (out / "_SUCCESS").exists():
+        verdict.problems.append(f"{out}/_SUCCESS is missing: run the job again to close it")
+    return verdict
+
+
+def _verify_shard(out: Path, record: JobRecord, spec: JobSpec, model: Model, planned: Shard, verdict: Verdict) -> None:
+    count = len(record.plan.shards)
+    path = folder.shard_path(out, planned.index, count)
+    if not path.exists():
+        verdict.problems.append(f"{path}: missing; run the job again")
+        return
+    if what := shard.damage(out, planned.index, count) or shard.wrong_checksum(out, planned.index, count):
+        aside = folder.quarantine(out, path)
+        (out / "_SUCCESS").unlink(missing_ok=True)
+        verdict.problems.append(f"{path}: {what}; moved to {aside}; run the job again to make it again")
+        return
+    answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
+    rejects = shard.read_rejects(out, planned.index, count)
+    verdict.rows += len(planned.row_numbers)
+    verdict.responses += len(answers)
+    verdict.rejects += len(rejects)
+    found = list(_found(answers, rejects))
+    expected = list(_expected(record, spec, model, planned, {line["row"] for line in rejects}))
+    for has, should in zip(found, expected, strict=False):
+        if has != should:
+            verdict.problems.append(f"{path}: has {has}, the input says {should}")
+            return
+    if len(found) != len(expected):
+        verdict.problems.append(f"{path}: {len(found)} responses and rejects, the input says {len(expected)}")
+
+
+def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """What a shard and its rejects hold, by row and sample."""
+    lines = [(line["row"], -1, line["id"], "rejected", line["reason"]) for line in rejects]
+    lines += [(row["row"], row["sample"], row["id"], row["seed"], row["prompt_tokens"]) for row in answers]
+    yield from sorted(lines, key=lambda line: line[:2])
+
+
+def _expected(
+    record: JobRecord, spec: JobSpec, model: Model, planned: Shard, rejected: set[int]
+) -> Iterator[tuple[Any, ...]]:
+    """What the input says they must hold. Whether the engine failed on a row only the engine can say."""
+    columns = source.column_types(record.plan.files, spec.output.columns)
+    context = record.results["engine"]["max_model_len"]
+    for row in source.read(record.plan, planned, item.columns_read(spec, columns)):
+        try:
+            items = item.make(row, spec, model, context, columns)
+        except Reject as why:
+            yield row.number, -1, item.best_id(row, spec.input.id), "rejected", why.reason
+            continue
+        if row.number in rejected:
+            yield row.number, -1, items[0].id, "rejected", "engine_error"
+            continue
+        for made in items:
+            yield made.row, made.sample, made.id, made.seed, len(made.prompt_token_ids)
+
+
+# --- replay
+
+
+@dataclass(frozen=True)
+class Replay:
+    """matches: responses that came out the same; first: what differs in the first that did not."""
+
+    items: int
+    matches: int
+    first: str
+
+
+def replay(out: Path, items: int, seed: int) -> Replay:
+    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses."""
+    _, spec = open_finished(out)
+    columns = [
+        "id",
+        "row",
+        "sample",
+        "conversation",
+        "response",
+        "finish_reason",
+        "response_tokens",
+        "seed",
+        "sampling",
+    ]
+    data = ds.dataset([str(path) for path in sorted(out.glob("part-*.parquet"))], format="parquet")
+    total = data.count_rows()
+    chosen = sorted(random.Random(seed).sample(range(total), min(items, total)))
+    before = data.take(pa.array(chosen, pa.int64()), columns=columns).to_pylist()
+    with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
+        rows = Path(scratch) / "rows.jsonl"
+        with rows.open("w", encoding="utf-8") as lines:
+            for row in before:
+                keep = {name: row[name] for name in ("id", "conversation", "seed", "sampling")}
+                lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
+        tables = msgspec.to_builtins(spec)
+        tables["input"] = {"path": [str(rows)], "id": "id"}
+        tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
+        tables["sampling"] |= {"n": 1}
+        again = msgspec.convert(tables, JobSpec)
+        run(again)
+        after = ds.dataset(again.output.path).to_table(columns).to_pylist()
+    return _compare(before, after)
+
+
+def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Replay:
+    different = [
+        (was, now)
+        for was, now in zip(before, after, strict=True)
+        if any(was[name] != now[name] for name in ("response", "finish_reason", "response_tokens"))
+    ]
+    first = ""
+    if different:
+        was, now = different[0]
+        first = f"row {was['row']} sample {was['sample']}: {was['response']!r} then, {now['response']!r} now"
+    return Replay(len(before), len(before) - len(different), first)
