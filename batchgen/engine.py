@@ -6,7 +6,11 @@ Written for vLLM 0.26 to 0.31; what depends on the version or the device stands 
 import ast
 import importlib.metadata
 import importlib.util
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +137,19 @@ class Engine:
     @property
     def unfinished(self) -> int:
         return self._engine.get_num_unfinished_requests()
+
+    def when_process_dies(self, tell: Callable[[str], None]) -> None:
+        """Calls `tell` with the reason as soon as a process of the engine ends; vLLM's `step` may wait for ever."""
+        processes = multiprocessing.active_children()
+        if processes:  # none on a CPU: there the engine runs in this process
+            threading.Thread(target=_wait_for_death, args=(processes, tell), daemon=True).start()
+
+
+def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[str], None]) -> None:
+    ended = multiprocessing.connection.wait([process.sentinel for process in processes])
+    process = next(process for process in processes if process.sentinel in ended)
+    process.join()
+    tell(f"its process {process.name} ended with exit code {process.exitcode}")
 
 
 def _one_line(error: Exception) -> str:

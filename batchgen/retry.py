@@ -67,12 +67,10 @@ def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[in
     count = len(record.plan.shards)
     finished = sorted(folder.finished(out, count))
     shards = [str(folder.shard_path(out, index, count)) for index in finished]
-    ended = ds.field("finish_reason").isin([reason for reason in reasons if reason in FINISH_REASONS])
-    rows = (
-        set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
-        if shards
-        else set()
-    )
+    rows: set[int] = set()
+    if shards:
+        ended = ds.field("finish_reason").isin(reasons)
+        rows |= set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
     for index in finished:
         rows |= {line["row"] for line in shard.read_rejects(out, index, count) if line["reason"] in reasons}
     return rows

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -322,7 +322,10 @@ class Worker:
 
 def main() -> None:
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
-    _die_with(orders.supervisor)
+    _die_with_parent()
+    if os.getppid() != orders.supervisor:
+        return  # it is gone already
+    os.register_at_fork(after_in_child=_die_with_parent)
     reports = os.fdopen(orders.report_to, "wb", buffering=0)
 
     def report(what: Report) -> None:
@@ -337,10 +340,7 @@ def main() -> None:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
         traceback.print_exc()
-        report(Ended("died", " ".join(str(error).split())[:300] or type(error).__name__))
-        # Not by the way of atexit handlers: a broken engine's may wait for ever.
-        sys.stderr.flush()
-        os._exit(1)
+        _die(report, " ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
@@ -351,23 +351,31 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     engine = Engine(job.model, job.spec.engine, job.context)
+    engine.when_process_dies(lambda reason: _die(report, reason))
     report(Started(time.monotonic() - begin))
     worker = Worker(job, engine, claims, report, None, orders.suspects, orders.deadly)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run(job.plan.shards)
 
 
+def _die(report: Callable[[Report], None], reason: str) -> NoReturn:
+    """Not by the way of atexit handlers: a broken engine's may wait for ever."""
+    report(Ended("died", reason))
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _stop_before_start(*_: object) -> None:
     raise Stopped("stopped as asked; run the same command again to go on")
 
 
-def _die_with(supervisor: int) -> None:
-    """A supervisor killed with -9 takes its worker along: Linux sends SIGKILL when the parent is gone."""
+def _die_with_parent() -> None:
+    """Linux sends this process SIGKILL when its parent is gone: a kill -9 of the supervisor leaves nothing behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
 
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
+    _die_with_parent()
