@@ -6,12 +6,14 @@ harmless, since both write the same shard; claims are there to save their time.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 class Seen(NamedTuple):
-    """The last beat of another worker, since when we know it, and whether it is not the first one we saw."""
+    """The last beat of another worker, when we first saw it, and whether it is not the first one we saw."""
 
     beat: bytes
     since: float
@@ -38,7 +40,13 @@ class Claims:
         self._workers = out / "_state" / "workers"
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
-        self._facts = {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
+        self._facts = {
+            "worker": self.worker,
+            "host": socket.gethostname(),
+            "boot": _boot(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+        }
         self._held: set[int] = set()
         self._seen: dict[str, Seen] = {}  # by worker
         self._stop = threading.Event()
@@ -60,6 +68,10 @@ class Claims:
             return False
         try:
             os.write(file, self._me)
+            os.fsync(file)  # others would wait a while for a name that a power loss took away
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(file)
         self._held.add(shard)
@@ -73,8 +85,9 @@ class Claims:
 
     def is_alive(self, worker: str) -> bool:
         """False once a worker's process is known to be gone, or its beat was silent for `stale` seconds."""
-        # A claim without a proper name is one whose maker lost its power before the name was on the disk.
-        beat = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
+        beat: bytes | None = b""  # of a claim that its maker is about to write its name into, or never will
+        if worker:
+            beat = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
         if beat is None or _is_gone(beat):
             return False
         seen = self._seen.get(worker)
@@ -83,9 +96,10 @@ class Claims:
             return True
         return time.monotonic() - seen.since < self._stale
 
-    def others_at_work(self) -> bool:
-        """Whether all the workers that `take` gave way to were seen to beat on: nobody's shards will be left over."""
-        return all(seen.went_on for seen in self._seen.values())
+    def at_work(self, shards: Iterable[int], since: float) -> bool:
+        """Whether the holders of all these shards were seen to beat on after `since`: they will finish them."""
+        holders = [(_read(self._path(shard)) or b"").decode(errors="replace") for shard in shards]
+        return all((seen := self._seen.get(holder)) and seen.went_on and seen.since > since for holder in holders)
 
     def close(self) -> None:
         """Releases everything and ends the beat."""
@@ -98,18 +112,21 @@ class Claims:
         return self._claims / f"part-{shard:05}"
 
     def _take_away(self, path: Path, holder: bytes) -> bool:
-        """Removes the claim of a dead worker. Of several watchers one succeeds; a fresh claim is put back."""
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        """Removes the claim of a dead worker. Of several watchers one succeeds; where there are no locks, two may."""
         try:
-            path.rename(aside)
+            with path.open("r+b") as claim:
+                try:
+                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    pass
+                if claim.read() != holder or not os.path.samestat(os.fstat(claim.fileno()), path.stat()):
+                    return False  # somebody else took it over meanwhile
+                path.unlink()
         except FileNotFoundError:
             return False
-        taken = _read(aside)
-        if taken != holder:
-            with contextlib.suppress(OSError):  # if somebody claimed it meanwhile: as good
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
-        return taken == holder
+        return True
 
     def _beat_on(self) -> None:
         number = 0
@@ -149,8 +166,15 @@ def _is_gone(beat: bytes) -> bool:
         facts = msgspec.json.decode(beat)
         if facts["host"] == socket.gethostname() and facts["boot"] == _boot():
             os.kill(facts["pid"], 0)
+            return facts["started"] != _started(facts["pid"])
     except ProcessLookupError:
         return True
     except (msgspec.DecodeError, KeyError, TypeError, OSError):
         pass
     return False
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started, which tells it from a later one with its id; None if it has ended."""
+    state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]  # a zombie waits for its parent, maybe for ever

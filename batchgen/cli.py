@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import click
+import msgspec
 
 from . import __version__
 from .errors import JobError, MachineError, Stopped
@@ -36,6 +37,18 @@ def flag_name(table: str, key: str) -> str:
     return "--" + names.get(key, key).replace("_", "-")
 
 
+class Json(click.ParamType):
+    """A flag whose value is JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return msgspec.json.decode(value) if isinstance(value, str) else value
+        except msgspec.DecodeError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
+
 def job_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option per key of the job file, taken from the tables' own types and descriptions."""
     options = []
@@ -53,8 +66,11 @@ def _option(table: str, key: str, hint: Any) -> Callable[..., Any]:
     plain, description = _plain_type(hint)
     multiple = get_origin(plain) is list
     value_type = get_args(plain)[0] if multiple else plain
+    if isinstance(value_type, type) and issubclass(value_type, msgspec.Struct):
+        value_type, multiple = Json, False
     choices = [choice for choice in get_args(value_type) if isinstance(choice, str)]
-    kind: Any = click.Choice(choices) if choices else next((t for t in (bool, int, float) if t is value_type), str)
+    simple = next((t for t in (bool, int, float, Json) if t is value_type), str)
+    kind: Any = click.Choice(choices) if choices else Json() if simple is Json else simple
     name = flag_name(table, key)
     return click.option(
         f"{name}/--no{name[1:]}" if kind is bool else name,

@@ -1,5 +1,8 @@
 """Rows and conversations: which record shapes are understood, and what is wrong with the others."""
 
+import re
+import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,8 +12,16 @@ from .errors import Reject
 
 USER = "ユーザー"
 ASSISTANT = "システム"
-# The columns that hold a conversation, in the order in which they are looked for.
-SHAPES = ("conversation", "prompt", "text")
+SYSTEM = "system"  # has no speaker of its own: goes ahead of the first user's utterance
+
+# Who speaks, in the words of every dialect.
+SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}
+OPENAI_ROLES = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
+SHAREGPT_ROLES = {
+    **{name: USER for name in ("human", "user")},
+    **{name: ASSISTANT for name in ("gpt", "assistant", "chatgpt", "bing", "bard", "model")},
+    "system": SYSTEM,
+}
 
 
 class Utterance(NamedTuple):
@@ -57,8 +68,10 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 
 
 def row_id(record: dict[str, Any], column: str, number: int) -> str:
-    """The row's id: its id column, else its number. Raises Reject(bad_shape)."""
+    """The row's id: its id column, the custom_id of an OpenAI batch line, else its number. Raises Reject(bad_shape)."""
     value = record.get(column)
+    if value is None and "body" in record:
+        value = record.get("custom_id")
     if value is None:
         return str(number)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -66,34 +79,148 @@ def row_id(record: dict[str, Any], column: str, number: int) -> str:
     raise Reject("bad_shape", f"{column} is {_kind(value)}, not text or a whole number")
 
 
-def from_record(record: dict[str, Any]) -> Conversation:
-    """The conversation of a record. Raises Reject(bad_shape | unknown_speaker | empty)."""
-    shape = next((name for name in SHAPES if record.get(name) is not None), None)
-    if shape is None:
-        found = ", ".join(record) or "nothing"
-        raise Reject("bad_shape", f"needs one of {', '.join(SHAPES)}; has {found}")
-    if shape == "conversation":
-        return _speakers(record[shape])
-    return [Utterance(USER, _text(record[shape], shape))]
+# --- shapes
 
 
-def _speakers(turns: Any) -> Conversation:
-    """The model card's form: [{"speaker": "ユーザー", "text": "..."}, ...], the user's turn last."""
-    if not isinstance(turns, list):
-        raise Reject("bad_shape", f"conversation is {_kind(turns)}, not a list")
+def _speaker(record: dict[str, Any]) -> Conversation:
+    """The model cards' own form: [{"speaker": "ユーザー", "text": "..."}, ...]."""
+    return _turns(record["conversation"], "conversation", "speaker", "text", SPEAKERS)
+
+
+def _openai(record: dict[str, Any]) -> Conversation:
+    """`messages` of OpenAI's chat API; also a line of its batch files, which has them in `body`."""
+    body = record.get("body")
+    where = "messages" if body is None else "body.messages"
+    messages = record.get("messages") if body is None else isinstance(body, dict) and body.get("messages")
+    return _turns(messages, where, "role", "content", OPENAI_ROLES)
+
+
+def _sharegpt(record: dict[str, Any]) -> Conversation:
+    return _turns(record["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
+
+
+def _hh(record: dict[str, Any]) -> Conversation:
+    """Anthropic's HH-RLHF: one text, "\\n\\nHuman: ...\\n\\nAssistant: ..."; `chosen` is the answer that was liked."""
+    column = next((name for name in ("chosen", "prompt", "text") if record.get(name) is not None), "chosen")
+    text = record.get(column)
+    if not isinstance(text, str):
+        raise Reject("bad_shape", f"{column} is {_kind(text)}, not text")
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.strip())
+    if parts[0].strip() or len(parts) < 3:
+        raise Reject("bad_shape", f"{column} does not begin with Human: and go on in turns")
+    turns = [
+        Utterance(USER if who == "Human" else ASSISTANT, said.strip())
+        for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    if turns[-1] == (ASSISTANT, ""):  # the transcript ends where the answer is to begin
+        turns.pop()
+    return [Utterance(speaker, _text(said, column)) for speaker, said in turns]
+
+
+def _question(question: str, answer: str = "", more: str = "") -> Callable[[dict[str, Any]], Conversation]:
+    """A shape of columns: a question, perhaps with more to it, and perhaps an answer that is known already."""
+
+    def parse(record: dict[str, Any]) -> Conversation:
+        asked = _text(record[question], question)
+        if more and record.get(more):
+            asked += "\n" + _text(record[more], more)
+        known = record.get(answer) if answer else None
+        return [Utterance(USER, asked), *([Utterance(ASSISTANT, _text(known, answer))] if known else [])]
+
+    return parse
+
+
+class Shape(NamedTuple):
+    """columns: all of them make a record of this shape; optional: further ones that it uses."""
+
+    parse: Callable[[dict[str, Any]], Conversation]
+    columns: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+# By the name that `[input] format` takes, in the order in which a row is tried.
+SHAPES = {
+    "speaker": Shape(_speaker, ("conversation",)),
+    "openai": Shape(_openai, ("messages",)),
+    "openai-batch": Shape(_openai, ("body",), ("custom_id",)),
+    "sharegpt": Shape(_sharegpt, ("conversations",)),
+    "hh": Shape(_hh, ("chosen",), ("prompt", "text")),
+    "flan": Shape(_question("inputs", answer="targets"), ("inputs",), ("targets",)),
+    "alpaca": Shape(_question("instruction", answer="output", more="input"), ("instruction",), ("input", "output")),
+    "prompt": Shape(_question("prompt", answer="completion"), ("prompt",), ("completion",)),
+    "text": Shape(_question("text"), ("text",)),
+}
+# All that these shapes look at, for readers of columns.
+COLUMNS = tuple(dict.fromkeys(name for shape in SHAPES.values() for name in (*shape.columns, *shape.optional)))
+_TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+
+
+def shape_of(record: dict[str, Any]) -> str:
+    """The name of the first shape whose columns the record has. Raises Reject(bad_shape)."""
+    for name, shape in SHAPES.items():
+        if all(record.get(column) is not None for column in shape.columns):
+            text = record[shape.columns[0]]
+            is_transcript = name in ("prompt", "text") and isinstance(text, str) and _TRANSCRIPT.match(text)
+            return "hh" if is_transcript else name
+    ways = ", ".join(shape.columns[0] for shape in SHAPES.values())
+    raise Reject("bad_shape", f"needs one of {ways}; has {', '.join(record) or 'nothing'}")
+
+
+def from_record(record: dict[str, Any], shape: str = "auto", drop_last_response: bool = False) -> Conversation:
+    """The conversation of a record, ending with the user. Raises Reject(bad_shape | unknown_speaker | empty).
+
+    drop_last_response: an answer that stands at the end of the data is left out instead of a reject.
+    """
+    name = shape_of(record) if shape == "auto" else shape
+    if missing := [column for column in SHAPES[name].columns if record.get(column) is None and name != "hh"]:
+        raise Reject("bad_shape", f"a row of format {name} needs {missing[0]}; has {', '.join(record) or 'nothing'}")
+    return _ending_with_user(SHAPES[name].parse(record), drop_last_response)
+
+
+def _ending_with_user(turns: Conversation, drop_last_response: bool) -> Conversation:
+    if turns and turns[-1].speaker == ASSISTANT and drop_last_response:
+        turns.pop()
     if not turns:
-        raise Reject("empty", "conversation has no utterances")
+        raise Reject("empty", "the conversation has no utterances")
+    if turns[-1].speaker != USER:
+        raise Reject("bad_shape", "the last utterance is not from the user (drop_last_response leaves an answer out)")
+    return _with_system_ahead(turns)
+
+
+def _with_system_ahead(turns: Conversation) -> Conversation:
+    """The prompt format has no place for a system message: it becomes the head of the first user's utterance."""
+    system = [turn.text for turn in turns if turn.speaker == SYSTEM]
+    if not system:
+        return turns
+    spoken = [turn for turn in turns if turn.speaker != SYSTEM]
+    first = next(position for position, turn in enumerate(spoken) if turn.speaker == USER)
+    spoken[first] = Utterance(USER, "\n".join([*system, spoken[first].text]))
+    return spoken
+
+
+def _turns(turns: Any, where: str, speaker: str, text: str, roles: dict[str, str]) -> Conversation:
+    """A list of objects with a speaker and a text each, whatever the dialect calls them."""
+    if not isinstance(turns, list):
+        raise Reject("bad_shape", f"{where} is {_kind(turns)}, not a list")
     conversation = []
     for position, turn in enumerate(turns):
-        where = f"conversation[{position}]"
-        if not isinstance(turn, dict) or "speaker" not in turn or "text" not in turn:
-            raise Reject("bad_shape", f"{where} needs speaker and text")
-        if turn["speaker"] not in (USER, ASSISTANT):
-            raise Reject("unknown_speaker", f"{where}: {turn['speaker']!r} is neither {USER} nor {ASSISTANT}")
-        conversation.append(Utterance(turn["speaker"], _text(turn["text"], f"{where}.text")))
-    if conversation[-1].speaker != USER:
-        raise Reject("bad_shape", f"the last utterance is not from {USER}: there is nothing to answer")
+        place = f"{where}[{position}]"
+        if not isinstance(turn, dict) or speaker not in turn or text not in turn:
+            raise Reject("bad_shape", f"{place} needs {speaker} and {text}")
+        role = turn[speaker]
+        if not isinstance(role, str) or role not in roles:
+            raise Reject("unknown_speaker", f"{place}: {role!r} is none of {', '.join(roles)}")
+        conversation.append(Utterance(roles[role], _text(_joined(turn[text]), f"{place}.{text}")))
     return conversation
+
+
+def _joined(content: Any) -> Any:
+    """OpenAI's content may be a list of parts; those of text are joined."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise Reject("bad_shape", "content has a part that is not text")
+    return "".join(part["text"] for part in content)
 
 
 def _text(value: Any, where: str) -> str:
@@ -107,3 +234,31 @@ def _text(value: Any, where: str) -> str:
 def _kind(value: Any) -> str:
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
     return kinds.get(type(value), "null" if value is None else "an object")
+
+
+# --- templates
+
+
+class Template:
+    """`[prompt] template`: the user's utterance out of any columns, as Python's format strings have them."""
+
+    def __init__(self, template: str):
+        """Raises ValueError if it is no such template."""
+        self._template = template
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        # Only columns by name: `{a.b}` and `{a[0]}` would reach into Python's objects.
+        if wrong := [field for field in fields if not field or any(sign in field for sign in ".[]")]:
+            raise ValueError(f"{{{wrong[0]}}} is not the name of a column")
+        if not fields:
+            raise ValueError("it names no column, such as {text}")
+        self.columns = list(dict.fromkeys(fields))
+
+    def fill(self, record: dict[str, Any]) -> Conversation:
+        """Raises Reject(bad_shape | empty)."""
+        if missing := [name for name in self.columns if record.get(name) is None]:
+            raise Reject("bad_shape", f"the template needs {missing[0]}; has {', '.join(record) or 'nothing'}")
+        try:
+            text = self._template.format_map(record)
+        except (ValueError, TypeError) as error:
+            raise Reject("bad_shape", f"the template does not fit the row: {error}") from None
+        return [Utterance(USER, _text(text, "the filled template"))]

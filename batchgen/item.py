@@ -1,23 +1,25 @@
 """From a row to its items: one generation each, ready for the engine."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
+import msgspec
 
 from . import conversation, prompt, sampling
-from .conversation import Conversation, Row
+from .conversation import Conversation, Row, Utterance
 from .errors import Reject
 from .job import JobSpec
-from .models import Model
+from .prepare import Job
 from .sampling import Sampling
 from .source import column_value
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One (row, sample): what goes into the engine, and what its output row says beside the response."""
+    """One (row, sample): what goes into the engine, and what its output row says beside the response.
+
+    truncated: how many tokens were taken off the prompt to make it fit.
+    """
 
     row: int
     sample: int
@@ -25,6 +27,7 @@ class Item:
     conversation: Conversation
     prompt: str
     prompt_token_ids: list[int]
+    truncated: int
     sampling: Sampling
     seed: int
     columns: dict[str, Any]
@@ -34,31 +37,57 @@ class Item:
         """What the engine and the supervisor call it."""
         return f"{self.row}-{self.sample}"
 
+    def answer(self, token_ids: list[int], finish_reason: str, job: Job) -> dict[str, Any]:
+        """Its row of the shard, with all optional columns; the schema picks."""
+        return {
+            "id": self.id,
+            "row": self.row,
+            "sample": self.sample,
+            "conversation": [utterance._asdict() for utterance in self.conversation],
+            "response": prompt.response_text(job.model.tokenizer.decode(token_ids), job.format),
+            "finish_reason": finish_reason,
+            "prompt_tokens": len(self.prompt_token_ids),
+            "truncated": self.truncated,
+            "response_tokens": len(token_ids),
+            "seed": self.seed,
+            "sampling": msgspec.structs.asdict(self.sampling),
+            **self.columns,
+            "prompt": self.prompt,
+            "prompt_token_ids": self.prompt_token_ids,
+            "response_token_ids": token_ids,
+        }
 
-def make(row: Row, spec: JobSpec, model: Model, context: int, columns: dict[str, str | pa.DataType]) -> list[Item]:
+
+def make(row: Row, job: Job) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
-    record = row.record()
+    record, spec = row.record(), job.spec
     id = conversation.row_id(record, spec.input.id, row.number)
-    turns = conversation.from_record(record)
-    text = prompt.render(turns)
-    token_ids = model.tokenizer.encode(text)
-    room = context - len(token_ids)
-    if room < 1:
-        raise Reject("too_long", f"the prompt has {len(token_ids)} tokens, the context {context}; no room to answer")
+    if job.template:
+        turns = job.template.fill(record)
+    else:
+        turns = conversation.from_record(record, spec.input.format, spec.input.drop_last_response)
     params, seed = sampling.of_row(spec.sampling, record)
-    if unknown := [token for token in params.stop_token_ids if not 0 <= token < model.vocab_size]:
-        raise Reject("bad_sampling", f"stop_token_ids: {unknown[0]} is not one of the model's {model.vocab_size} ids")
-    params = _within(params, room)
-    passed = {name: column_value(record.get(name), kind, name) for name, kind in columns.items()}
+    if unknown := [token for token in params.stop_token_ids if not 0 <= token < job.model.vocab_size]:
+        raise Reject(
+            "bad_sampling", f"stop_token_ids: {unknown[0]} is not one of the model's {job.model.vocab_size} ids"
+        )
+    # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
+    policy = spec.prompt.on_overlength
+    limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
+    prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
+    fitted = prompt.fit(turns, prefix, job.format, job.model.tokenizer.encode, limit, policy)
+    params = _within(params, job.context - len(fitted.token_ids))
+    passed = {name: column_value(record.get(name), kind, name) for name, kind in job.columns.items()}
     return [
-        Item(row.number, sample, id, turns, text, token_ids, params, _seed(spec, seed, id, sample), passed)
+        Item(row.number, sample, id, *fitted, params, _seed(spec, seed, id, sample), passed)
         for sample in range(spec.sampling.n)
     ]
 
 
-def columns_read(spec: JobSpec, columns: Iterable[str]) -> list[str]:
+def columns_read(job: Job) -> list[str]:
     """The columns of a Parquet input that `make` looks at."""
-    return [*conversation.SHAPES, spec.input.id, "seed", "sampling", *columns]
+    shape = job.template.columns if job.template else conversation.COLUMNS
+    return [*shape, job.spec.input.id, "seed", "sampling", *job.columns]
 
 
 def best_id(row: Row, column: str) -> str:

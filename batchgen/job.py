@@ -15,6 +15,8 @@ from msgspec import Meta
 from .errors import JobError
 from .sampling import JobSampling
 
+InputFormat = Literal["auto", "speaker", "openai", "openai-batch", "sharegpt", "hh", "flan", "alpaca", "prompt", "text"]
+PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw"]
 OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
 
 
@@ -25,14 +27,30 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 class InputTable(_Table, frozen=True):
     path: Annotated[list[str], Meta(description="JSONL or Parquet: files, folders, globs or URIs")]
     id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
+    format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
+    drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
 
 
 class ModelTable(_Table, frozen=True):
     path: Annotated[str, Meta(description="folder of the model")]
 
 
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One utterance of `[prompt] prefix`."""
+
+    speaker: Literal["ユーザー", "システム"]
+    text: str
+
+
 class PromptTable(_Table, frozen=True):
-    format: Annotated[Literal["speaker"], Meta(description="how a conversation becomes a prompt")] = "speaker"
+    format: Annotated[PromptFormat, Meta(description="how a conversation becomes a prompt; auto asks the model")] = (
+        "auto"
+    )
+    template: Annotated[str, Meta(description="the user's utterance, from columns: 'Translate: {title}'")] = ""
+    prefix: Annotated[list[Turn], Meta(description="fixed turns ahead of every conversation (as JSON in a flag)")] = []
+    on_overlength: Annotated[
+        Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")
+    ] = "reject"
 
 
 class OutputTable(_Table, frozen=True):

@@ -34,8 +34,10 @@ def path_of(out: Path, shard: int, worker: str) -> Path:
 
 
 def paths_of(out: Path, shard: int) -> list[Path]:
-    """Every journal of a shard, of whatever worker."""
-    return sorted((out / "_state" / "journal").glob(f"part-{shard:05}.*.journal"))
+    """Every journal of a shard, of whatever worker. Unlike `glob`, raises what the disk refuses."""
+    journals = out / "_state" / "journal"
+    start = f"part-{shard:05}."
+    return [journals / name for name in sorted(os.listdir(journals)) if name.startswith(start)]
 
 
 def remove(out: Path, shard: int) -> None:

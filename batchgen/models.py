@@ -26,6 +26,12 @@ class Model:
     tokenizer: Tokenizer
     digests: dict[str, str]
 
+    @property
+    def prompt_format(self) -> str:
+        """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does."""
+        kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
+        return "speaker" if kept else "speaker-nl"
+
 
 def load(path: str) -> Model:
     """Reads and checks a model's folder; the weights are only digested. Raises JobError."""

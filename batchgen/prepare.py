@@ -8,6 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from . import __version__, engine, folder, job, models, shard, source
+from .conversation import Template
 from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec
@@ -17,12 +18,15 @@ from .source import Plan
 
 @dataclass(frozen=True)
 class Job:
-    """A job, resolved. context: most tokens of prompt and response together; columns: passed-through ones."""
+    """A job, resolved. context: most tokens of prompt and response together; columns: passed-through ones;
+    format: of prompts, resolved."""
 
     spec: JobSpec
     out: Path
     model: Model
     context: int
+    format: str
+    template: Template | None
     plan: Plan
     columns: dict[str, str | pa.DataType]
     record: JobRecord
@@ -44,7 +48,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     if plan is None:
         known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
         plan = source.plan(spec.input.path, spec.output.shard_rows, known)
-    source.check_shape(plan.files)
+    template = _template(spec)
+    source.check_columns(plan.files, spec.input.format, template)
     columns = source.column_types(plan.files, spec.output.columns)
     if clash := sorted(shard.RESERVED & set(columns)):
         raise JobError(f"[output] columns: {clash[0]} is a column of batchgen's own; rename it in the input")
@@ -53,7 +58,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
     if unknown := [token for token in spec.sampling.stop_token_ids if not 0 <= token < model.vocab_size]:
         raise JobError(f"[sampling] stop_token_ids: {unknown[0]} is not one of the model's {model.vocab_size} ids")
-    results = _results(spec, model, context, plan, columns)
+    format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
+    results = _results(spec, model, context, format, plan, columns)
     record = JobRecord(
         fingerprint=job.fingerprint(results),
         results=results,
@@ -61,11 +67,18 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         versions={"batchgen": __version__, **engine.versions()},
         plan=plan,
     )
-    return Job(spec, out, model, context, plan, columns, record)
+    return Job(spec, out, model, context, format, template, plan, columns, record)
+
+
+def _template(spec: JobSpec) -> Template | None:
+    try:
+        return Template(spec.prompt.template) if spec.prompt.template else None
+    except ValueError as error:
+        raise JobError(f"[prompt] template {spec.prompt.template!r}: {error}") from None
 
 
 def _results(
-    spec: JobSpec, model: Model, context: int, plan: Plan, columns: dict[str, str | pa.DataType]
+    spec: JobSpec, model: Model, context: int, format: str, plan: Plan, columns: dict[str, str | pa.DataType]
 ) -> dict[str, Any]:
     """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
     picked = [row for planned in plan.shards for row in planned.picked or ()]
@@ -73,10 +86,12 @@ def _results(
         "input": {
             "files": [{"digest": file.digest, "rows": file.rows} for file in plan.files],
             "id": spec.input.id,
+            "format": spec.input.format,
+            "drop_last_response": spec.input.drop_last_response,
         }
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "model": model.digests,
-        "prompt": msgspec.to_builtins(spec.prompt),
+        "prompt": msgspec.to_builtins(spec.prompt) | {"format": format},
         "sampling": msgspec.to_builtins(spec.sampling),
         "engine": {name: value for name, value in spec.engine.items() if name not in job.ENGINE_MEANS}
         | {"max_model_len": context},

@@ -70,11 +70,12 @@ def _set_damaged_aside(job: Job) -> None:
     """Shards that were cut off or lost a part go to quarantine, to be made again. `batchgen verify` looks closer."""
     count = len(job.plan.shards)
     for index in sorted(folder.finished(job.out, count)):
-        if what := shard.damage(job.out, index, count):
-            path = folder.shard_path(job.out, index, count)
-            (job.out / "_SUCCESS").unlink(missing_ok=True)
-            aside = folder.quarantine(job.out, path)
-            print(f"batchgen: warning: {path}: {what}; moved to {aside}, to be made again", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):  # another worker set it aside already
+            if what := shard.damage(job.out, index, count):
+                path = folder.shard_path(job.out, index, count)
+                (job.out / "_SUCCESS").unlink(missing_ok=True)
+                aside = folder.quarantine(job.out, path)
+                print(f"batchgen: warning: {path}: {what}; moved to {aside}, to be made again", file=sys.stderr)
 
 
 def _warn_of_other_versions(job: Job) -> None:
@@ -86,20 +87,24 @@ def _warn_of_other_versions(job: Job) -> None:
 
 
 def close(job: Job) -> dict[str, Any]:
-    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there. Raises Stopped."""
+    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped."""
     success = job.out / "_SUCCESS"
     with on_disk(job.out):
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            return msgspec.json.decode(success.read_bytes())
         totals = _count(job) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
-        folder.publish(job.out, success, msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
+        if not success.exists() or success.read_bytes() != content:
+            folder.publish(job.out, success, content)
     return totals
 
 
 def _count(job: Job) -> dict[str, Any]:
     totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
     for planned in job.plan.shards:
-        part = shard.read_checksums(job.out, planned.index, len(job.plan.shards)).counts
+        try:
+            part = shard.read_checksums(job.out, planned.index, len(job.plan.shards)).counts
+        except ValueError as error:
+            path = folder.shard_path(job.out, planned.index, len(job.plan.shards))
+            raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
         for reason, number in part.pop("rejects").items():
             totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number
         for key, number in part.items():

@@ -59,7 +59,12 @@ def item_seed(job_seed: int, id: str, sample: int) -> int:
 def of_row(job: JobSampling, record: dict[str, Any]) -> tuple[Sampling, int | None]:
     """The sampling parameters of one row and, if it carries one, its seed. Raises Reject(bad_sampling)."""
     changes = record.get("sampling")
+    if changes is None and isinstance(body := record.get("body"), dict):
+        changes = _of_openai(body)
     seed = record.get("seed")
+    base = {name: getattr(job, name) for name in _NAMES}
+    if changes is None and seed is None:
+        return Sampling(**base), None
     if changes is not None and not isinstance(changes, dict):
         raise Reject("bad_sampling", f"sampling is {type(changes).__name__}, not an object")
     # A Parquet struct has every field in every row: null there means "as the job says".
@@ -69,8 +74,18 @@ def of_row(job: JobSampling, record: dict[str, Any]) -> tuple[Sampling, int | No
         own = None if seed is None else msgspec.convert(seed, Seed)
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", f"seed {seed!r}: {error}") from None
-    base = {name: getattr(job, name) for name in _NAMES}
     try:
         return msgspec.convert(base | values, Sampling), own
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", str(error)) from None
+
+
+def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a request to OpenAI's chat API; what does not shape the response is passed over."""
+    values = {name: value for name, value in body.items() if name not in _OPENAI_OTHERS}
+    if "max_completion_tokens" in values:
+        values["max_tokens"] = values.pop("max_completion_tokens")
+    return values
+
+
+_OPENAI_OTHERS = frozenset("messages metadata model service_tier store stream stream_options user".split())

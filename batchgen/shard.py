@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 
 from .conversation import Row
 from .errors import Reject
-from .folder import checksum_path, make_folder, publish, rejects_path, shard_path
-from .item import Item
+from .folder import checksum_path, make_folder, publish, rejects_path, sealed, shard_path, sync_folder, unsealed
 from .source import TYPES, Shard
-from .tokenizer import Tokenizer
 
 PREFIX = "batchgen."
 
@@ -41,6 +39,7 @@ _COLUMNS = [
     ("response", pa.string()),
     ("finish_reason", pa.string()),
     ("prompt_tokens", pa.int32()),
+    ("truncated", pa.int32()),
     ("response_tokens", pa.int32()),
     ("seed", pa.int64()),
     ("sampling", _SAMPLING),
@@ -66,26 +65,6 @@ def schema(include: Iterable[str], columns: dict[str, str | pa.DataType]) -> pa.
     """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
     passed = [(name, TYPES[kind] if isinstance(kind, str) else kind) for name, kind in columns.items()]
     return pa.schema([*_COLUMNS, *passed, *((name, _OPTIONAL[name]) for name in _OPTIONAL if name in include)])
-
-
-def output_row(item: Item, token_ids: list[int], finish_reason: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One row of a shard, with all optional columns; the schema picks."""
-    return {
-        "id": item.id,
-        "row": item.row,
-        "sample": item.sample,
-        "conversation": [utterance._asdict() for utterance in item.conversation],
-        "response": tokenizer.decode(token_ids),
-        "finish_reason": finish_reason,
-        "prompt_tokens": len(item.prompt_token_ids),
-        "response_tokens": len(token_ids),
-        "seed": item.seed,
-        "sampling": msgspec.structs.asdict(item.sampling),
-        **item.columns,
-        "prompt": item.prompt,
-        "prompt_token_ids": item.prompt_token_ids,
-        "response_token_ids": token_ids,
-    }
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -130,10 +109,11 @@ def commit(
     if rejects:
         make_folder(out / "_rejects")
         publish(out, rejects_path(out, shard.index, count), rejected)
-    else:  # an earlier shard of this number may have had some
-        rejects_path(out, shard.index, count).unlink(missing_ok=True)
+    elif (left := rejects_path(out, shard.index, count)).exists():  # by a job that was mended since
+        left.unlink(missing_ok=True)
+        sync_folder(left.parent)
     sums = Checksums(_digest(content), _digest(rejected) if rejects else None, len(content), accounting)
-    publish(out, checksum_path(out, shard.index, count), msgspec.json.encode(sums))
+    publish(out, checksum_path(out, shard.index, count), sealed(sums))
     publish(out, shard_path(out, shard.index, count), content)
 
 
@@ -155,10 +135,7 @@ def _digest(content: bytes | memoryview) -> str:
 
 def read_checksums(out: Path, index: int, count: int) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    try:
-        return msgspec.json.decode(checksum_path(out, index, count).read_bytes(), type=Checksums)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"damaged checksums: {error}") from None
+    return unsealed(checksum_path(out, index, count).read_bytes(), Checksums)
 
 
 def damage(out: Path, index: int, count: int) -> str:

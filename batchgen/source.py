@@ -1,5 +1,6 @@
 """Input files: finding them, counting and digesting their rows into a shard plan, reading one shard."""
 
+import contextlib
 import fnmatch
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from .conversation import SHAPES, Row
+from .conversation import SHAPES, Row, Template
 from .errors import JobError, Reject
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -367,13 +368,34 @@ TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bo
 _PYTHON_TYPES = {"string": (str,), "int64": (int,), "double": (int, float), "bool": (bool,)}
 
 
-def check_shape(files: Iterable[InputFile]) -> None:
-    """Every Parquet file must have a column with conversations. Raises JobError."""
+def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:
+    """Every file must have the columns of the template or, Parquet files, of some shape. Raises JobError."""
     for file in files:
-        if is_parquet(file.path):
-            names = open_parquet(file.path).schema_arrow.names
-            if not set(SHAPES) & set(names):
-                raise JobError(f"{file.path}: no column {' or '.join(SHAPES)}; it has {', '.join(names)}")
+        names = _columns_of(file.path)
+        if template and (missing := [name for name in template.columns if name not in names]):
+            raise JobError(
+                f"{file.path}: [prompt] template names {missing[0]}, which the file does not have; "
+                f"it has {', '.join(names)}"
+            )
+        if template or not is_parquet(file.path):
+            continue
+        shapes = SHAPES.values() if format == "auto" else [SHAPES[format]]
+        if not any(column in names for shape in shapes for column in shape.columns):
+            ways = ", ".join(shape.columns[0] for shape in shapes)
+            raise JobError(f"{file.path}: none of the columns {ways}; it has {', '.join(names)}")
+
+
+def _columns_of(path: str) -> list[str]:
+    """The columns of a Parquet file, or the keys of the first SAMPLE_ROWS rows of a JSONL file."""
+    if is_parquet(path):
+        return list(open_parquet(path).schema_arrow.names)
+    return list(dict.fromkeys(name for record in _sample(path) for name in record))
+
+
+def _sample(path: str) -> Iterator[dict[str, Any]]:
+    for line in itertools.islice(_lines(path, 0), SAMPLE_ROWS):
+        with contextlib.suppress(Reject):
+            yield Row(0, line).record()
 
 
 def column_types(files: list[InputFile], columns: Iterable[str]) -> dict[str, str | pa.DataType]:
@@ -413,14 +435,7 @@ def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
 
 
 def _sampled_type(path: str, name: str) -> str | None:
-    values = []
-    for line in itertools.islice(_lines(path, 0), SAMPLE_ROWS):
-        try:
-            record = Row(0, line).record()
-        except Reject:
-            continue
-        if name in record:
-            values.append(record[name])
+    values = [record[name] for record in _sample(path) if name in record]
     kinds = {type(value) for value in values if value is not None}
     if not values:
         return None

@@ -17,7 +17,7 @@ from . import folder, item, shard, source
 from .errors import JobError, Reject
 from .folder import JobRecord
 from .job import JobSpec
-from .models import Model, load
+from .prepare import Job, prepare
 from .run import run
 from .source import Shard
 
@@ -46,7 +46,7 @@ def verify(out: Path) -> Verdict:
     Raises JobError if input or model cannot be read.
     """
     record, spec = open_finished(out)
-    model = load(spec.model.path)
+    job = prepare(spec, record.plan)
     verdict = Verdict()
     verdict.problems += [
         f"{path}: the input is not what the job read" for path in source.changes(record.plan, trust_times=False)
@@ -54,14 +54,14 @@ def verify(out: Path) -> Verdict:
     if verdict.problems:
         return verdict
     for planned in record.plan.shards:
-        _verify_shard(out, record, spec, model, planned, verdict)
+        _verify_shard(job, planned, verdict)
     if not verdict.problems and not (out / "_SUCCESS").exists():
         verdict.problems.append(f"{out}/_SUCCESS is missing: run the job again to close it")
     return verdict
 
 
-def _verify_shard(out: Path, record: JobRecord, spec: JobSpec, model: Model, planned: Shard, verdict: Verdict) -> None:
-    count = len(record.plan.shards)
+def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
+    out, count = job.out, len(job.plan.shards)
     path = folder.shard_path(out, planned.index, count)
     if not path.exists():
         verdict.problems.append(f"{path}: missing; run the job again")
@@ -77,7 +77,7 @@ def _verify_shard(out: Path, record: JobRecord, spec: JobSpec, model: Model, pla
     verdict.responses += len(answers)
     verdict.rejects += len(rejects)
     found = list(_found(answers, rejects))
-    expected = list(_expected(record, spec, model, planned, {line["row"] for line in rejects}))
+    expected = list(_expected(job, planned, {line["row"] for line in rejects}))
     for has, should in zip(found, expected, strict=False):
         if has != should:
             verdict.problems.append(f"{path}: has {has}, the input says {should}")
@@ -93,17 +93,13 @@ def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iter
     yield from sorted(lines, key=lambda line: line[:2])
 
 
-def _expected(
-    record: JobRecord, spec: JobSpec, model: Model, planned: Shard, rejected: set[int]
-) -> Iterator[tuple[Any, ...]]:
+def _expected(job: Job, planned: Shard, rejected: set[int]) -> Iterator[tuple[Any, ...]]:
     """What the input says they must hold. Whether the engine failed on a row only the engine can say."""
-    columns = source.column_types(record.plan.files, spec.output.columns)
-    context = record.results["engine"]["max_model_len"]
-    for row in source.read(record.plan, planned, item.columns_read(spec, columns)):
+    for row in source.read(job.plan, planned, item.columns_read(job)):
         try:
-            items = item.make(row, spec, model, context, columns)
+            items = item.make(row, job)
         except Reject as why:
-            yield row.number, -1, item.best_id(row, spec.input.id), "rejected", why.reason
+            yield row.number, -1, item.best_id(row, job.spec.input.id), "rejected", why.reason
             continue
         if row.number in rejected:
             yield row.number, -1, items[0].id, "rejected", "engine_error"
@@ -126,7 +122,7 @@ class Replay:
 
 def replay(out: Path, items: int, seed: int) -> Replay:
     """Generates so many items of a finished job again, chosen by `seed`, and compares the responses."""
-    _, spec = open_finished(out)
+    record, spec = open_finished(out)
     columns = [
         "id",
         "row",
@@ -151,6 +147,7 @@ def replay(out: Path, items: int, seed: int) -> Replay:
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
+        tables["prompt"] = {"format": record.results["prompt"]["format"]}  # shards hold conversations as rendered
         tables["sampling"] |= {"n": 1}
         again = msgspec.convert(tables, JobSpec)
         run(again)

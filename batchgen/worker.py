@@ -93,7 +93,7 @@ class Worker:
         self._reported = 0.0
         self._stop_at: float | None = None
         self._shape = job.shape
-        self._columns = item.columns_read(job.spec, job.columns)
+        self._columns = item.columns_read(job)
         self._facts = {
             "fingerprint": job.record.fingerprint,
             "versions": job.record.versions,
@@ -142,7 +142,7 @@ class Worker:
             opened = self._open_shard(planned)
             for row in source.read(job.plan, planned, self._columns):
                 try:
-                    items = item.make(row, job.spec, job.model, job.context, job.columns)
+                    items = item.make(row, job)
                 except Reject as why:
                     self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
                     continue
@@ -161,6 +161,7 @@ class Worker:
 
     def _claimed(self, left: list[Shard]) -> Iterator[Shard | None]:
         """Shards to generate, as they can be claimed; None while others hold all the rest."""
+        idle_since: float | None = None
         while left:
             held = []
             for planned in left:
@@ -173,15 +174,19 @@ class Worker:
                 elif self._is_finished(planned):
                     self._claims.release(planned.index)
                 else:
+                    idle_since = None
                     yield planned
             left = held
-            if held and self._claims.others_at_work():
-                return
+            idle_since = idle_since or time.monotonic()
+            with on_disk(self._job.out):
+                if held and self._claims.at_work([planned.index for planned in held], idle_since):
+                    return
             if held:
                 yield None
 
     def _is_finished(self, planned: Shard) -> bool:
-        return folder.shard_path(self._job.out, planned.index, len(self._job.plan.shards)).exists()
+        with on_disk(self._job.out):
+            return folder.shard_path(self._job.out, planned.index, len(self._job.plan.shards)).exists()
 
     def _open_shard(self, planned: Shard) -> OpenShard:
         """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
@@ -257,7 +262,7 @@ class Worker:
 
     def _answer(self, request: Request, token_ids: list[int], finish_reason: str) -> None:
         opened, row = request.shard, request.item.row
-        opened.answers.append(shard.output_row(request.item, token_ids, finish_reason, self._job.model.tokenizer))
+        opened.answers.append(request.item.answer(token_ids, finish_reason, self._job))
         opened.samples_left[row] -= 1
         if not opened.samples_left[row]:
             del opened.samples_left[row]
@@ -301,9 +306,9 @@ class Worker:
     def _leave(self) -> None:
         self._keep(at_once=True)
         self._say_what_is_in_the_engine()
-        for opened in self._open:
-            opened.journal.close()
         with on_disk(self._job.out):
+            for opened in self._open:
+                opened.journal.close()
             self._claims.close()
 
     def _say_what_is_in_the_engine(self) -> None:

@@ -168,7 +168,7 @@ def test_gz_that_is_no_gzip(refused, flags, write_rows):
 def test_parquet_without_the_needed_column(refused, flags, tmp_path):
     pq.write_table(pa.table({"question": ["Monday"], "answer": ["月曜日"]}), tmp_path / "in.parquet")
     line = refused(tmp_path / "in.parquet", *flags)
-    assert "no column conversation or prompt or text; it has question, answer" in line
+    assert "none of the columns conversation, messages" in line
 
 
 def test_no_such_model(refused, write_rows, tmp_path):

@@ -36,6 +36,7 @@ def test_columns_and_types_are_the_documented_ones(out):
         "response": "string",
         "finish_reason": "string",
         "prompt_tokens": "int32",
+        "truncated": "int32",
         "response_tokens": "int32",
         "seed": "int64",
         "sampling": "struct<temperature: double, top_p: double, top_k: int32, min_p: double, "
