@@ -65,6 +65,8 @@ def job_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def _option(table: str, key: str, hint: Any) -> Callable[..., Any]:
     plain, description = _plain_type(hint)
     multiple = get_origin(plain) is list
+    if get_origin(plain) is dict:
+        plain = Json
     value_type = get_args(plain)[0] if multiple else plain
     if isinstance(value_type, type) and issubclass(value_type, msgspec.Struct):
         value_type, multiple = Json, False

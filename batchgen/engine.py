@@ -10,8 +10,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,30 @@ OURS = ("model", "tokenizer", "skip_tokenizer_init", "disable_log_stats")
 CPU_KV_CACHE_BYTES = 4 << 30
 
 
+# The sampled token of one step first, then the likeliest ones: (token id, log probability) each.
+Logprobs = list[list[tuple[int, float]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """token_ids: as generated, the stop token included; finish_reason: stop | length."""
+    """token_ids: as generated, the stop token or the tokens of the stop text included; finish_reason: stop | length,
+    or what else vLLM says; logprobs: one list per token, if they were asked for."""
 
     request_id: str
     token_ids: list[int]
     finish_reason: str
+    logprobs: Logprobs | None = None
+
+
+@dataclass(slots=True)
+class Watch:
+    """A request with stop texts. vLLM's own search needs a tokenizer of its own; here ours looks at each token."""
+
+    stop: list[str]
+    not_before: int  # tokens: min_tokens holds for stop texts too
+    window: int  # tokens that may hold the longest stop text, as each one is at least one byte
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: Logprobs | None = None
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +101,9 @@ class Engine:
 
         self._sampling_params = SamplingParams
         self._final_only = RequestOutputKind.FINAL_ONLY
-        self._eos_id = model.tokenizer.eos_id
+        self._every_token = RequestOutputKind.DELTA
+        self._watched: dict[str, Watch] = {}
+        self._tokenizer = model.tokenizer
         on_cpu = current_platform.is_cpu()
         settings = {"max_model_len": context} | (_cpu_settings(model, args, context) if on_cpu else {}) | args
         if on_cpu:
@@ -101,8 +120,8 @@ class Engine:
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
 
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        """Queues one request. Raises Reject(engine_error) if vLLM does not take it."""
+    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, stop: list[str]) -> None:
+        """Queues one request; stop: texts that end it. Raises Reject(engine_error) if vLLM does not take it."""
         greedy = sampling.temperature == 0
         params = self._sampling_params(
             temperature=sampling.temperature,
@@ -115,28 +134,62 @@ class Engine:
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
             # Without a tokenizer vLLM knows no end of text: it has to be told which id ends a response.
-            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._eos_id])],
+            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._tokenizer.eos_id])],
             ignore_eos=sampling.ignore_eos,
             seed=None if greedy else seed,
+            allowed_token_ids=sampling.allowed_token_ids or None,
+            logit_bias=sampling.logit_bias or None,
+            logprobs=sampling.logprobs,
             detokenize=False,
-            output_kind=self._final_only,
+            output_kind=self._every_token if stop else self._final_only,
         )
         try:
             self._engine.add_request(request_id, {"type": "token", "prompt_token_ids": prompt}, params)
         except ValueError as error:
             raise Reject("engine_error", _one_line(error)) from None
+        if stop:
+            window = max(len(text.encode()) for text in stop) + 1
+            self._watched[request_id] = Watch(stop, sampling.min_tokens, window)
 
     def step(self) -> list[Response]:
         """One step of all running requests; the responses that it finished."""
-        return [
-            Response(output.request_id, list(output.outputs[0].token_ids), str(output.outputs[0].finish_reason))
-            for output in self._engine.step()
-            if output.finished
-        ]
+        responses = []
+        for output in self._engine.step():
+            completion = output.outputs[0]
+            watch = self._watched.get(output.request_id)
+            if watch is not None:
+                response = self._look_for_stop(output.request_id, watch, completion)
+            elif output.finished:
+                response = Response(
+                    output.request_id,
+                    list(completion.token_ids),
+                    str(completion.finish_reason),
+                    _logprobs(completion.logprobs, completion.token_ids),
+                )
+            else:
+                response = None
+            if response:
+                responses.append(response)
+        return responses
 
-    @property
-    def unfinished(self) -> int:
-        return self._engine.get_num_unfinished_requests()
+    def _look_for_stop(self, request_id: str, watch: Watch, new: Any) -> Response | None:
+        """Takes a request's new tokens; its response, if they end it."""
+        logprobs = _logprobs(new.logprobs, new.token_ids)
+        for position, token in enumerate(new.token_ids):
+            watch.token_ids.append(token)
+            if logprobs is not None:
+                watch.logprobs = [*(watch.logprobs or []), logprobs[position]]
+            if len(watch.token_ids) > watch.not_before:
+                tail = self._tokenizer.decode(watch.token_ids[-watch.window :])
+                if any(text in tail for text in watch.stop):
+                    del self._watched[request_id]
+                    if not new.finish_reason:
+                        self._engine.abort_request([request_id])
+                    return Response(request_id, watch.token_ids, "stop", watch.logprobs)
+        if not new.finish_reason:
+            return None
+        del self._watched[request_id]
+        return Response(request_id, watch.token_ids, str(new.finish_reason), watch.logprobs)
 
     def when_process_dies(self, tell: Callable[[str], None]) -> None:
         """Calls `tell` with the reason as soon as a process of the engine ends; vLLM's `step` may wait for ever."""
@@ -150,6 +203,17 @@ def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[st
     process = next(process for process in processes if process.sentinel in ended)
     process.join()
     tell(f"its process {process.name} ended with exit code {process.exitcode}")
+
+
+def _logprobs(steps: Any, token_ids: Sequence[int]) -> Logprobs | None:
+    """Out of vLLM's dicts, one per token: the sampled token first, the others by falling probability."""
+    if not steps:
+        return None
+    pairs = []
+    for token, step in zip(token_ids, steps, strict=True):
+        others = sorted((-value.logprob, other) for other, value in step.items() if other != token)
+        pairs.append([(token, step[token].logprob), *((other, -negative) for negative, other in others)])
+    return pairs
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import msgspec
 
 from . import conversation, prompt, sampling
 from .conversation import Conversation, Row, Utterance
+from .engine import Logprobs
 from .errors import Reject
 from .job import JobSpec
 from .prepare import Job
@@ -18,7 +19,7 @@ from .source import column_value
 class Item:
     """One (row, sample): what goes into the engine, and what its output row says beside the response.
 
-    truncated: how many tokens were taken off the prompt to make it fit.
+    truncated: how many tokens were taken off the prompt to make it fit; stop: the stop texts, as the model writes them.
     """
 
     row: int
@@ -29,6 +30,7 @@ class Item:
     prompt_token_ids: list[int]
     truncated: int
     sampling: Sampling
+    stop: list[str]
     seed: int
     columns: dict[str, Any]
 
@@ -37,25 +39,36 @@ class Item:
         """What the engine and the supervisor call it."""
         return f"{self.row}-{self.sample}"
 
-    def answer(self, token_ids: list[int], finish_reason: str, job: Job) -> dict[str, Any]:
+    def answer(self, token_ids: list[int], finish_reason: str, logprobs: Logprobs | None, job: Job) -> dict[str, Any]:
         """Its row of the shard, with all optional columns; the schema picks."""
+        text = job.model.tokenizer.decode(token_ids)
+        if self.stop and finish_reason == "stop" and token_ids[-1] not in self._stop_ids(job):
+            text = _cut_at(text, self.stop, self.sampling.include_stop_str_in_output)
+        params = msgspec.structs.asdict(self.sampling)
+        params["logit_bias"] = [{"token_id": token, "bias": bias} for token, bias in self.sampling.logit_bias.items()]
         return {
             "id": self.id,
             "row": self.row,
             "sample": self.sample,
             "conversation": [utterance._asdict() for utterance in self.conversation],
-            "response": prompt.response_text(job.model.tokenizer.decode(token_ids), job.format),
+            "response": prompt.response_text(text, job.format),
             "finish_reason": finish_reason,
             "prompt_tokens": len(self.prompt_token_ids),
             "truncated": self.truncated,
             "response_tokens": len(token_ids),
             "seed": self.seed,
-            "sampling": msgspec.structs.asdict(self.sampling),
+            "sampling": params,
             **self.columns,
             "prompt": self.prompt,
             "prompt_token_ids": self.prompt_token_ids,
             "response_token_ids": token_ids,
+            "logprobs": logprobs
+            and [[{"token_id": token, "logprob": value} for token, value in step] for step in logprobs],
         }
+
+    def _stop_ids(self, job: Job) -> set[int]:
+        """Token ids that end this item: a response that ends with one of them was not ended by a stop text."""
+        return {*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else [job.model.tokenizer.eos_id])}
 
 
 def make(row: Row, job: Job) -> list[Item]:
@@ -67,21 +80,29 @@ def make(row: Row, job: Job) -> list[Item]:
     else:
         turns = conversation.from_record(record, spec.input.format, spec.input.drop_last_response)
     params, seed = sampling.of_row(spec.sampling, record)
-    if unknown := [token for token in params.stop_token_ids if not 0 <= token < job.model.vocab_size]:
-        raise Reject(
-            "bad_sampling", f"stop_token_ids: {unknown[0]} is not one of the model's {job.model.vocab_size} ids"
-        )
+    try:
+        params.check_ids(job.model.vocab_size)
+    except ValueError as error:
+        raise Reject("bad_sampling", str(error)) from None
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
     policy = spec.prompt.on_overlength
     limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
     prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
     fitted = prompt.fit(turns, prefix, job.format, job.model.tokenizer.encode, limit, policy)
     params = _within(params, job.context - len(fitted.token_ids))
+    stop = [prompt.as_written(text, job.format) for text in params.stop]
     passed = {name: column_value(record.get(name), kind, name) for name, kind in job.columns.items()}
     return [
-        Item(row.number, sample, id, *fitted, params, _seed(spec, seed, id, sample), passed)
+        Item(row.number, sample, id, *fitted, params, stop, _seed(spec, seed, id, sample), passed)
         for sample in range(spec.sampling.n)
     ]
+
+
+def _cut_at(text: str, stop: list[str], keep: bool) -> str:
+    """The text without the stop text that ended it (with it, if `keep`): the one that ends last, as generation ended
+    with the token that completed it."""
+    end, start = max((text.rfind(each) + len(each), text.rfind(each)) for each in stop if each in text)
+    return text[: end if keep else start]
 
 
 def columns_read(job: Job) -> list[str]:

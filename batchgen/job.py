@@ -119,7 +119,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
             flag = "IN..." if table == "input" else f"--{table}"
             raise JobError(f"{where}: [{table}] path is missing: name it there or give {flag}")
     try:
-        return msgspec.convert(data, JobSpec)
+        return msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
         raise JobError(f"{where}: {_readable(str(error))}") from None
 

@@ -27,6 +27,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     sample: int
     token_ids: list[int]
     finish_reason: str
+    logprobs: list[list[tuple[int, float]]] | None = None
 
 
 def path_of(out: Path, shard: int, worker: str) -> Path:

@@ -33,7 +33,7 @@ class Job:
 
     @property
     def shape(self) -> pa.Schema:
-        return shard.schema(self.spec.output.include, self.columns)
+        return shard.schema(self.spec.output.include, self.columns, self.spec.sampling.logprobs is not None)
 
 
 def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
@@ -56,8 +56,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
-    if unknown := [token for token in spec.sampling.stop_token_ids if not 0 <= token < model.vocab_size]:
-        raise JobError(f"[sampling] stop_token_ids: {unknown[0]} is not one of the model's {model.vocab_size} ids")
+    try:
+        spec.sampling.check_ids(model.vocab_size)
+    except ValueError as error:
+        raise JobError(f"[sampling] {error}") from None
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
     results = _results(spec, model, context, format, plan, columns)
     record = JobRecord(

@@ -41,6 +41,11 @@ def response_text(text: str, format: str) -> str:
     return text.replace("<NL>", "\n") if format == "speaker-nl" else text
 
 
+def as_written(text: str, format: str) -> str:
+    """A text as the model itself writes it: the other way round."""
+    return text.replace("\n", "<NL>") if format == "speaker-nl" else text
+
+
 def fit(
     conversation: Conversation, prefix: Conversation, format: str, encode: Encode, limit: int, on_overlength: str
 ) -> Fitted:

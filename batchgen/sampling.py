@@ -14,6 +14,10 @@ MAX_SEED = 2**53 - 1  # whole numbers up to here survive JSON readers and pandas
 Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 
 
+Text = Annotated[str, Meta(min_length=1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
 class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """vLLM's SamplingParams names; the defaults are those of the bilingual SFT model's card."""
 
@@ -27,7 +31,14 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     max_tokens: Annotated[int, Meta(ge=1, description="most tokens of one response")] = 512
     min_tokens: Annotated[int, Meta(ge=0, description="no end of response before this many tokens")] = 0
     ignore_eos: Annotated[bool, Meta(description="go on to max_tokens whatever comes")] = False
+    stop: Annotated[list[Text], Meta(description="texts that end a response; they do not stand in it")] = []
     stop_token_ids: Annotated[list[int], Meta(description="more token ids that end a response")] = []
+    include_stop_str_in_output: Annotated[bool, Meta(description="leave the text of `stop` in the response")] = False
+    allowed_token_ids: Annotated[list[int], Meta(description="no other tokens than these; none means all")] = []
+    logit_bias: Annotated[dict[int, Bias], Meta(description="token id -> what is added to its logit (JSON)")] = {}
+    logprobs: Annotated[int, Meta(ge=0, le=20, description="log probabilities of so many tokens per step")] | None = (
+        None
+    )
 
     def __post_init__(self) -> None:
         for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
@@ -38,6 +49,12 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
             raise ValueError(f"temperature {self.temperature}: use 0 (greedy) or at least 0.01")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises ValueError if one of the token ids is none of the model's."""
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            if unknown := [token for token in getattr(self, name) if not 0 <= token < vocab_size]:
+                raise ValueError(f"{name}: {unknown[0]} is not one of the model's {vocab_size} ids")
 
 
 class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -69,13 +86,17 @@ def of_row(job: JobSampling, record: dict[str, Any]) -> tuple[Sampling, int | No
         raise Reject("bad_sampling", f"sampling is {type(changes).__name__}, not an object")
     # A Parquet struct has every field in every row: null there means "as the job says".
     values = {name: value for name, value in (changes or {}).items() if value is not None}
+    if "logprobs" in values and job.logprobs is None:
+        raise Reject("bad_sampling", "logprobs: the column is there only if the job's own [sampling] asks for them")
+    if isinstance(values.get("stop"), str):
+        values["stop"] = [values["stop"]]
     seed = values.pop("seed", seed)
     try:
         own = None if seed is None else msgspec.convert(seed, Seed)
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", f"seed {seed!r}: {error}") from None
     try:
-        return msgspec.convert(base | values, Sampling), own
+        return msgspec.convert(base | values, Sampling, str_keys=True), own
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", str(error)) from None
 
@@ -85,6 +106,9 @@ def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in body.items() if name not in _OPENAI_OTHERS}
     if "max_completion_tokens" in values:
         values["max_tokens"] = values.pop("max_completion_tokens")
+    most = values.pop("top_logprobs", None) or 0
+    if "logprobs" in values:
+        values["logprobs"] = most if values["logprobs"] else None
     return values
 
 

@@ -28,7 +28,12 @@ _SAMPLING = pa.struct(
         ("max_tokens", pa.int32()),
         ("min_tokens", pa.int32()),
         ("ignore_eos", pa.bool_()),
+        ("stop", pa.list_(pa.string())),
         ("stop_token_ids", pa.list_(pa.int32())),
+        ("include_stop_str_in_output", pa.bool_()),
+        ("allowed_token_ids", pa.list_(pa.int32())),
+        ("logit_bias", pa.list_(pa.struct([("token_id", pa.int32()), ("bias", pa.float64())]))),
+        ("logprobs", pa.int32()),
     ]
 )
 _COLUMNS = [
@@ -48,6 +53,7 @@ _OPTIONAL = {
     "prompt": pa.string(),
     "prompt_token_ids": pa.list_(pa.int32()),
     "response_token_ids": pa.list_(pa.int32()),
+    "logprobs": pa.list_(pa.list_(pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())]))),
 }
 RESERVED = frozenset([*(name for name, _ in _COLUMNS), *_OPTIONAL])
 
@@ -61,10 +67,11 @@ class Checksums(msgspec.Struct):
     counts: dict[str, Any]
 
 
-def schema(include: Iterable[str], columns: dict[str, str | pa.DataType]) -> pa.Schema:
+def schema(include: Iterable[str], columns: dict[str, str | pa.DataType], logprobs: bool) -> pa.Schema:
     """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
     passed = [(name, TYPES[kind] if isinstance(kind, str) else kind) for name, kind in columns.items()]
-    return pa.schema([*_COLUMNS, *passed, *((name, _OPTIONAL[name]) for name in _OPTIONAL if name in include)])
+    wanted = {*include, *(["logprobs"] if logprobs else [])}
+    return pa.schema([*_COLUMNS, *passed, *((name, kind) for name, kind in _OPTIONAL.items() if name in wanted)])
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:

@@ -143,6 +143,9 @@ def replay(out: Path, items: int, seed: int) -> Replay:
         with rows.open("w", encoding="utf-8") as lines:
             for row in before:
                 keep = {name: row[name] for name in ("id", "conversation", "seed", "sampling")}
+                keep["sampling"]["logit_bias"] = {
+                    str(bias["token_id"]): bias["bias"] for bias in row["sampling"]["logit_bias"]
+                }
                 lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}

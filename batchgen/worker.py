@@ -151,7 +151,7 @@ class Worker:
                     request = Request(each, row, opened)
                     if entry := opened.kept.pop((each.row, each.sample), None):
                         self.totals.kept += 1
-                        self._answer(request, entry.token_ids, entry.finish_reason)
+                        self._answer(request, entry)
                     elif each.name in self._deadly:
                         self._reject(opened, row, each.id, Reject("engine_error", KILLER))
                     else:
@@ -234,7 +234,7 @@ class Worker:
     def _admit(self, request: Request) -> None:
         made = request.item
         try:
-            self._engine.add(made.name, made.prompt_token_ids, made.sampling, made.seed)
+            self._engine.add(made.name, made.prompt_token_ids, made.sampling, made.seed, made.stop)
         except Reject as why:
             self._reject(request.shard, request.row, made.id, why)
             return
@@ -252,17 +252,18 @@ class Worker:
             self._reject(request.shard, request.row, made.id, why)
             self._commit_if_complete(request.shard)
             return
-        request.shard.journal.append(Entry(made.row, made.sample, response.token_ids, response.finish_reason))
+        entry = Entry(made.row, made.sample, response.token_ids, response.finish_reason, response.logprobs)
+        request.shard.journal.append(entry)
         self.totals.prompt_tokens += len(made.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
-        self._answer(request, response.token_ids, response.finish_reason)
+        self._answer(request, entry)
         self._commit_if_complete(request.shard)
 
     # --- responses out
 
-    def _answer(self, request: Request, token_ids: list[int], finish_reason: str) -> None:
+    def _answer(self, request: Request, entry: Entry) -> None:
         opened, row = request.shard, request.item.row
-        opened.answers.append(request.item.answer(token_ids, finish_reason, self._job))
+        opened.answers.append(request.item.answer(entry.token_ids, entry.finish_reason, entry.logprobs, self._job))
         opened.samples_left[row] -= 1
         if not opened.samples_left[row]:
             del opened.samples_left[row]

@@ -55,6 +55,10 @@ REJECTS = {
     "negative seed": ({**GOOD, "seed": -1}, "bad_sampling"),
     "seed too large for JSON readers": ({**GOOD, "seed": 2**53}, "bad_sampling"),
     "stop token the model lacks": ({**GOOD, "sampling": {"stop_token_ids": [10**6]}}, "bad_sampling"),
+    "allowed token the model lacks": ({**GOOD, "sampling": {"allowed_token_ids": [-1]}}, "bad_sampling"),
+    "bias for a token the model lacks": ({**GOOD, "sampling": {"logit_bias": {"99999": 1}}}, "bad_sampling"),
+    "empty stop text": ({**GOOD, "sampling": {"stop": [""]}}, "bad_sampling"),
+    "logprobs the job does not write": ({**GOOD, "sampling": {"logprobs": 1}}, "bad_sampling"),
     "longer than the context": ({"text": "Monday " * 2000}, "too_long"),
     "no room for min_tokens": ({**GOOD, "sampling": {"min_tokens": 600, "max_tokens": 600}}, "too_long"),
 }

@@ -129,7 +129,7 @@ def chi_square_p(drawn: Counter, shares: dict[int, float], total: int) -> float:
 def test_two_runs_give_byte_identical_shards(generate, write_rows):
     source = write_rows([*demo_records(60), {"text": ""}, "no"])
     outs = [generate([source], name, sampling={"seed": 1}, output={"shard_rows": 16}) for name in ("a", "b")]
-    parts = [sorted(path.relative_to(out) for path in out.glob("[!_]*")) for out in outs]
+    parts = [sorted(path.relative_to(out) for path in out.glob("part-*")) for out in outs]
     assert parts[0] == parts[1] and len(parts[0]) == 4
     for part in [*parts[0], Path("_rejects/part-00003-of-00004.jsonl"), Path("_SUCCESS")]:
         assert (outs[0] / part).read_bytes() == (outs[1] / part).read_bytes()
@@ -185,3 +185,93 @@ def test_max_tokens_is_cut_to_the_context_and_recorded_so(generate, write_rows):
     out = generate([write_rows(demo_records(1))], sampling={"max_tokens": 5000})
     [row] = pq.read_table(out / "part-00000-of-00001.parquet").to_pylist()
     assert row["sampling"]["max_tokens"] == 512 - row["prompt_tokens"]
+
+
+# --- stop texts, log probabilities, chosen tokens
+
+GREEDY = {"temperature": 0, "max_tokens": 64}
+IDS = {"include": ["response_token_ids"]}
+
+
+def rows_of(out) -> list[dict]:
+    return ds.dataset(out).to_table().to_pylist()
+
+
+def test_a_stop_text_ends_generation_early_and_does_not_stand_in_the_response(generate, write_rows):
+    source = write_rows(demo_records(40))
+    whole = rows_of(generate([source], "whole", sampling=GREEDY, output=IDS))
+    stop = ["は", "の", " on "]
+    found = rows_of(generate([source], "cut", sampling={**GREEDY, "stop": stop}, output=IDS))
+    cut_short = 0
+    for before, after in zip(whole, found, strict=True):
+        ends = [before["response"].find(text) for text in stop if text in before["response"]]
+        expected = before["response"][: min(ends)] if ends else before["response"]
+        assert after["response"] == expected
+        assert after["finish_reason"] == "stop"
+        assert after["response_token_ids"] == before["response_token_ids"][: after["response_tokens"]]
+        cut_short += after["response_tokens"] < before["response_tokens"]
+    assert cut_short >= 20
+
+
+def test_a_stop_text_over_several_tokens_and_inside_one(generate, write_rows):
+    """Whatever the pieces: the stop text is looked for in the text, not in the tokens."""
+    [whole] = rows_of(generate([write_rows(demo_records(1))], "whole", sampling=GREEDY))
+    text = whole["response"]
+    for start in range(0, len(text) - 3, 2):
+        stop = text[start : start + 3]
+        [row] = rows_of(generate([write_rows(demo_records(1))], f"{start}", sampling={**GREEDY, "stop": [stop]}))
+        assert row["response"] == text[: text.find(stop)]
+
+
+def test_a_stop_text_can_stay_in_the_response(generate, write_rows):
+    options = {**GREEDY, "stop": ["は"], "include_stop_str_in_output": True}
+    rows = rows_of(generate([write_rows(demo_records(5))], sampling=options))
+    assert rows[0]["response"].endswith("は")
+
+
+def test_a_stop_text_before_min_tokens_is_passed_over(generate, write_rows):
+    [whole] = rows_of(generate([write_rows(demo_records(1))], "whole", sampling=GREEDY))
+    options = {**GREEDY, "stop": [whole["response"][0]], "min_tokens": whole["response_tokens"] - 1}
+    [row] = rows_of(generate([write_rows(demo_records(1))], "cut", sampling=options))
+    assert row["response"] == whole["response"]
+
+
+def test_a_rows_own_stop_text_may_be_plain_text(generate, write_rows):
+    rows = [{**record, "sampling": {"stop": "は"}} for record in demo_records(3)]
+    assert "は" not in rows_of(generate([write_rows(rows)], sampling=GREEDY))[0]["response"]
+
+
+def test_logprobs_are_those_of_transformers(generate, write_rows, reference_model):
+    out = generate(
+        [write_rows(demo_records(5))],
+        sampling={"temperature": 1.0, "top_p": 1.0, "max_tokens": 20, "logprobs": 2, "stop": ["nowhere"]},
+        output={"include": ["prompt_token_ids", "response_token_ids"]},
+    )
+    for row in rows_of(out):
+        ids = row["prompt_token_ids"] + row["response_token_ids"]
+        with torch.inference_mode():
+            logits = reference_model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert len(row["logprobs"]) == row["response_tokens"]
+        for position, step in enumerate(row["logprobs"], start=row["prompt_tokens"] - 1):
+            assert step[0]["token_id"] == ids[position + 1]
+            for pair in step:
+                assert pair["logprob"] == pytest.approx(float(logits[position, pair["token_id"]]), abs=1e-3)
+            best = {pair["token_id"] for pair in step}
+            assert {int(token) for token in logits[position].topk(2).indices} <= best
+
+
+def test_without_logprobs_there_is_no_such_column(generate, write_rows):
+    assert "logprobs" not in rows_of(generate([write_rows(demo_records(1))], sampling=GREEDY))[0]
+
+
+def test_only_allowed_tokens_are_generated(generate, write_rows):
+    options = {"max_tokens": 30, "allowed_token_ids": [300, 301, 302], "min_tokens": 30}
+    [row] = rows_of(generate([write_rows(demo_records(1))], sampling=options, output=IDS))
+    assert set(row["response_token_ids"]) <= {300, 301, 302}
+
+
+def test_a_logit_bias_moves_the_choice(generate, write_rows):
+    rows = [{**demo_records(1)[0], "sampling": {"logit_bias": {"300": 100}, "max_tokens": 5}}]
+    [row] = rows_of(generate([write_rows(rows)], sampling=GREEDY, output=IDS))
+    assert row["response_token_ids"] == [300] * 5
+    assert row["sampling"]["logit_bias"] == [{"token_id": 300, "bias": 100.0}]

@@ -1,0 +1,249 @@
+"""Jobs run in this process, on a disk that fails on demand: every call on a folder can be seen, failed or the last."""
+
+import builtins
+import functools
+import io
+import os
+import select
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from conftest import MODEL
+
+import batchgen.engine
+import batchgen.models
+import batchgen.run
+from batchgen import journal
+from batchgen.claim import Claims
+from batchgen.engine import Engine
+from batchgen.errors import Stopped, on_disk
+from batchgen.job import JobSpec, load
+from batchgen.prepare import Job
+from batchgen.progress import Progress
+from batchgen.report import Report, Totals, Warned
+from batchgen.run import Outcome
+from batchgen.worker import Worker
+
+# --- a job, in this process
+
+
+class _Here:
+    """In the supervisor's place: the worker in this process, on the tests' engine, every response synced at once."""
+
+    engine: Engine
+
+    def __init__(self, job: Job, progress: Progress):
+        self.totals, self.rows, self.engine_start = Totals(), 0, 0.0
+        self._job, self._progress = job, progress
+
+    def run(self) -> None:
+        with on_disk(self._job.out):
+            claims = Claims(self._job.out, self._job.spec.output.stale)
+        worker = Worker(self._job, self.engine, claims, self._hear)
+        with mock.patch.object(journal, "SYNC_EVERY", 0):
+            worker.run(self._job.plan.shards)
+        self.totals = worker.totals
+
+    def _hear(self, report: Report) -> None:
+        if isinstance(report, Warned):
+            self._progress.write(f"batchgen: warning: {report.text}")
+
+
+_load_model = functools.cache(batchgen.models.load)
+
+
+def spec_of(source: Path, out: Path, shard_rows: int = 3, stale: float = 60, **sampling) -> JobSpec:
+    output = {"path": str(out), "shard_rows": shard_rows, "stale": stale}
+    tables = {"input": {"path": [str(source)]}, "model": {"path": str(MODEL)}, "output": output}
+    return load(None, {**tables, "sampling": {"max_tokens": 4, **sampling}})
+
+
+def run_here(engine: Engine, spec: JobSpec) -> Outcome:
+    """`batchgen run` but for the supervisor and the worker's own process."""
+    with (
+        mock.patch.object(batchgen.run, "Supervisor", _Here),
+        mock.patch.object(_Here, "engine", engine, create=True),
+        # What reads vLLM's source and the model, and has nothing to do with the disk:
+        mock.patch.object(batchgen.engine, "check_args"),
+        mock.patch.object(batchgen.models, "load", _load_model),
+    ):
+        return batchgen.run.run(spec)
+
+
+def dataset(out: Path) -> dict[str, bytes]:
+    """What must be the same, byte for byte, whatever happened on the way."""
+    files = [*out.glob("part-*"), *out.glob("_rejects/*"), out / "_SUCCESS"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+# --- a process that may fail
+
+
+def in_child(work: Callable[[], object], timeout: float = 60) -> str:
+    """Runs it in a fork of this process, loaded engine and all: "done", "stopped: ...", "killed", or a traceback."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            try:
+                work()
+                word = "done"
+            except Stopped as why:
+                word = f"stopped: {why}"
+            except BaseException:
+                word = traceback.format_exc()
+            os.write(writing, word.encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        if not select.select([pipe], [], [], timeout)[0]:
+            os.kill(child, signal.SIGKILL)
+        word = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    return "killed" if os.WIFSIGNALED(status) else word
+
+
+# --- a disk that may fail
+
+CHANGES = ("create", "write", "pwrite", "mkdir", "unlink", "rename", "replace", "link")
+LOOKS = ("stat", "listdir", "scandir", "fsync", "close")  # and open, read
+
+
+class Disk:
+    """Puts itself between Python and the system; for good, so only in a child process. `before` sees every call."""
+
+    def __init__(self, root: Path):
+        self.root = os.fspath(root)
+        self.calls: list[str] = []
+        self.files: dict[int, str] = {}  # open ones: descriptor -> path
+
+    def watch(self) -> None:
+        self._os_open, self._io_open = os.open, io.open
+        for name in {*CHANGES, *LOOKS} & set(dir(os)):
+            setattr(os, name, self._watched(name, getattr(os, name)))
+        os.open, io.open, builtins.open = self._open_descriptor, self._open_file, self._open_file
+
+    def do(self, name: str, real: Callable, *args, **options):
+        """One call: by path, or by a file that is open under the folder. Any other goes by unseen."""
+        places = [self.files.get(arg) if isinstance(arg, int) else arg for arg in args[:2]]
+        ours = [place for place in places if isinstance(place, str | os.PathLike) and self._is_ours(place)]
+        if ours:
+            self.calls.append(f"{name} {os.path.relpath(ours[0], self.root)}")
+            self.before(name, real, *args)
+        result = real(*args, **options)
+        if name == "close":
+            self.files.pop(args[0], None)
+        return result
+
+    def before(self, name: str, real: Callable, *args) -> None:
+        """May raise, or take notes."""
+
+    def _is_ours(self, place: str | os.PathLike) -> bool:
+        path = os.fspath(place)
+        return path == self.root or path.startswith(self.root + "/")
+
+    def _watched(self, name: str, real: Callable) -> Callable:
+        return lambda *args, **options: self.do(name, real, *args, **options)
+
+    def _open_descriptor(self, path, flags, mode=0o777, **options) -> int:
+        file = self.do("create" if flags & os.O_CREAT else "open", self._os_open, path, flags, mode, **options)
+        self.files[file] = os.fspath(path)
+        return file
+
+    def _open_file(self, path, mode="r", buffering=-1, *args, **options):
+        """A binary file under the folder becomes one whose every read and write is a call of its own."""
+        if isinstance(path, int) or not self._is_ours(path):
+            return self._io_open(path, mode, buffering, *args, **options)
+        assert "b" in mode, mode
+        raw = self.do("open" if "r" in mode else "create", lambda path, mode: _File(self, path, mode), path, mode)
+        self.files[raw.fileno()] = os.fspath(path)
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter
+        return buffered(raw)
+
+
+class _File(io.FileIO):
+    def __init__(self, disk: Disk, path: str, mode: str):
+        super().__init__(path, mode.replace("b", ""))
+        self._disk = disk
+
+    def write(self, data) -> int:
+        return self._disk.do("write", lambda file, data: io.FileIO.write(self, data), self.fileno(), bytes(data))
+
+    def read(self, size: int = -1) -> bytes:
+        return self._disk.do("read", lambda file: io.FileIO.read(self, size), self.fileno())
+
+    def readall(self) -> bytes:
+        return self._disk.do("read", lambda file: io.FileIO.readall(self), self.fileno())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._disk.do("close", lambda file: io.FileIO.close(self), self.fileno())
+
+
+class DiskWithOneFault(Disk):
+    """`fault` is called right before call number `at`, after `part` of the data of a write is on the disk."""
+
+    def __init__(self, root: Path, at: int, fault: Callable[[], object], part: float = 0):
+        super().__init__(root)
+        self._at, self._fault, self._part = at, fault, part
+
+    def before(self, name, real, *args):
+        if len(self.calls) - 1 != self._at:
+            return
+        if name in ("write", "pwrite") and self._part:
+            real(args[0], args[1][: int(len(args[1]) * self._part)], *args[2:])
+        if name == "close":  # a file whose close fails is closed all the same
+            real(*args)
+        self._fault()
+
+
+class DiskThatLosesPower(Disk):
+    """At every sync it writes to `lost` what the disk would hold if the power had gone just before.
+
+    That is the content of files as last synced, under names that were there when their folder was last synced.
+    Of what a file got since, nothing is left, or (in a second copy) zeros.
+    """
+
+    def __init__(self, root: Path, lost: Path):
+        super().__init__(root)
+        self._lost = lost
+        self._content: dict[int, bytes] = {}  # inode -> as synced
+        self._names: dict[int, list[tuple[str, int]]] = {}  # inode of a folder -> names and inodes, as synced
+        self._held: dict[int, int] = {}  # inode -> descriptor, so that no inode is used again
+
+    def before(self, name, real, *args):
+        if name != "fsync":
+            return
+        self.lose_power()
+        path = self.files[args[0]]
+        if os.path.isdir(path):
+            self._names[self._hold(path)] = [(entry, self._hold(f"{path}/{entry}")) for entry in os.listdir(path)]
+        else:
+            self._content[self._hold(path)] = os.pread(self._held[self._hold(path)], 1 << 30, 0)
+
+    def lose_power(self) -> None:
+        number = len(list(self._lost.iterdir()))
+        for zeros in (False, True):
+            self._restore(self._hold(self.root), self._lost / f"{number + zeros:03}", zeros)
+
+    def _hold(self, path: str) -> int:
+        inode = os.lstat(path).st_ino
+        if inode not in self._held:
+            self._held[inode] = self._os_open(path, os.O_RDONLY)
+        return inode
+
+    def _restore(self, inode: int, target: Path, zeros: bool) -> None:
+        facts = os.fstat(self._held[inode])
+        if facts.st_mode & 0o040000:
+            target.mkdir()
+            for name, child in self._names.get(inode, []):
+                self._restore(child, target / name, zeros)
+        else:
+            content = self._content.get(inode, b"")
+            target.write_bytes(content.ljust(facts.st_size, b"\0") if zeros else content)
