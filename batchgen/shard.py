@@ -160,11 +160,14 @@ def damage(out: Path, index: int, count: int) -> str:
     return ""
 
 
-def wrong_checksum(out: Path, index: int, count: int) -> str:
-    """What is wrong with the bytes of a finished shard or of its rejects; empty if nothing."""
+def wrong_content(out: Path, index: int, count: int, fingerprint: str) -> str:
+    """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing."""
     sums = read_checksums(out, index, count)
-    if _digest(shard_path(out, index, count).read_bytes()) != sums.parquet:
+    path = shard_path(out, index, count)
+    if _digest(path.read_bytes()) != sums.parquet:
         return "its content does not fit its checksum"
+    if (pq.read_metadata(path).metadata or {}).get(f"{PREFIX}fingerprint".encode()) != fingerprint.encode():
+        return "it is a shard of another job"
     if sums.rejects and _digest(rejects_path(out, index, count).read_bytes()) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""

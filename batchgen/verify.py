@@ -66,7 +66,8 @@ def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
     if not path.exists():
         verdict.problems.append(f"{path}: missing; run the job again")
         return
-    if what := shard.damage(out, planned.index, count) or shard.wrong_checksum(out, planned.index, count):
+    fingerprint = job.record.fingerprint
+    if what := shard.damage(out, planned.index, count) or shard.wrong_content(out, planned.index, count, fingerprint):
         aside = folder.quarantine(out, path)
         (out / "_SUCCESS").unlink(missing_ok=True)
         verdict.problems.append(f"{path}: {what}; moved to {aside}; run the job again to make it again")

@@ -247,3 +247,21 @@ class DiskThatLosesPower(Disk):
         else:
             content = self._content.get(inode, b"")
             target.write_bytes(content.ljust(facts.st_size, b"\0") if zeros else content)
+
+
+def killed_at_commit(engine: Engine, spec: JobSpec) -> Path:
+    """Runs a job until it is about to commit its first shard; gives the journal that is left."""
+    out = Path(spec.output.path)
+
+    class DiskBeforeCommit(Disk):
+        def before(self, name, real, *args):
+            if "_state/part-" in self.calls[-1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        DiskBeforeCommit(out).watch()
+        run_here(engine, spec)
+
+    assert in_child(work) == "killed"
+    [journal] = out.glob("_state/journal/*")
+    return journal

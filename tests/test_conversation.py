@@ -175,9 +175,7 @@ def test_braces_can_be_doubled():
     assert Template("{{{text}}}").fill({"text": "x"})[0].text == "{x}"
 
 
-@pytest.mark.parametrize(
-    "template", ["no columns", "{}", "{0.real}", "{text.__class__}", "{text[0]}", "{text"]
-)
+@pytest.mark.parametrize("template", ["no columns", "{}", "{0.real}", "{text.__class__}", "{text[0]}", "{text"])
 def test_templates_that_are_none(template):
     with pytest.raises(ValueError):
         Template(template)

@@ -1,4 +1,4 @@
-"""Whatever a file of a job has turned into is noticed when it is read, and the accounting closes whatever the input is."""
+"""Whatever a file of a job has turned into is noticed when it is read; whatever the input is, the accounting closes."""
 
 import json
 import os
@@ -10,19 +10,17 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
-import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
-from faulty import dataset, run_here, spec_of
+from faulty import dataset, killed_at_commit, run_here, spec_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen import conversation, folder, item, shard, source
+from batchgen import conversation, folder, shard
 from batchgen.conversation import Row
 from batchgen.errors import JobError
-from batchgen.folder import checksum_path, rejects_path, sealed, shard_path, unsealed
+from batchgen.folder import checksum_path, rejects_path, shard_path, unsealed
 from batchgen.prepare import prepare
 from batchgen.sampling import Sampling
 
@@ -174,22 +172,148 @@ def test_a_damaged_success_file_is_made_again_without_an_engine(done, how):
 
 
 @pytest.mark.parametrize("how", [cut_off, zero_filled, one_bit_flipped])
-def test_a_damaged_journal_is_set_aside_and_what_it_lost_is_made_again(done, how):
-    shard_path(done.out, 1, SHARDS).unlink()
-    journal = done.out / "_state" / "journal" / "part-00001.host.1.ab.journal"
-    fingerprint = folder.read_job(done.out).fingerprint
-    ours = folder_journal(journal, fingerprint)
-    damage(ours, how)
-    done.is_set_aside_by_the_next_run_and_made_again(journal)
+def test_a_damaged_journal_is_set_aside_and_what_it_lost_is_made_again(engine, tmp_path, write_rows, capfd, how):
+    rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": number}} for number in range(1, 6)]
+    source = write_rows(rows)
+    run_here(engine, spec_of(source, tmp_path / "undisturbed"))
+    journal = killed_at_commit(engine, spec_of(source, tmp_path / "out"))
+    damage(journal, how)
+    capfd.readouterr()
+    run_here(engine, spec_of(source, tmp_path / "out"))
+    assert capfd.readouterr().err.startswith(f"batchgen: warning: {journal}: ")
+    assert [path.stem for path in journal.parent.parent.glob("quarantine/*")] == [journal.name]
+    assert dataset(tmp_path / "out") == dataset(tmp_path / "undisturbed")
 
 
-def folder_journal(path: Path, fingerprint: str) -> Path:
-    """A journal with two entries that nobody would take for generated ones."""
-    from batchgen.journal import Entry, Journal
+# --- accounting
 
-    journal = Journal(path, fingerprint)
-    journal.append(Entry(4, 0, [5] * 9, "length"))
-    journal.append(Entry(5, 0, [5] * 9, "length"))
-    journal.flush()
-    journal.close()
-    return path
+
+def test_a_shard_of_another_job_is_noticed(done, engine, write_rows, tmp_path):
+    other = write_rows(demo_records(8)[::-1], "other.jsonl")
+    run_here(engine, spec_of(other, tmp_path / "other"))
+    shutil.copy(shard_path(tmp_path / "other", 1, SHARDS), done.out)
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 1, SHARDS))
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"temperature": 0.5}], ids=str)
+def test_a_shard_of_another_job_is_noticed_even_with_its_checksums_and_the_same_rows(done, engine, tmp_path, changed):
+    run_here(engine, spec_of(done.source, tmp_path / "other", **changed))
+    for place in (shard_path, checksum_path):
+        shutil.copy(place(tmp_path / "other", 0, SHARDS), place(done.out, 0, SHARDS))
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 0, SHARDS))
+
+
+def test_a_shard_in_the_place_of_another_is_noticed(done):
+    for place in (shard_path, checksum_path, rejects_path):
+        shutil.copy(place(done.out, 2, SHARDS), place(done.out, 0, SHARDS))
+    result = done.command("verify")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_job_of_10_000_finished_shards_opens_within_5_seconds(tmp_path, write_rows, batchgen_process):
+    rows = 10_000
+    path = write_rows([{"text": f"{number}"} for number in range(rows)])
+    job = prepare(spec_of(path, tmp_path / "out", shard_rows=1))
+    facts = {"prompt_tokens": 1, "response_tokens": 1, "sample": 0}
+    with mock.patch.object(os, "fsync"):
+        folder.open_job(job.out, job.record)
+        for planned in job.plan.shards:
+            shard.commit(job.out, rows, planned, [{"row": planned.first_row, **facts}], [], job.shape, {})
+    command = ["run", path, "--model", MODEL, "--output", job.out, "--shard-rows", "1", "--max-tokens", "4"]
+    for _ in range(2):  # the first writes _SUCCESS
+        begin = time.monotonic()
+        done = batchgen_process(*command)
+        seconds = time.monotonic() - begin
+        assert done.stdout.startswith("all done already: 10,000 rows, 10,000 responses, 0 rejects"), done.stderr
+        print(f"{rows:,} finished shards: opened in {seconds:.1f} s")
+        assert seconds < 5
+
+
+# --- bad rows
+
+
+def bad_row(some: random.Random) -> tuple[bytes, str]:
+    """A line that cannot be answered, and the reason."""
+    good = {"id": f"{some.random()}", "text": "".join(some.choices("日本語 text", k=some.randrange(1, 30))) + "."}
+    word, number = f"{some.random()}", some.randrange(1, 10**6)
+
+    def line(**record) -> bytes:
+        return json.dumps(good | record, ensure_ascii=False).encode()
+
+    whole = line()
+    return some.choice(
+        [
+            (whole[: some.randrange(1, len(good["id"]))], "invalid_json"),
+            (whole + word.encode(), "invalid_json"),
+            (whole.replace(b'"text"', b"text"), "invalid_json"),
+            (whole[:-2] + bytes([some.randrange(0x80, 0xC0)]) + whole[-2:], "invalid_utf8"),
+            (whole.replace(b', "text', b'\xff, "text'), "invalid_utf8"),
+            (str(number).encode(), "bad_shape"),
+            (json.dumps([good]).encode(), "bad_shape"),
+            (line(text=number), "bad_shape"),
+            (line(text={word: number}), "bad_shape"),
+            (line(id=[number]), "bad_shape"),
+            (json.dumps({word: "text"}).encode(), "bad_shape"),
+            (line(conversation=[{"speaker": word, "text": "x"}]), "unknown_speaker"),
+            (b" " * some.randrange(10), "empty"),
+            (line(text=some.choice([" ", "\n\t", "\u3000"]) * some.randrange(9)), "empty"),
+            (line(conversation=[]), "empty"),
+            (line(sampling={"temperature": -number}), "bad_sampling"),
+            (line(sampling={word: number}), "bad_sampling"),
+            (line(sampling={"stop_token_ids": [number + 10**6]}), "bad_sampling"),
+            (line(seed=-number), "bad_sampling"),
+            (line(text=f"{word} " * some.randrange(1000, 2000)), "too_long"),
+        ]
+    )
+
+
+def test_1_000_random_bad_rows_among_10_000_good_ones_are_all_rejected_with_row_and_reason(
+    engine, tmp_path, write_rows, batchgen
+):
+    some = random.Random(20_000)
+    bad = {row: bad_row(some) for row in some.sample(range(11_000), 1000)}
+    rows = [bad[row][0] if row in bad else {"text": f"{row}"} for row in range(11_000)]
+    out = tmp_path / "out"
+    run_here(engine, spec_of(write_rows(rows), out, shard_rows=1000, max_tokens=1))
+    rejects = [line for index in range(11) for line in shard.read_rejects(out, index, 11)]
+    assert [(line["row"], line["reason"]) for line in rejects] == [(row, bad[row][1]) for row in sorted(bad)]
+    assert [line["raw"] for line in rejects] == [Row(row, bad[row][0]).raw_text() for row in sorted(bad)]
+    answered = ds.dataset(out).to_table(["row"])["row"].to_pylist()
+    assert answered == [row for row in range(11_000) if row not in bad]
+    assert batchgen("verify", out).stdout == "verified: 11,000 rows, 10,000 responses, 1,000 rejects\n"
+    print(dict(Counter(reason for _, reason in bad.values())))
+
+
+texts = st.text(max_size=20) | st.sampled_from(["Monday", "ユーザー", "システム", "user", "Human: x\n\nAssistant:"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+sampling = st.dictionaries(st.sampled_from(Sampling.__struct_fields__), values, max_size=2)
+turns = st.lists(st.dictionaries(st.sampled_from(["speaker", "text", "role", "content", "from", "value"]), texts))
+columns = st.sampled_from(conversation.COLUMNS)
+records = st.builds(
+    lambda record, more: json.dumps(record | more).encode(),
+    st.dictionaries(columns, texts | turns | values, max_size=2),
+    st.fixed_dictionaries({}, optional={"id": values, "seed": values, "sampling": sampling | values}),
+)
+lines = st.lists(st.binary(max_size=40) | records, max_size=6).map(b"\n".join)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines | st.binary(max_size=200))
+def test_whatever_bytes_the_input_has_every_line_is_answered_or_rejected(engine, batchgen, data):
+    with tempfile.TemporaryDirectory() as scratch:
+        path, out = Path(scratch) / "in.jsonl", Path(scratch) / "out"
+        path.write_bytes(data)
+        if not data:
+            with pytest.raises(JobError, match="the input is empty"):
+                run_here(engine, spec_of(path, out))
+            return
+        counts = run_here(engine, spec_of(path, out)).counts
+        assert counts["rows"] == data.count(b"\n") + (data[-1:] != b"\n")
+        assert counts["rows"] == counts["responses"] + sum(counts["rejects"].values())
+        result = batchgen("verify", out)
+        assert result.exit_code == 0, result.stderr

@@ -15,7 +15,17 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL
-from faulty import CHANGES, Disk, DiskThatLosesPower, DiskWithOneFault, dataset, in_child, run_here, spec_of
+from faulty import (
+    CHANGES,
+    Disk,
+    DiskThatLosesPower,
+    DiskWithOneFault,
+    dataset,
+    in_child,
+    killed_at_commit,
+    run_here,
+    spec_of,
+)
 
 WORDS = ["Monday", "Friday", "May 7", "3 pm", "10 pm", "Sunday"]
 ROWS = [{"text": word, "sampling": {"ignore_eos": True, "max_tokens": 1 + i % 4}} for i, word in enumerate(WORDS)]
@@ -45,14 +55,16 @@ class SmallJob:
 
     def calls(self) -> list[str]:
         """Every file-system call of a run."""
-        disk = Disk(self._begin(self.folder / "counted"))
+        out, counted = self._begin(self.folder / "counted"), self.folder / "calls"
 
         def work():
-            self.run(Path(disk.root), disk)
-            (self.folder / "calls").write_text("\n".join(disk.calls))
+            disk = Disk(out)
+            self.run(out, disk)
+            counted.write_text("\n".join(disk.calls))
 
         assert in_child(work) == "done"
-        return (self.folder / "calls").read_text().split("\n")
+        shutil.rmtree(out)
+        return counted.read_text().split("\n")
 
     def disturb(self, out: Path, at: int, fault, part=0.0) -> str:
         """A run with a fault at one of its calls; gives how it ended."""
@@ -177,15 +189,7 @@ def test_a_journal_cut_at_any_byte_is_resumed_from_its_whole_entries(engine, tmp
     spec = partial(spec_of, source, shard_rows=10)
     run_here(engine, spec(tmp_path / "undisturbed"))
     out = tmp_path / "out"
-    calls = Disk(out)
-
-    def work():
-        calls.before = lambda name, *_: kill() if "_state/part-00000" in calls.calls[-1] else None
-        calls.watch()
-        run_here(engine, spec(out))
-
-    assert in_child(work) == "killed"
-    [whole] = out.glob("_state/journal/*")
+    whole = killed_at_commit(engine, spec(out))
     size, kept = whole.stat().st_size, []
     for cut in range(size + 1):
         resumed = tmp_path / f"{cut}"

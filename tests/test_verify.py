@@ -35,7 +35,10 @@ def refused(batchgen, out) -> str:
 def rewrite(out, index, change) -> None:
     """Replaces a shard by a changed one, with checksums that fit it."""
     path = out / f"part-{index:05}-of-00003.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
+    about, table = pq.read_metadata(path).metadata, change(pq.read_table(path))
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({key: about[key] for key in about if key.startswith(b"batchgen.")})
     sums = shard.read_checksums(out, index, 3)
     sums.parquet, sums.size = shard._digest(path.read_bytes()), path.stat().st_size
     checksum_path(out, index, 3).write_bytes(sealed(sums))
@@ -75,6 +78,11 @@ def test_a_dropped_response(batchgen, out):
 def test_a_doubled_response(batchgen, out):
     rewrite(out, 0, lambda table: pa.concat_tables([table, table.slice(table.num_rows - 1)]))
     assert "responses and rejects, the input says" in refused(batchgen, out)
+
+
+def test_a_response_doubled_in_the_place_of_another(batchgen, out):
+    rewrite(out, 0, lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, table.num_rows - 1)]))
+    assert "part-00000-of-00003.parquet: has (0, 0," in refused(batchgen, out)
 
 
 def test_a_wrong_id(batchgen, out):

@@ -1,0 +1,176 @@
+"""The installed command as processes of its own: started, watched from outside, stopped, killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from conftest import MODEL
+
+PATIENCE = 120  # seconds that anything may take on a slow machine
+
+# Python runs this in every worker. It only patches what is asked for; the rest is the product and vLLM as they are.
+_SITE = """
+import os, sys, time
+if "batchgen.worker" in sys.orig_argv:
+    from batchgen.engine import Engine
+    init = Engine.__init__
+    def patched(self, *arguments):
+        init(self, *arguments)
+        patch(self, self._engine)
+    Engine.__init__ = patched
+"""
+
+
+def hook(folder: Path, code: str) -> dict[str, str]:
+    """An environment in which workers run `code` when their engine is up; it defines patch(engine, vllm)."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_SITE + code)
+    path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class Finished(NamedTuple):
+    """An item that an engine has finished: when, by the machine's clock, and of how many tokens."""
+
+    at: float
+    item: str
+    tokens: int
+
+
+class Watch:
+    """Writes down every item that goes into an engine or comes out of it, in the instant it does: kills lose nothing
+    of it. That is what the journals are held against."""
+
+    def __init__(self, folder: Path):
+        self._log = folder / "watched"
+        self._log.touch()
+        self.environment = hook(
+            folder / "watch",
+            f"""
+log = os.open({str(self._log)!r}, os.O_WRONLY | os.O_APPEND)
+def write(lines):
+    os.write(log, "".join(lines).encode())
+def patch(engine, vllm):
+    add, step = engine.add, engine.step
+    def watched_add(name, *arguments):
+        add(name, *arguments)
+        write([f"+ {{name}}\\n"])
+    def watched_step():
+        responses = step()
+        now = time.monotonic()
+        write([f"- {{now}} {{done.request_id}} {{len(done.token_ids)}}\\n" for done in responses])
+        return responses
+    engine.add, engine.step = watched_add, watched_step
+""",
+        )
+
+    def added(self) -> list[str]:
+        return [fields[1] for fields in self._lines() if fields[0] == "+"]
+
+    def finished(self) -> list[Finished]:
+        return [Finished(float(f[1]), f[2], int(f[3])) for f in self._lines() if f[0] == "-"]
+
+    def _lines(self) -> Iterator[list[str]]:
+        return (line.split() for line in self._log.read_text().splitlines())
+
+
+class Run:
+    """`batchgen run`, started as a shell starts a job: in a process group of its own."""
+
+    def __init__(self, source: Path, out: Path, *flags: object, env: dict[str, str] | None = None):
+        command = [Path(sys.executable).with_name("batchgen"), "run", source, "--model", MODEL, "--output", out, *flags]
+        self.out = out
+        self.begin = time.monotonic()
+        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdout=self._stdout, stderr=self._stderr, env=env, process_group=0
+        )
+        self._seen: set[int] = set()
+
+    @property
+    def stdout(self) -> str:
+        return _text(self._stdout.fileno())
+
+    @property
+    def stderr(self) -> str:
+        return _text(self._stderr.fileno())
+
+    def workers(self) -> list[int]:
+        """Its worker processes, each the leader of a session of its own."""
+        found = [pid for pid in _processes() if _parent(pid) == self.process.pid]
+        self._seen.update(found)
+        return found
+
+    def generating(self) -> bool:
+        """Whether a journal has something in it: the engine works, and responses have come."""
+        return any(path.stat().st_size > 100 for path in (self.out / "_state" / "journal").glob("*"))
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """kill -9 of everything: the supervisor, its workers, and whatever these have started."""
+        for pid in [*self.workers(), *self._seen, self.process.pid]:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def starting() -> Iterator[Callable[..., Run]]:
+    """Gives a function that starts a run; none of them outlasts the block."""
+    runs: list[Run] = []
+
+    def start(*arguments: object, **options: object) -> Run:
+        runs.append(Run(*arguments, **options))
+        return runs[-1]
+
+    try:
+        yield start
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Waits for a condition; raises TimeoutError if it does not come."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.002)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    return pid in _processes()
+
+
+def dataset(out: Path) -> dict[str, bytes]:
+    """All that a user reads of an output folder, by name."""
+    names = ["_SUCCESS", *(path.relative_to(out) for kind in ("part-*", "_rejects/*") for path in out.glob(kind))]
+    return {str(name): (out / name).read_bytes() for name in names}
+
+
+def _text(file: int) -> str:
+    return os.pread(file, 1 << 20, 0).decode()  # not read(): the offset is the process's own
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(int(name)) is not None]
+
+
+def _parent(pid: int) -> int | None:
+    """None if there is no such process, or only a zombie of it."""
+    try:
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)

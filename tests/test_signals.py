@@ -1,0 +1,124 @@
+"""Signals to a run: it drains, journals, releases its shards, exits 75, and the same command goes on."""
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+
+import pytest
+from conftest import demo_records
+from processes import Run, Watch, dataset, is_running, starting, until
+
+LONG = {"ignore_eos": True, "max_tokens": 400}
+
+
+@pytest.fixture
+def start():
+    with starting() as begin:
+        yield begin
+
+
+def terminate(run: Run) -> None:
+    run.process.terminate()
+
+
+def user_signal(run: Run) -> None:
+    run.process.send_signal(signal.SIGUSR1)
+
+
+def ctrl_c(run: Run) -> None:
+    """As a terminal does it: to the whole process group."""
+    os.killpg(run.process.pid, signal.SIGINT)
+
+
+def rows(short: int, long: int) -> list[dict]:
+    """Short responses first, so that some are done early, then long ones."""
+    demo = demo_records(short + long)
+    return [*demo[:short], *({**row, "sampling": LONG} for row in demo[short:])]
+
+
+def assert_stopped_resumable(run: Run) -> None:
+    """Exit 75, one closing message, every shard given back."""
+    assert run.wait() == 75, run.stderr
+    assert run.stderr.count("run the same command again") == 1
+    assert "Traceback" not in run.stderr
+    assert list((run.out / "_state" / "claims").iterdir()) == []
+
+
+def test_each_signal_drains_and_the_same_command_finishes_the_job(start, generate, write_rows, tmp_path):
+    source, flags = write_rows(rows(1600, 0)), ["--shard-rows", 40]
+    expected = generate([source], "expected", output={"shard_rows": 40})
+    watch = Watch(tmp_path)
+    for stop in (terminate, user_signal, ctrl_c):
+        before = len(watch.finished())
+        run = start(source, tmp_path / "out", *flags, env=watch.environment)
+        until(lambda: len(watch.finished()) > before + 100)  # noqa: B023
+        stop(run)
+        assert_stopped_resumable(run)
+        first, last = run.stderr.splitlines()
+        assert first == "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)"
+        done = len(watch.finished())
+        assert last == (
+            f"batchgen: stopped as asked; run the same command again to go on ({done:,} of 1,600 rows are done)"
+        )
+        assert sorted(watch.added()) == sorted(item.item for item in watch.finished())  # what ran came to its end
+    run = start(source, tmp_path / "out", *flags, env=watch.environment)
+    assert run.wait() == 0, run.stderr
+    assert dataset(tmp_path / "out") == dataset(expected)
+    assert set(Counter(watch.added()).values()) == {1}
+
+
+def test_drain_0_stops_without_waiting_for_running_requests(start, write_rows, tmp_path):
+    watch = Watch(tmp_path)
+    run = start(write_rows(rows(10, 500)), tmp_path / "out", "--drain", 0, env=watch.environment)
+    until(watch.finished)
+    begin = time.monotonic()
+    terminate(run)
+    assert_stopped_resumable(run)
+    assert time.monotonic() - begin < 2
+    assert len(watch.finished()) < len(watch.added())
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_that_was_synced(start, generate, write_rows, tmp_path):
+    source, flags = write_rows(rows(60, 150)), ["--shard-rows", 30]
+    expected = generate([source], "expected", output={"shard_rows": 30})
+    watch = Watch(tmp_path)
+    run = start(source, tmp_path / "out", *flags, env=watch.environment)
+    until(lambda: any(done.at < time.monotonic() - 1 for done in watch.finished()))
+    ctrl_c(run)
+    until(lambda: "stopping" in run.stderr)
+    again = time.monotonic()
+    ctrl_c(run)
+    assert run.wait() == 75
+    assert time.monotonic() - again < 1.5
+    assert len(watch.finished()) < len(watch.added())
+    assert re.search(r"stopped at once; run the same command again to go on \(.* rows are done\)$", run.stderr.strip())
+    synced = {done.item for done in watch.finished() if done.at < again - 1}
+    run = start(source, tmp_path / "out", *flags, env=watch.environment)
+    assert run.wait() == 0, run.stderr
+    assert dataset(tmp_path / "out") == dataset(expected)
+    generated = Counter(watch.added())
+    assert synced
+    assert {generated[item] for item in synced} == {1}
+
+
+@pytest.mark.parametrize("stop", [terminate, ctrl_c])
+@pytest.mark.parametrize("seconds", [0.2, 1.5, 3])
+def test_a_signal_while_the_engine_starts_stops_within_seconds(start, write_rows, tmp_path, stop, seconds):
+    run = start(write_rows(rows(100, 100)), tmp_path / "out")
+    until(run.workers)
+    seen = time.monotonic()
+    until(lambda: time.monotonic() - seen > seconds)
+    stop(run)
+    begin = time.monotonic()
+    assert_stopped_resumable(run)
+    assert time.monotonic() - begin < 4
+
+
+def test_a_killed_supervisor_takes_its_worker_along(start, write_rows, tmp_path):
+    run = start(write_rows(rows(100, 500)), tmp_path / "out")
+    until(run.generating)
+    [worker] = run.workers()
+    run.process.kill()
+    until(lambda: not is_running(worker), timeout=5)
