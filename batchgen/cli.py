@@ -1,10 +1,12 @@
 """The commands. Parsing and printing only; what a command does stands in the file of its name."""
 
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import click
@@ -12,7 +14,7 @@ import msgspec
 
 from . import __version__
 from .errors import JobError, MachineError, Stopped
-from .job import TABLES, load
+from .job import TABLES, JobSpec, load, model_path
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 
@@ -117,12 +119,23 @@ def _flags(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, 
     return {table: values for table, values in tables.items() if values}
 
 
+def _spec(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
+    """The job that a command line names: a job file first, if there is one, then input."""
+    job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
+    return load(job_file, _flags(files, engine, options))
+
+
 # --- the commands
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """What goes wrong becomes one line on stderr and the exit code that says who has to act."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped("stopped as asked; run the same command again to go on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     except JobError as error:
@@ -131,10 +144,13 @@ def exit_codes() -> Iterator[None]:
         fail(str(error), EXIT_BROKEN)
     except Stopped as why:
         fail(str(why), EXIT_STOPPED)
-    except KeyboardInterrupt:
-        fail("stopped before anything was begun; run the same command again", EXIT_STOPPED)
+    except BrokenPipeError:
+        raise  # `... | head`: click ends quietly
     except OSError as error:
         fail(f"{error.filename or 'the disk'}: {error.strerror or error}", EXIT_BROKEN)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @cli.command("run", short_help="Generate a response for every conversation.")
@@ -152,9 +168,8 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], **options: Any
       batchgen run job.toml --temperature 0 --output out-greedy
       batchgen run talks.jsonl more/*.parquet --model models/sft --output out
     """
-    job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
     with exit_codes():
-        spec = load(job_file, _flags(files, engine, options))
+        spec = _spec(inputs, engine, options)
         from .run import run
 
         outcome = run(spec)
@@ -191,6 +206,53 @@ def _print_counts(counts: dict[str, Any], state: str, out: Path) -> None:
         f"{state}: {counts['rows']:,} rows, {counts['responses']:,} responses, "
         f"{sum(counts['rejects'].values()):,} rejects{f' ({reasons})' if reasons else ''} in {out}"
     )
+
+
+@cli.command("plan", short_help="See what a job will be, without an engine.")
+@click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
+@click.option("--show", type=click.IntRange(min=0), default=0, help="also print so many prompts with their token ids")
+@job_flags
+def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **options: Any) -> None:
+    """Read, render and tokenize the whole input of a job: rows, rejects to come, prompt lengths, shards.
+
+    Takes what `run` takes, and writes nothing.
+
+    \b
+    Examples:
+      batchgen plan job.toml
+      batchgen plan job.toml --on-overlength clip --show 3
+    """
+    with exit_codes():
+        spec = _spec(inputs, engine, options)
+        from . import plan
+
+        forecast = plan.plan(spec)
+        _print_forecast(forecast)
+        for made in plan.show(forecast, show):
+            click.echo(f"\nrow {made.row}, id {made.id}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
+            click.echo(f"{made.prompt_token_ids}")
+
+
+def _print_forecast(forecast: Any) -> None:
+    job, lengths, tokens = forecast.job, forecast.percentiles(), forecast.tokens
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(forecast.rejects.items()))
+    output = job.spec.output
+    for name, value in {
+        "rows": f"{job.plan.rows:,} in {len(job.plan.files):,} files",
+        "rejects": f"{forecast.rejects.total():,}{f' ({reasons})' if reasons else ''}",
+        "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
+        "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
+        "shared": f"{forecast.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
+        "prompt format": f"{job.format}, context {job.context:,} tokens",
+        "shards": f"{len(job.plan.shards):,} of {output.shard_rows:,} rows",
+        "fingerprint": job.record.fingerprint,
+    }.items():
+        click.echo(f"{name:14} {value}")
+    bars = forecast.histogram()
+    most = max((count for _, _, count in bars), default=1)
+    for start, end, count in bars:
+        click.echo(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
 
 
 @cli.command("verify", short_help="Prove that no row is missing, doubled or damaged.")
@@ -265,6 +327,29 @@ def rejects_command(out: Path, only: str) -> None:
         raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
         click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
     click.echo(f"{len(found):,} rejected rows")
+
+
+@cli.command("inspect", short_help="Show which model of the series a folder or repository holds.")
+@click.argument("model")
+@click.option("--revision", default="", help="branch, tag or commit of a model on the hub")
+@click.option("--allow-withdrawn", is_flag=True, help="exit with 0 for the withdrawn weights of 2023-07-31 too")
+def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
+    """Show what MODEL is, a folder or a name on the hub: family, prompt format, context, sampling, weights.
+
+    It is judged by its config, its tokenizer and the MD5 of its weights, not by its name.
+
+    \b
+    Examples:
+      batchgen inspect models/sft
+      batchgen inspect rinna/bilingual-gpt-neox-4b-instruction-sft --revision main
+    """
+    with exit_codes():
+        from . import inspection, models
+
+        found = models.load(model_path(model, Path.cwd()), revision)
+        for name, value in inspection.describe(found):
+            click.echo(f"{name:15}  {value}")
+        models.check_release(found, allow_withdrawn)
 
 
 @cli.command("demo", short_help="Write the demo model, its data and a job file.")

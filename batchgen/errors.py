@@ -1,5 +1,6 @@
 """What can go wrong, sorted by what has to be done about it."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ class MachineError(Exception):
 
 class Stopped(Exception):
     """The run ended early and lost nothing; its text says why. The same command goes on; this one exits 75."""
+
+
+def warn(text: str) -> None:
+    """One line on stderr, for what the user should know though it stops nothing."""
+    print(f"batchgen: warning: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from .errors import JobError
+from .hub import is_name
 from .sampling import JobSampling
 
 InputFormat = Literal["auto", "speaker", "openai", "openai-batch", "sharegpt", "hh", "flan", "alpaca", "prompt", "text"]
@@ -32,7 +33,9 @@ class InputTable(_Table, frozen=True):
 
 
 class ModelTable(_Table, frozen=True):
-    path: Annotated[str, Meta(description="folder of the model")]
+    path: Annotated[str, Meta(description="folder of the model, or its name on the hub (org/name)")]
+    revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
+    allow_withdrawn: Annotated[bool, Meta(description="go on with the withdrawn weights of 2023-07-31")] = False
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,8 +153,17 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
     for table in ("input", "model", "output"):
         values = tables.get(table)
         if isinstance(values, dict) and "path" in values:
+            if table == "model" and isinstance(values["path"], str):
+                values["path"] = model_path(values["path"], folder)
+                continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+
+
+def model_path(path: str, folder: Path) -> str:
+    """A model's folder as an absolute path, or its name on the hub: what looks like one and is no folder."""
+    absolute = os.path.normpath(folder / Path(path).expanduser())
+    return path if is_name(path) and not os.path.isdir(absolute) else absolute
 
 
 def _check_keys(data: dict[str, Any], where: str) -> None:

@@ -1,4 +1,4 @@
-"""A model on disk: its config, tokenizer and weights, checked before an engine is started on them."""
+"""A model on disk or on the hub: its config, tokenizer and weights, checked before an engine is started on them."""
 
 import hashlib
 import os
@@ -8,56 +8,110 @@ from typing import Any
 
 import msgspec
 
-from .errors import JobError
+from . import hub, series
+from .errors import JobError, warn
+from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
+
+TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
+
+TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
 
 
 @dataclass(frozen=True)
 class Model:
-    """vocab_size: of the weights, which may have more ids than the tokenizer; context: most tokens of prompt and
-    response together; kv_width: numbers that the KV cache holds per token; digests: file
-    name -> MD5, as hubs and model cards list them."""
+    """name, revision: see hub.Found; model_type: config.json's; vocab_size: of the weights, which may have more ids
+    than the tokenizer; context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds
+    per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; weights: the
+    same of all weights, those too that vLLM passes over."""
 
     folder: Path
     name: str
+    revision: str | None
+    model_type: str
     vocab_size: int
     context: int
     kv_width: int
     tokenizer: Tokenizer
     digests: dict[str, str]
+    weights: dict[str, str]
+
+    @property
+    def family(self) -> Family:
+        kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
+        return series.family(self.vocab_size, self.context > TRAINED_CONTEXT, kept)
 
     @property
     def prompt_format(self) -> str:
-        """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does."""
-        kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
-        return "speaker" if kept else "speaker-nl"
+        """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does; raw for
+        the 8k model, of which there is only the base."""
+        return self.family.format
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether these are the weights of 2023-07-31, or safetensors that lie beside them."""
+        return series.WITHDRAWN_MD5 in self.weights.values()
 
 
-def load(path: str) -> Model:
-    """Reads and checks a model's folder; the weights are only digested. Raises JobError."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise JobError(f"{path}: no such model folder")
+def load(path: str, revision: str = "") -> Model:
+    """Finds, reads and checks a model; the weights are only digested. Raises JobError.
+
+    path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit.
+    """
+    folder, name, commit = hub.find(path, revision)
+    hub.refuse_images(os.listdir(folder), name)
     config = _config(folder / "config.json")
     try:
         tokenizer = Tokenizer.load(folder)
     except TokenizerError as error:
         raise JobError(str(error)) from None
-    vocab_size, context, layers, hidden = (
-        _whole_number(config, key, folder)
-        for key in ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size")
+    vocab_size, layers, hidden = (
+        _whole_number(config, key, folder) for key in ("vocab_size", "num_hidden_layers", "hidden_size")
     )
     if tokenizer.vocab_size > vocab_size:
         raise JobError(
             f"{folder / 'spiece.model'}: has {tokenizer.vocab_size} pieces, but the model only {vocab_size} "
             f"(vocab_size in config.json); the tokenizer belongs to another model"
         )
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))  # the order in which vLLM looks
-    if not weights:
+    safetensors, bins = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
+    used = safetensors or bins  # the order in which vLLM looks
+    if not used:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    files = [folder / "config.json", folder / "spiece.model", folder / "tokenizer_config.json", *weights]
-    real = folder.resolve()
-    return Model(real, real.name, vocab_size, context, 2 * layers * hidden, tokenizer, _digests(files))
+    digests = _digests([*(folder / file for file in TEXTS), *safetensors, *bins])
+    return Model(
+        folder=folder,
+        name=name,
+        revision=commit,
+        model_type=str(config.get("model_type")),
+        vocab_size=vocab_size,
+        context=_context(config, folder),
+        kv_width=2 * layers * hidden,
+        tokenizer=tokenizer,
+        digests={file: digests[file] for file in [*TEXTS, *(path.name for path in used)]},
+        weights={path.name: digests[path.name] for path in [*safetensors, *bins]},
+    )
+
+
+def check_release(model: Model, allow_withdrawn: bool) -> None:
+    """Raises JobError for the weights that their authors withdrew, or warns of them if they are allowed."""
+    if not model.withdrawn:
+        return
+    what = f"{model.folder}: has the weights of 2023-07-31, withdrawn because they learned from non-commercial data"
+    if not allow_withdrawn:
+        raise JobError(f"{what}; download the release of 2023-08-02, or give --allow-withdrawn")
+    warn(what)
+
+
+def _context(config: dict[str, Any], folder: Path) -> int:
+    """Tokens. Of a model that linear scaling stretches, some configs give the context before it, others after it."""
+    positions = _whole_number(config, "max_position_embeddings", folder)
+    scaling = config.get("rope_scaling")
+    if positions != TRAINED_CONTEXT or not isinstance(scaling, dict) or scaling.get("type") != "linear":
+        return positions
+    factor = scaling.get("factor")
+    if not isinstance(factor, int | float) or factor < 1:
+        raise JobError(f"{folder / 'config.json'}: rope_scaling has the factor {factor!r}, not a number from 1")
+    return int(positions * factor)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     out = Path(spec.output.path).absolute()
     engine.check_args(spec.engine)
     old = folder.read_job(out)
-    model = models.load(spec.model.path)
+    spec, model = _model(spec)
     if plan is None:
         known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
         plan = source.plan(spec.input.path, spec.output.shard_rows, known)
@@ -70,6 +70,15 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         plan=plan,
     )
     return Job(spec, out, model, context, format, template, plan, columns, record)
+
+
+def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
+    """The model, and the spec with its commit as the revision: whoever prepares the job again, a worker above all,
+    takes that very copy from the cache and need not ask the hub."""
+    model = models.load(spec.model.path, spec.model.revision)
+    models.check_release(model, spec.model.allow_withdrawn)
+    pinned = msgspec.structs.replace(spec.model, revision=model.revision or "")
+    return msgspec.structs.replace(spec, model=pinned), model
 
 
 def _template(spec: JobSpec) -> Template | None:

@@ -59,6 +59,8 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """The old job's spec with the flags on top."""
     tables = msgspec.to_builtins(old)
     tables["output"].pop("path")
+    if "path" in flags.get("model", {}):
+        tables["model"].pop("revision")  # the other model's
     merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}
     return load(None, merged)
 

@@ -21,6 +21,7 @@ from .worker import DEADLY
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
 LONGEST_PAUSE = 60.0  # seconds before a restart
+GRACE = 30.0  # seconds beyond `drain`: one step may be long, and the disk slow
 START_STALLS = 10  # loading a model may take this many times as long as a step
 
 
@@ -60,6 +61,7 @@ class Supervisor:
         self._deadly: list[str] = []
         self._deaths = 0  # in a row, without a response in between
         self._signals: list[int] = []
+        self._stop_by = 0.0  # when a worker that was asked to drain has to be gone
 
     def run(self) -> None:
         """Raises Stopped (a signal, the disk), JobError (vLLM refuses an argument) or MachineError."""
@@ -166,10 +168,15 @@ class Supervisor:
             drain = self._job.spec.output.drain
             self._progress.write(f"batchgen: stopping; what is running gets {drain:g} s (Ctrl-C again: stop now)")
             worker.process.send_signal(signal.SIGTERM)
+            self._stop_by = time.monotonic() + drain + GRACE
         elif number == signal.SIGINT:
             raise Stopped("stopped at once; run the same command again to go on")
 
     def _check_for_stall(self, worker: WorkerProcess) -> None:
+        if self._stop_by and time.monotonic() > self._stop_by:
+            worker.last_word = Ended(
+                "stopped", "stopped; the engine did not drain; run the same command again to go on"
+            )
         allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
         if time.monotonic() - worker.last_report > allowed:
             worker.last_word = Ended("died", f"no token for {allowed:g} s")
@@ -178,7 +185,7 @@ class Supervisor:
         """Decides whether and how to go on. Raises MachineError or Stopped."""
         log = self._job.out / "_state" / "engine.log"
         if self._signals:
-            raise Stopped("stopped; the engine died while it drained; run the same command again to go on")
+            raise Stopped("stopped as asked; run the same command again to go on")
         if not self.engine_start:
             raise MachineError(f"the engine failed: {reason}; the whole story is in {log}")
         if worker.engine_start is not None:

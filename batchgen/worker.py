@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ WINDOW_PER_SEQUENCE = 2
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
 DEADLY = 3  # deaths of the engine in a row with the same item in it, after which the item is rejected
 KILLER = f"the engine died {DEADLY} times in a row with this item in it"
+AS_ASKED = "stopped as asked; run the same command again to go on"
 
 
 @dataclass(eq=False)
@@ -97,7 +99,7 @@ class Worker:
         self._facts = {
             "fingerprint": job.record.fingerprint,
             "versions": job.record.versions,
-            "model": {"name": job.model.name, "digests": job.model.digests},
+            "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.model.digests},
             "dtype": engine.dtype,
             "device": engine.device,
         }
@@ -128,7 +130,7 @@ class Worker:
                 break
         self._leave()
         if self._stop_at is not None and (more or self._open):
-            raise Stopped("stopped as asked; run the same command again to go on")
+            raise Stopped(AS_ASKED)
 
     # --- rows in
 
@@ -233,14 +235,18 @@ class Worker:
 
     def _admit(self, request: Request) -> None:
         made = request.item
+        self._admitted.append(made.name)
         try:
             self._engine.add(made.name, made.prompt_token_ids, made.sampling, made.seed, made.stop)
         except Reject as why:
+            self._finished.append(made.name)
             self._reject(request.shard, request.row, made.id, why)
             return
+        except Exception:
+            self._say_what_is_in_the_engine()  # with the item that it died of
+            raise
         request.shard.in_engine += 1
         self._in_engine[made.name] = request
-        self._admitted.append(made.name)
 
     def _finish(self, response: Response) -> None:
         request = self._in_engine.pop(response.request_id)
@@ -332,10 +338,13 @@ def main() -> None:
     if os.getppid() != orders.supervisor:
         return  # it is gone already
     os.register_at_fork(after_in_child=_die_with_parent)
-    reports = os.fdopen(orders.report_to, "wb", buffering=0)
+    lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
     def report(what: Report) -> None:
-        reports.write(msgspec.json.encode(what) + b"\n")
+        line = memoryview(msgspec.json.encode(what) + b"\n")
+        with lock:
+            while line:
+                line = line[os.write(orders.report_to, line) :]
 
     try:
         _work(orders, report)
@@ -346,33 +355,30 @@ def main() -> None:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
         traceback.print_exc()
-        _die(report, " ".join(str(error).split())[:300] or type(error).__name__)
+        _end(report, "died", " ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
-    signal.signal(signal.SIGTERM, _stop_before_start)
+    signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
     begin = time.monotonic()
     record = folder.read_job(Path(orders.spec.output.path))
     job = prepare(orders.spec, record.plan if record else None)
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     engine = Engine(job.model, job.spec.engine, job.context)
-    engine.when_process_dies(lambda reason: _die(report, reason))
+    engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
     worker = Worker(job, engine, claims, report, None, orders.suspects, orders.deadly)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run(job.plan.shards)
 
 
-def _die(report: Callable[[Report], None], reason: str) -> NoReturn:
-    """Not by the way of atexit handlers: a broken engine's may wait for ever."""
-    report(Ended("died", reason))
+def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
+    """Not by the way of an exception, which vLLM may catch, nor of atexit handlers: a broken engine's may wait for
+    ever. The supervisor ends what this process has started."""
+    report(Ended(how, text))
     sys.stderr.flush()
     os._exit(1)
-
-
-def _stop_before_start(*_: object) -> None:
-    raise Stopped("stopped as asked; run the same command again to go on")
 
 
 def _die_with_parent() -> None:

@@ -27,6 +27,9 @@ from batchgen.report import Report, Totals, Warned
 from batchgen.run import Outcome
 from batchgen.worker import Worker
 
+# A fork has one thread: work that OpenMP shares out would wait for the others for ever. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # --- a job, in this process
 
 

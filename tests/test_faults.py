@@ -261,7 +261,7 @@ def stopped_with_one_line(result, folder: Path, reason: str) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_with_more_room_the_same_command_completes_it(
-    small_disk, undisturbed, batchgen_process
+    undisturbed, small_disk, batchgen_process
 ):
     flags, good = undisturbed
     out = small_disk / "out"
@@ -275,7 +275,7 @@ def test_a_full_disk_stops_the_run_and_with_more_room_the_same_command_completes
 
 @pytest.mark.slow
 def test_a_read_only_folder_stops_the_run_and_writable_again_the_same_command_completes_it(
-    small_disk, undisturbed, batchgen_process
+    undisturbed, small_disk, batchgen_process
 ):
     flags, good = undisturbed
     out = small_disk / "out"

@@ -1,0 +1,104 @@
+"""Where a model's files are: a folder, or a hub's repository that is downloaded into huggingface_hub's cache."""
+
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import JobError
+
+NEEDED = ["config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Found(NamedTuple):
+    """A model's folder. name: the folder's own or the hub's; revision: the hub's commit hash, None for a folder."""
+
+    folder: Path
+    name: str
+    revision: str | None = None
+
+
+def is_name(path: str) -> bool:
+    """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
+    return bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
+
+
+def find(path: str, revision: str = "") -> Found:
+    """The folder of a model, downloaded if `path` is a name and no folder. Raises JobError.
+
+    revision: a branch, tag or commit of the hub's repository. A commit that is in the cache is taken from there without
+    asking the hub.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if is_name(path):
+            return _on_hub(path, revision or "main")
+        raise JobError(f"{path}: no such model folder")
+    if revision:
+        raise JobError(f"[model] revision: {path} is a folder; leave {revision} out, or name the model as on the hub")
+    return Found(folder.resolve(), folder.resolve().name)
+
+
+def refuse_images(files: Collection[str], name: str) -> None:
+    """Refuses bilingual-gpt-neox-4b-minigpt4 and its like: a .pth of what is added to a language model to see images.
+
+    files: those of the folder or repository; name: a hint, enough where there is no complete language model.
+    """
+    complete = "config.json" in files and any(file.endswith((".safetensors", ".bin")) for file in files)
+    if not complete and ("minigpt4" in name.lower() or any(file.endswith(".pth") for file in files)):
+        raise JobError(
+            f"{name}: a MiniGPT-4 checkpoint (images and text), not a complete language model; batchgen generates "
+            "from text alone: take one of the text models, such as rinna/bilingual-gpt-neox-4b-instruction-sft"
+        )
+
+
+def _on_hub(name: str, revision: str) -> Found:
+    if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
+        return cached
+    # Imported late: most models are folders, and the imports take 0.3 s.
+    import httpx
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        files = [file.rfilename for file in hub.HfApi().model_info(name, revision=revision).siblings or []]
+        refuse_images(files, name)
+        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*NEEDED, weights]))
+    except errors.RevisionNotFoundError:
+        raise JobError(f"{name}: has no revision {revision}; name a branch, tag or commit of it") from None
+    except errors.GatedRepoError:
+        raise JobError(f"{name}: is given to certain users only; accept its terms, then `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise JobError(f"{name}: neither a folder nor a model on the hub (private ones need `hf auth login`)") from None
+    except (httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError) as error:
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({str(error).partition(chr(10))[0]})"
+        if cached := _cached(name, revision):
+            print(f"batchgen: {why}: {name} comes from the cache, commit {cached.revision}", file=sys.stderr)
+            return cached
+        raise JobError(
+            f"{name}: no folder, and {revision} is not in the hub's cache, while {why}; "
+            "download it where there is a connection, or give a folder"
+        ) from None
+    return Found(folder, name, folder.name)  # a snapshot's folder goes by its commit
+
+
+def _cached(name: str, revision: str) -> Found | None:
+    """The model as the cache holds it, if it is whole."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = [*NEEDED, "*.safetensors"]
+    try:
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    whole = any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+    return Found(folder, name, folder.name) if whole else None

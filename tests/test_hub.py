@@ -1,0 +1,149 @@
+"""Models by their name on the hub: downloaded once, then from the cache. The hub is a stub on loopback."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import MODEL
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {path.name: path.read_bytes() for path in MODEL.iterdir()} | {"README.md": b"x", "pytorch_model.bin": b"x"}
+MODELS = {"rinna/demo": FILES, "rinna/some-minigpt4": {"README.md": b"x", "checkpoint.pth": b"x"}}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub 1.33 asks for: a revision's commit and files, their sizes, the files themselves."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        api = re.match(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/?]+)", self.path)
+        file = re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path)
+        name, revision = (api[1], api[3]) if api else (file[1], file[2])
+        files = MODELS.get(name)
+        if files is None:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", COMMIT):
+            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif api and api[2] == "revision":
+            siblings = [{"rfilename": file} for file in files]
+            self._answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
+        elif api:
+            tree = [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in files.items()
+            ]
+            self._answer(200, json.dumps(tree).encode())
+        else:
+            content = files[file[3]]
+            etag = f'"{hashlib.sha1(content).hexdigest()}"'
+            self._answer(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def _answer(self, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def command(hub, batchgen_process, tmp_path):
+    """batchgen in a process of its own, as huggingface_hub reads its environment once; in a folder of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
+
+    def run(*arguments, **variables):
+        return batchgen_process(*arguments, env=environment | variables, cwd=tmp_path)
+
+    return run
+
+
+def refusal(done) -> str:
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    return done.stderr
+
+
+def test_a_model_is_downloaded_once_and_only_what_is_needed(command, hub):
+    first = command("inspect", "rinna/demo")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert f"revision         {COMMIT}\n" in first.stdout
+    loaded = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
+    assert loaded == {"config.json", "spiece.model", "tokenizer_config.json", "model.safetensors"}
+    hub.asked.clear()
+    assert command("inspect", "rinna/demo", "--revision", COMMIT).stdout == first.stdout
+    assert hub.asked == []  # a commit never changes
+
+
+def test_without_a_connection_the_cache_is_used_and_said_so(command, hub):
+    first = command("inspect", "rinna/demo")
+    offline = command("inspect", "rinna/demo", HF_HUB_OFFLINE="1")
+    assert offline.stdout == first.stdout
+    assert offline.stderr == f"batchgen: HF_HUB_OFFLINE is set: rinna/demo comes from the cache, commit {COMMIT}\n"
+    gone = command("inspect", "rinna/demo", HF_ENDPOINT="http://127.0.0.1:9")
+    assert gone.stdout == first.stdout
+    assert gone.stderr.startswith("batchgen: the hub cannot be reached (")
+    assert gone.stderr.count("\n") == 1
+
+
+def test_a_run_names_the_commit_and_its_worker_asks_nobody(command, hub, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "Monday"}\n')
+    flags = ["--revision", "main", "--output", "out", "--max-tokens", "4"]
+    done = command("run", "in.jsonl", "--model", "rinna/demo", *flags)
+    assert done.returncode == 0, done.stderr
+    assert len([path for path in hub.asked if path == "/api/models/rinna/demo/revision/main"]) == 2
+    metadata = pq.read_metadata(tmp_path / "out" / "part-00000-of-00001.parquet").metadata
+    model = json.loads(metadata[b"batchgen.model"])
+    assert (model["name"], model["revision"]) == ("rinna/demo", COMMIT)
+    verified = command("verify", "out", HF_HUB_OFFLINE="1")
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_not_in_the_cache(command):
+    line = refusal(command("inspect", "rinna/demo", HF_HUB_OFFLINE="1"))
+    assert "rinna/demo: no folder, and main is not in the hub's cache, while HF_HUB_OFFLINE is set" in line
+
+
+def test_no_such_model(command):
+    line = refusal(command("run", "x.jsonl", "--model", "rinna/none", "--output", "out"))
+    assert "rinna/none: neither a folder nor a model on the hub" in line
+
+
+def test_no_such_revision(command):
+    line = refusal(command("inspect", "rinna/demo", "--revision", "v9"))
+    assert "rinna/demo: has no revision v9" in line
+
+
+def test_a_minigpt4_repository_is_refused_before_anything_is_downloaded(command, hub):
+    assert "a MiniGPT-4 checkpoint" in refusal(command("inspect", "rinna/some-minigpt4"))
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "./rinna/none", "a/b/c", "rinna/a--b"])
+def test_what_does_not_look_like_a_name_is_a_missing_folder(command, hub, path):
+    assert "no such model folder" in refusal(command("inspect", path))
+    assert hub.asked == []
