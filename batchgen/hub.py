@@ -9,7 +9,8 @@ from typing import NamedTuple
 from .errors import JobError
 
 NEEDED = ["config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LONGEST_NAME = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -23,19 +24,19 @@ class Found(NamedTuple):
 
 def is_name(path: str) -> bool:
     """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
-    return bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
+    return len(path) <= _LONGEST_NAME and bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
 
 
 def find(path: str, revision: str = "") -> Found:
-    """The folder of a model, downloaded if `path` is a name and no folder. Raises JobError.
+    """The folder of a model, downloaded if `path` is a name (job.model_path tells them apart). Raises JobError.
 
     revision: a branch, tag or commit of the hub's repository. A commit that is in the cache is taken from there without
     asking the hub.
     """
+    if is_name(path):
+        return _on_hub(path, revision or "main")
     folder = Path(path)
     if not folder.is_dir():
-        if is_name(path):
-            return _on_hub(path, revision or "main")
         raise JobError(f"{path}: no such model folder")
     if revision:
         raise JobError(f"[model] revision: {path} is a folder; leave {revision} out, or name the model as on the hub")

@@ -106,7 +106,9 @@ def _context(config: dict[str, Any], folder: Path) -> int:
     """Tokens. Of a model that linear scaling stretches, some configs give the context before it, others after it."""
     positions = _whole_number(config, "max_position_embeddings", folder)
     scaling = config.get("rope_scaling")
-    if positions != TRAINED_CONTEXT or not isinstance(scaling, dict) or scaling.get("type") != "linear":
+    if scaling is not None and not isinstance(scaling, dict):
+        raise JobError(f"{folder / 'config.json'}: rope_scaling is {scaling!r}, not an object")
+    if positions != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
         return positions
     factor = scaling.get("factor")
     if not isinstance(factor, int | float) or factor < 1:

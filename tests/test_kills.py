@@ -97,7 +97,7 @@ def killed_and_resumed(start, watch: Watch, source: Path, out: Path, flags: list
 
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing_and_cost_less_than_a_second_each(start, write_rows, tmp_path):
-    source, flags = write_rows(mixed_rows(4000)), ["--temperature", 0.8, "--max-tokens", 96, "--shard-rows", 40]
+    source, flags = write_rows(mixed_rows(6000)), ["--temperature", 0.8, "--max-tokens", 96, "--shard-rows", 40]
     (tmp_path / "whole").mkdir()
     undisturbed = Watch(tmp_path / "whole")
     assert start(source, tmp_path / "expected", *flags, env=undisturbed.environment).wait() == 0
