@@ -1,5 +1,6 @@
 """The commands. Parsing and printing only; what a command does stands in the file of its name."""
 
+import os
 import signal
 import sys
 import tomllib
@@ -133,7 +134,9 @@ def exit_codes() -> Iterator[None]:
     """What goes wrong becomes one line on stderr and the exit code that says who has to act."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped("stopped as asked; run the same command again to go on")
+        # Not an exception: whatever is being imported may catch it. Files appear whole or not at all, so this is safe.
+        os.write(2, b"batchgen: stopped as asked; run the same command again to go on\n")
+        os._exit(EXIT_STOPPED)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:

@@ -125,7 +125,9 @@ class Worker:
                 break
             else:
                 time.sleep(REPORT_EVERY)  # all that is left is held by others, who may yet die
-            self._keep()
+            self._keep()  # before the commits, which take their time
+            for opened in list(self._open):
+                self._commit_if_complete(opened)
             if self._stop_at is not None and time.monotonic() > self._stop_at:
                 break
         self._leave()
@@ -256,14 +258,12 @@ class Worker:
         if response.finish_reason not in ("stop", "length"):
             why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
             self._reject(request.shard, request.row, made.id, why)
-            self._commit_if_complete(request.shard)
             return
         entry = Entry(made.row, made.sample, response.token_ids, response.finish_reason, response.logprobs)
         request.shard.journal.append(entry)
         self.totals.prompt_tokens += len(made.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
         self._answer(request, entry)
-        self._commit_if_complete(request.shard)
 
     # --- responses out
 
@@ -308,6 +308,7 @@ class Worker:
         with on_disk(self._job.out):
             for opened in self._open:
                 opened.journal.flush()
+            for opened in self._open:
                 opened.journal.sync(at_once)
 
     def _leave(self) -> None:

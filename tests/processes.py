@@ -92,7 +92,7 @@ class Run:
         self.process = subprocess.Popen(
             [str(part) for part in command], stdout=self._stdout, stderr=self._stderr, env=env, process_group=0
         )
-        self._seen: set[int] = set()
+        self._seen: dict[int, str] = {}  # worker -> when it was started: ids of processes come again
 
     @property
     def stdout(self) -> str:
@@ -104,9 +104,11 @@ class Run:
 
     def workers(self) -> list[int]:
         """Its worker processes, each the leader of a session of its own."""
-        found = [pid for pid in _processes() if _parent(pid) == self.process.pid]
-        self._seen.update(found)
-        return found
+        if self.process.poll() is not None:
+            return []
+        found = {pid: stat.started for pid, stat in _processes().items() if stat.parent == self.process.pid}
+        self._seen |= found
+        return list(found)
 
     def generating(self) -> bool:
         """Whether a journal has something in it: the engine works, and responses have come."""
@@ -116,8 +118,12 @@ class Run:
         return self.process.wait(timeout)
 
     def kill(self) -> None:
-        """kill -9 of everything: the supervisor, its workers, and whatever these have started."""
-        for pid in [*self.workers(), *self._seen, self.process.pid]:
+        """kill -9 of everything that still runs: the supervisor, its workers, and whatever these have started."""
+        self.workers()
+        leaders = [pid for pid, started in self._seen.items() if (stat := _stat(pid)) and stat.started == started]
+        if self.process.poll() is None:
+            leaders.append(self.process.pid)
+        for pid in leaders:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         self.process.wait()
@@ -163,14 +169,20 @@ def _text(file: int) -> str:
     return os.pread(file, 1 << 20, 0).decode()  # not read(): the offset is the process's own
 
 
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(int(name)) is not None]
+class _Stat(NamedTuple):
+    parent: int
+    started: str
 
 
-def _parent(pid: int) -> int | None:
+def _processes() -> dict[int, _Stat]:
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return {pid: stat for pid in pids if (stat := _stat(pid))}
+
+
+def _stat(pid: int) -> _Stat | None:
     """None if there is no such process, or only a zombie of it."""
     try:
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, parent, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else int(parent)
+    return None if state in "ZX" else _Stat(int(parent), fields[17])

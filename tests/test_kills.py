@@ -88,8 +88,8 @@ def killed_and_resumed(start, watch: Watch, source: Path, out: Path, flags: list
         run = start(source, out, *flags, env=watch.environment)
         wait(run, watch)
         assert run.process.poll() is None, f"ended before it was killed: {run.stderr}"
-        kills.append(time.monotonic())
         run.kill()
+        kills.append(time.monotonic())
     run = start(source, out, *flags, env=watch.environment)
     assert run.wait() == 0, run.stderr
     return kills
@@ -121,6 +121,7 @@ def test_fifty_kills_lose_nothing_and_cost_less_than_a_second_each(start, write_
     )
     assert len(hit) >= 40
     assert oldest < 1
+    assert tokens <= len(kills) * second
 
 
 def test_killed_while_generating_and_resumed_the_dataset_is_the_same(start, generate, write_rows, tmp_path):
@@ -140,8 +141,8 @@ def test_a_worker_killed_alone_is_started_again_and_the_run_goes_on(start, gener
     run = start(source, tmp_path / "out", "--shard-rows", 40, env=watch.environment)
     until(lambda: len(watch.finished()) > 50)
     [worker] = run.workers()
-    killed = time.monotonic()
     os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
     assert run.wait() == 0
     assert run.stderr.splitlines() == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
     assert dataset(tmp_path / "out") == dataset(expected)
