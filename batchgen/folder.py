@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import uuid
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +10,10 @@ import msgspec
 
 from .errors import JobError, on_disk
 from .job import differences, fingerprint
-from .source import Plan
+from .source import Plan, Shard
 
 # Hugging Face datasets does not pass over names with `_`: without this it may take _rejects/ for the data.
 _HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
-
-_SHARD = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
@@ -31,26 +28,22 @@ class JobRecord(msgspec.Struct, kw_only=True):
     retry_of: dict[str, Any] | None = None
 
 
-def shard_path(out: Path, index: int, count: int) -> Path:
-    return out / f"{_name(index, count)}.parquet"
+def shard_path(out: Path, shard: Shard) -> Path:
+    return out / f"{shard.name}.parquet"
 
 
-def rejects_path(out: Path, index: int, count: int) -> Path:
-    return out / "_rejects" / f"{_name(index, count)}.jsonl"
+def rejects_path(out: Path, shard: Shard) -> Path:
+    return out / "_rejects" / f"{shard.name}.jsonl"
 
 
-def checksum_path(out: Path, index: int, count: int) -> Path:
-    return out / "_state" / "checksums" / f"{_name(index, count)}.json"
+def checksum_path(out: Path, shard: Shard) -> Path:
+    return out / "_state" / "checksums" / f"{shard.name}.json"
 
 
-def _name(index: int, count: int) -> str:
-    return f"part-{index:05}-of-{count:05}"
-
-
-def finished(out: Path, count: int) -> set[int]:
-    """Indexes of the finished shards of a job with `count` shards."""
-    found = (_SHARD.fullmatch(name) for name in os.listdir(out))
-    return {int(match[1]) for match in found if match and int(match[2]) == count}
+def finished(out: Path, plan: Plan) -> list[Shard]:
+    """The shards of a job that are there, in order."""
+    names = set(os.listdir(out))
+    return [shard for shard in plan.shards if f"{shard.name}.parquet" in names]
 
 
 def publish(out: Path, path: Path, content: bytes | memoryview) -> None:
@@ -139,7 +132,7 @@ def open_job(out: Path, job: JobRecord) -> None:
     """Makes `out` the folder of this job, or goes on with the same job there. Raises JobError on drift."""
     old = read_job(out)
     if old and old.fingerprint != job.fingerprint:
-        if finished(out, len(old.plan.shards)):
+        if finished(out, old.plan):
             changes = "\n".join(f"  {line}" for line in differences(old.results, job.results))
             raise JobError(
                 f"{out}: holds results of a job that differs in\n{changes}\n"

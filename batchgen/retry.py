@@ -66,21 +66,19 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
 
 
 def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
-    count = len(record.plan.shards)
-    finished = sorted(folder.finished(out, count))
-    shards = [str(folder.shard_path(out, index, count)) for index in finished]
+    finished = folder.finished(out, record.plan)
+    shards = [str(folder.shard_path(out, planned)) for planned in finished]
     rows: set[int] = set()
     if shards:
         ended = ds.field("finish_reason").isin(reasons)
         rows |= set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
-    for index in finished:
-        rows |= {line["row"] for line in shard.read_rejects(out, index, count) if line["reason"] in reasons}
+    for planned in finished:
+        rows |= {line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons}
     return rows
 
 
 def rejected(out: Path, only: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
     record, _ = open_finished(out)
-    count = len(record.plan.shards)
-    lines = [line for index in range(count) for line in shard.read_rejects(out, index, count)]
+    lines = [line for planned in record.plan.shards for line in shard.read_rejects(out, planned)]
     return [(source.place(record.plan, line["row"]), line) for line in lines if not only or line["reason"] in only]

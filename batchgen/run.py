@@ -62,17 +62,16 @@ def run_job(job: Job) -> Outcome:
 
 def missing_shards(job: Job) -> list[Shard]:
     with on_disk(job.out):
-        done = folder.finished(job.out, len(job.plan.shards))
+        done = {planned.index for planned in folder.finished(job.out, job.plan)}
     return [planned for planned in job.plan.shards if planned.index not in done]
 
 
 def _set_damaged_aside(job: Job) -> None:
     """Shards that were cut off or lost a part go to quarantine, to be made again. `batchgen verify` looks closer."""
-    count = len(job.plan.shards)
-    for index in sorted(folder.finished(job.out, count)):
+    for planned in folder.finished(job.out, job.plan):
         with contextlib.suppress(FileNotFoundError):  # another worker set it aside already
-            if what := shard.damage(job.out, index, count):
-                path = folder.shard_path(job.out, index, count)
+            if what := shard.damage(job.out, planned):
+                path = folder.shard_path(job.out, planned)
                 (job.out / "_SUCCESS").unlink(missing_ok=True)
                 aside = folder.quarantine(job.out, path)
                 print(f"batchgen: warning: {path}: {what}; moved to {aside}, to be made again", file=sys.stderr)
@@ -101,9 +100,9 @@ def _count(job: Job) -> dict[str, Any]:
     totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
     for planned in job.plan.shards:
         try:
-            part = shard.read_checksums(job.out, planned.index, len(job.plan.shards)).counts
+            part = shard.read_checksums(job.out, planned).counts
         except ValueError as error:
-            path = folder.shard_path(job.out, planned.index, len(job.plan.shards))
+            path = folder.shard_path(job.out, planned)
             raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
         for reason, number in part.pop("rejects").items():
             totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number

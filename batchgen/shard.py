@@ -98,14 +98,13 @@ def counts(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any
 
 def commit(
     out: Path,
-    count: int,
     shard: Shard,
     answers: list[dict[str, Any]],
     rejects: list[dict[str, Any]],
     shape: pa.Schema,
     facts: dict[str, Any],
 ) -> None:
-    """Makes a shard of the job's `count` shards final: first its rejects and checksums, then its Parquet file.
+    """Makes a shard final: first its rejects and checksums, then its Parquet file.
 
     Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
     """
@@ -115,13 +114,13 @@ def commit(
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     if rejects:
         make_folder(out / "_rejects")
-        publish(out, rejects_path(out, shard.index, count), rejected)
-    elif (left := rejects_path(out, shard.index, count)).exists():  # by a job that was mended since
+        publish(out, rejects_path(out, shard), rejected)
+    elif (left := rejects_path(out, shard)).exists():  # by a job that was mended since
         left.unlink(missing_ok=True)
         sync_folder(left.parent)
     sums = Checksums(_digest(content), _digest(rejected) if rejects else None, len(content), accounting)
-    publish(out, checksum_path(out, shard.index, count), sealed(sums))
-    publish(out, shard_path(out, shard.index, count), content)
+    publish(out, checksum_path(out, shard), sealed(sums))
+    publish(out, shard_path(out, shard), content)
 
 
 def _parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
@@ -140,39 +139,39 @@ def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_checksums(out: Path, index: int, count: int) -> Checksums:
+def read_checksums(out: Path, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    return unsealed(checksum_path(out, index, count).read_bytes(), Checksums)
+    return unsealed(checksum_path(out, shard).read_bytes(), Checksums)
 
 
-def damage(out: Path, index: int, count: int) -> str:
+def damage(out: Path, shard: Shard) -> str:
     """What can be seen to be wrong with a finished shard without reading all of it; empty if nothing."""
-    path = shard_path(out, index, count)
+    path = shard_path(out, shard)
     try:
-        sums = read_checksums(out, index, count)
+        sums = read_checksums(out, shard)
     except (FileNotFoundError, ValueError) as error:
         return f"its checksums are gone or damaged ({error})"
     size = path.stat().st_size
     if size != sums.size:
         return f"it has {size} bytes, not {sums.size}"
-    if sums.rejects and not rejects_path(out, index, count).exists():
+    if sums.rejects and not rejects_path(out, shard).exists():
         return "its rejects are gone"
     return ""
 
 
-def wrong_content(out: Path, index: int, count: int, fingerprint: str) -> str:
+def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
     """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing."""
-    sums = read_checksums(out, index, count)
-    path = shard_path(out, index, count)
+    sums = read_checksums(out, shard)
+    path = shard_path(out, shard)
     if _digest(path.read_bytes()) != sums.parquet:
         return "its content does not fit its checksum"
     if (pq.read_metadata(path).metadata or {}).get(f"{PREFIX}fingerprint".encode()) != fingerprint.encode():
         return "it is a shard of another job"
-    if sums.rejects and _digest(rejects_path(out, index, count).read_bytes()) != sums.rejects:
+    if sums.rejects and _digest(rejects_path(out, shard).read_bytes()) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
 
 
-def read_rejects(out: Path, index: int, count: int) -> list[dict[str, Any]]:
-    path = rejects_path(out, index, count)
+def read_rejects(out: Path, shard: Shard) -> list[dict[str, Any]]:
+    path = rejects_path(out, shard)
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []

@@ -39,15 +39,21 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
     """Rows first_row .. first_row + rows - 1, which start in file `file` of the plan at `position`: a byte of
     the text of JSONL, a row of Parquet. A shard may go on into the next files.
 
-    picked: if given, the shard has only these of its rows (`batchgen retry`).
+    of: how many shards the job had when this one was planned, as its name says; picked: if given, the shard has only
+    these of its rows (`batchgen retry`).
     """
 
     index: int
+    of: int
     first_row: int
     rows: int
     file: int
     position: int
     picked: list[int] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05}-of-{self.of:05}"
 
     @property
     def row_numbers(self) -> Sequence[int]:
@@ -169,7 +175,7 @@ def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None) -> Pl
     if not rows:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
     shards = [
-        Shard(index, index * shard_rows, min(shard_rows, rows - index * shard_rows), *start)
+        Shard(index, len(starts), index * shard_rows, min(shard_rows, rows - index * shard_rows), *start)
         for index, start in enumerate(starts)
     ]
     return Plan(files, shards)
@@ -303,10 +309,12 @@ def _read_on(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
 def pick(plan: Plan, rows: Iterable[int]) -> Plan:
     """The same plan with only these rows: each shard that has some of them, numbered anew."""
     wanted = set(rows)
-    shards: list[Shard] = []
-    for shard in plan.shards:
-        if picked := [number for number in shard.row_numbers if number in wanted]:
-            shards.append(msgspec.structs.replace(shard, index=len(shards), picked=picked))
+    picks = [(shard, [number for number in shard.row_numbers if number in wanted]) for shard in plan.shards]
+    some = [(shard, picked) for shard, picked in picks if picked]
+    shards = [
+        msgspec.structs.replace(shard, index=index, of=len(some), picked=picked)
+        for index, (shard, picked) in enumerate(some)
+    ]
     return Plan(plan.files, shards)
 
 

@@ -61,19 +61,18 @@ def verify(out: Path) -> Verdict:
 
 
 def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
-    out, count = job.out, len(job.plan.shards)
-    path = folder.shard_path(out, planned.index, count)
+    out = job.out
+    path = folder.shard_path(out, planned)
     if not path.exists():
         verdict.problems.append(f"{path}: missing; run the job again")
         return
-    fingerprint = job.record.fingerprint
-    if what := shard.damage(out, planned.index, count) or shard.wrong_content(out, planned.index, count, fingerprint):
+    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.record.fingerprint):
         aside = folder.quarantine(out, path)
         (out / "_SUCCESS").unlink(missing_ok=True)
         verdict.problems.append(f"{path}: {what}; moved to {aside}; run the job again to make it again")
         return
     answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
-    rejects = shard.read_rejects(out, planned.index, count)
+    rejects = shard.read_rejects(out, planned)
     verdict.rows += len(planned.row_numbers)
     verdict.responses += len(answers)
     verdict.rejects += len(rejects)

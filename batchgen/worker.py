@@ -190,7 +190,7 @@ class Worker:
 
     def _is_finished(self, planned: Shard) -> bool:
         with on_disk(self._job.out):
-            return folder.shard_path(self._job.out, planned.index, len(self._job.plan.shards)).exists()
+            return folder.shard_path(self._job.out, planned).exists()
 
     def _open_shard(self, planned: Shard) -> OpenShard:
         """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
@@ -293,8 +293,7 @@ class Worker:
         rejects = list(opened.rejects.values())
         with on_disk(self._job.out):
             if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
-                count = len(self._job.plan.shards)
-                shard.commit(self._job.out, count, opened.shard, answers, rejects, self._shape, self._facts)
+                shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, self._facts)
             opened.journal.close()
             journal.remove(self._job.out, opened.shard.index)
             self._claims.release(opened.shard.index)

@@ -23,9 +23,10 @@ from batchgen.errors import JobError
 from batchgen.folder import checksum_path, rejects_path, shard_path, unsealed
 from batchgen.prepare import prepare
 from batchgen.sampling import Sampling
+from batchgen.source import Shard
 
 ROWS = [*demo_records(2), {"text": ""}, *demo_records(3), "no", *demo_records(1)]
-SHARDS = 3
+SHARDS = [Shard(index, 3, 0, 0, 0, 0) for index in range(3)]
 
 
 def cut_off(content: bytes) -> bytes:
@@ -108,36 +109,36 @@ def done(engine, tmp_path, write_rows, batchgen, capfd):
 
 @pytest.mark.parametrize("how", [cut_off, emptied])
 def test_a_shard_of_another_size_is_set_aside_by_the_next_run_and_made_again(done, how):
-    damage(shard_path(done.out, 0, SHARDS), how)
-    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, 0, SHARDS))
+    damage(shard_path(done.out, SHARDS[0]), how)
+    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, SHARDS[0]))
 
 
 @any_damage
 def test_a_shard_of_another_content_is_set_aside_by_verify_and_made_again(done, how):
-    damage(shard_path(done.out, 0, SHARDS), how)
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 0, SHARDS))
+    damage(shard_path(done.out, SHARDS[0]), how)
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[0]))
 
 
 @any_damage
 def test_a_shard_whose_rejects_are_damaged_is_set_aside_by_verify_and_made_again(done, how):
-    damage(rejects_path(done.out, 2, SHARDS), how)
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 2, SHARDS))
+    damage(rejects_path(done.out, SHARDS[2]), how)
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[2]))
 
 
 def test_a_shard_whose_rejects_are_gone_is_set_aside_by_the_next_run_and_made_again(done):
-    rejects_path(done.out, 2, SHARDS).unlink()
-    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, 2, SHARDS))
+    rejects_path(done.out, SHARDS[2]).unlink()
+    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, SHARDS[2]))
 
 
 @any_damage
 def test_a_shard_whose_checksums_are_damaged_is_set_aside_by_the_next_run_and_made_again(done, how):
-    damage(checksum_path(done.out, 1, SHARDS), how)
-    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, 1, SHARDS))
+    damage(checksum_path(done.out, SHARDS[1]), how)
+    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, SHARDS[1]))
 
 
 def test_a_shard_whose_checksums_are_gone_is_set_aside_by_the_next_run_and_made_again(done):
-    checksum_path(done.out, 1, SHARDS).unlink()
-    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, 1, SHARDS))
+    checksum_path(done.out, SHARDS[1]).unlink()
+    done.is_set_aside_by_the_next_run_and_made_again(shard_path(done.out, SHARDS[1]))
 
 
 @any_damage
@@ -191,21 +192,21 @@ def test_a_damaged_journal_is_set_aside_and_what_it_lost_is_made_again(engine, t
 def test_a_shard_of_another_job_is_noticed(done, engine, write_rows, tmp_path):
     other = write_rows(demo_records(8)[::-1], "other.jsonl")
     run_here(engine, spec_of(other, tmp_path / "other"))
-    shutil.copy(shard_path(tmp_path / "other", 1, SHARDS), done.out)
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 1, SHARDS))
+    shutil.copy(shard_path(tmp_path / "other", SHARDS[1]), done.out)
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[1]))
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"temperature": 0.5}], ids=str)
 def test_a_shard_of_another_job_is_noticed_even_with_its_checksums_and_the_same_rows(done, engine, tmp_path, changed):
     run_here(engine, spec_of(done.source, tmp_path / "other", **changed))
     for place in (shard_path, checksum_path):
-        shutil.copy(place(tmp_path / "other", 0, SHARDS), place(done.out, 0, SHARDS))
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, 0, SHARDS))
+        shutil.copy(place(tmp_path / "other", SHARDS[0]), place(done.out, SHARDS[0]))
+    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[0]))
 
 
 def test_a_shard_in_the_place_of_another_is_noticed(done):
     for place in (shard_path, checksum_path, rejects_path):
-        shutil.copy(place(done.out, 2, SHARDS), place(done.out, 0, SHARDS))
+        shutil.copy(place(done.out, SHARDS[2]), place(done.out, SHARDS[0]))
     result = done.command("verify")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 2)
 
@@ -219,7 +220,7 @@ def test_a_job_of_10_000_finished_shards_opens_within_5_seconds(tmp_path, write_
     with mock.patch.object(os, "fsync"):
         folder.open_job(job.out, job.record)
         for planned in job.plan.shards:
-            shard.commit(job.out, rows, planned, [{"row": planned.first_row, **facts}], [], job.shape, {})
+            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.shape, {})
     command = ["run", path, "--model", MODEL, "--output", job.out, "--shard-rows", "1", "--max-tokens", "4"]
     for _ in range(2):  # the first writes _SUCCESS
         begin = time.monotonic()
@@ -276,7 +277,7 @@ def test_1_000_random_bad_rows_among_10_000_good_ones_are_all_rejected_with_row_
     rows = [bad[row][0] if row in bad else {"text": f"{row}"} for row in range(11_000)]
     out = tmp_path / "out"
     run_here(engine, spec_of(write_rows(rows), out, shard_rows=1000, max_tokens=1))
-    rejects = [line for index in range(11) for line in shard.read_rejects(out, index, 11)]
+    rejects = [line for index in range(11) for line in shard.read_rejects(out, Shard(index, 11, 0, 0, 0, 0))]
     assert [(line["row"], line["reason"]) for line in rejects] == [(row, bad[row][1]) for row in sorted(bad)]
     assert [line["raw"] for line in rejects] == [Row(row, bad[row][0]).raw_text() for row in sorted(bad)]
     answered = ds.dataset(out).to_table(["row"])["row"].to_pylist()

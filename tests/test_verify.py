@@ -9,6 +9,7 @@ from conftest import demo_records
 
 from batchgen import shard
 from batchgen.folder import checksum_path, sealed
+from batchgen.source import Shard
 
 ROWS = [*demo_records(20), {"text": ""}, *demo_records(4), "no"]
 
@@ -39,9 +40,10 @@ def rewrite(out, index, change) -> None:
     with pq.ParquetWriter(path, table.schema) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({key: about[key] for key in about if key.startswith(b"batchgen.")})
-    sums = shard.read_checksums(out, index, 3)
+    planned = Shard(index, 3, 0, 0, 0, 0)
+    sums = shard.read_checksums(out, planned)
     sums.parquet, sums.size = shard._digest(path.read_bytes()), path.stat().st_size
-    checksum_path(out, index, 3).write_bytes(sealed(sums))
+    checksum_path(out, planned).write_bytes(sealed(sums))
 
 
 def test_a_whole_job_is_verified(batchgen, out):
