@@ -12,7 +12,7 @@ from .errors import Reject
 
 USER = "ユーザー"
 ASSISTANT = "システム"
-SYSTEM = "system"  # has no speaker of its own: goes ahead of the first user's utterance
+SYSTEM = "system"  # has no speaker of its own in the series' prompts: see with_system_ahead
 
 # Who speaks, in the words of every dialect.
 SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}
@@ -167,7 +167,9 @@ def shape_of(record: dict[str, Any]) -> str:
 
 
 def from_record(record: dict[str, Any], shape: str = "auto", drop_last_response: bool = False) -> Conversation:
-    """The conversation of a record, ending with the user. Raises Reject(bad_shape | unknown_speaker | empty).
+    """The conversation of a record, system messages included, ending with the user.
+
+    Raises Reject(bad_shape | unknown_speaker | empty).
 
     drop_last_response: an answer that stands at the end of the data is left out instead of a reject.
     """
@@ -184,18 +186,21 @@ def _ending_with_user(turns: Conversation, drop_last_response: bool) -> Conversa
         raise Reject("empty", "the conversation has no utterances")
     if turns[-1].speaker != USER:
         raise Reject("bad_shape", "the last utterance is not from the user (drop_last_response leaves an answer out)")
-    return _with_system_ahead(turns)
+    return turns
 
 
-def _with_system_ahead(turns: Conversation) -> Conversation:
-    """The prompt format has no place for a system message: it becomes the head of the first user's utterance."""
+def split_system(turns: Conversation) -> tuple[str, Conversation]:
+    """The system messages of a conversation as one text, and what is said."""
     system = [turn.text for turn in turns if turn.speaker == SYSTEM]
+    return "\n".join(system), [turn for turn in turns if turn.speaker != SYSTEM] if system else turns
+
+
+def with_system_ahead(system: str, turns: Conversation) -> Conversation:
+    """For prompt formats that have no place for a system message: it becomes the head of the first user's utterance."""
     if not system:
         return turns
-    spoken = [turn for turn in turns if turn.speaker != SYSTEM]
-    first = next(position for position, turn in enumerate(spoken) if turn.speaker == USER)
-    spoken[first] = Utterance(USER, "\n".join([*system, spoken[first].text]))
-    return spoken
+    first = next(position for position, turn in enumerate(turns) if turn.speaker == USER)
+    return [*turns[:first], Utterance(USER, f"{system}\n{turns[first].text}"), *turns[first + 1 :]]
 
 
 def _turns(turns: Any, where: str, speaker: str, text: str, roles: dict[str, str]) -> Conversation:

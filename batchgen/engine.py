@@ -15,13 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .errors import JobError, Reject
 from .job import nearest
 from .models import Model
 from .sampling import Sampling
+from .tokenizer import Tokenizer
 
 # EngineArgs that batchgen itself decides: the rest of the pipeline rests on them.
-OURS = ("model", "tokenizer", "skip_tokenizer_init", "disable_log_stats")
+OURS = (
+    *("model", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "disable_log_stats"),
+    *("generation_config", "override_generation_config"),
+)
+TOKENIZER_MODE = "batchgen"
+
+# xgrammar is the backend that can read our tokenizer. Free white space lets small models go on with it for ever.
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 # Kept small so that the model's weights and the user's other programs fit beside it; a GPU sizes its own.
 CPU_KV_CACHE_BYTES = 4 << 30
@@ -87,6 +97,16 @@ def check_args(args: dict[str, Any]) -> None:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
 
 
+def register_tokenizer() -> None:
+    """Makes our tokenizer one of vLLM's in this process. A process that vLLM spawns needs it too: see worker.py."""
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers import TokenizerRegistry
+
+    if TOKENIZER_MODE not in TokenizerRegistry.tokenizers:
+        TokenizerRegistry.register(TOKENIZER_MODE, "batchgen.vllm_tokenizer", "VllmTokenizer")
+        RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm.renderers.hf", "HfRenderer")
+
+
 class Engine:
     """One vLLM LLMEngine."""
 
@@ -97,9 +117,10 @@ class Engine:
         os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
         from vllm import EngineArgs, LLMEngine, SamplingParams
         from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         self._sampling_params = SamplingParams
+        self._structured_outputs = StructuredOutputsParams
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._every_token = RequestOutputKind.DELTA
         self._watched: dict[str, Watch] = {}
@@ -110,7 +131,11 @@ class Engine:
             # In one process the engine starts in 2 to 10 s, with a separate one in 24 to 33 s (0.31, 2 cores).
             # On a GPU the separate process stays: there it overlaps our work with the GPU's.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        fixed = {"model": str(model.folder), "skip_tokenizer_init": True, "disable_log_stats": True}
+        fixed = {"model": str(model.folder), "disable_log_stats": True, "generation_config": "vllm"}
+        settings = {"structured_outputs_config": STRUCTURED_OUTPUTS} | settings
+        if isinstance(model.tokenizer, Tokenizer):
+            register_tokenizer()
+            fixed["tokenizer_mode"] = TOKENIZER_MODE
         try:
             config = EngineArgs(**fixed, **settings).create_engine_config()
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
@@ -120,8 +145,9 @@ class Engine:
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
 
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, stop: list[str]) -> None:
-        """Queues one request; stop: texts that end it. Raises Reject(engine_error) if vLLM does not take it."""
+    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
+        """Queues one request. Raises Reject(engine_error) if vLLM does not take it."""
+        stop, wanted = sampling.stop, sampling.structured_outputs
         greedy = sampling.temperature == 0
         params = self._sampling_params(
             temperature=sampling.temperature,
@@ -133,12 +159,14 @@ class Engine:
             frequency_penalty=sampling.frequency_penalty,
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
-            # Without a tokenizer vLLM knows no end of text: it has to be told which id ends a response.
-            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._tokenizer.eos_id])],
+            # Which ids end a response is ours to say, whatever this vLLM takes from the model's files.
+            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._tokenizer.eos_ids)],
             ignore_eos=sampling.ignore_eos,
             seed=None if greedy else seed,
+            bad_words=sampling.bad_words or None,
             allowed_token_ids=sampling.allowed_token_ids or None,
             logit_bias=sampling.logit_bias or None,
+            structured_outputs=self._structured_outputs(**msgspec.structs.asdict(wanted)) if wanted else None,
             logprobs=sampling.logprobs,
             detokenize=False,
             output_kind=self._every_token if stop else self._final_only,

@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 from .errors import JobError
 
-NEEDED = ["config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"]
+# Every file but the weights that may decide what a model reads and writes.
+TEXTS = (
+    *("config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"),
+    *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt"),
+)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +76,7 @@ def _on_hub(name: str, revision: str) -> Found:
         files = [file.rfilename for file in hub.HfApi().model_info(name, revision=revision).siblings or []]
         refuse_images(files, name)
         weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*NEEDED, weights]))
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, weights]))
     except errors.RevisionNotFoundError:
         raise JobError(f"{name}: has no revision {revision}; name a branch, tag or commit of it") from None
     except errors.GatedRepoError:
@@ -96,7 +101,7 @@ def _cached(name: str, revision: str) -> Found | None:
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = [*NEEDED, "*.safetensors"]
+    patterns = [*TEXTS, "*.safetensors"]
     try:
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:

@@ -1,14 +1,19 @@
 """What a model is, for people to read."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from . import series
 from .models import Model
+from .sampling import JobSampling
 
 _FORMATS = {
     "speaker": "speaker: `ユーザー: text` lines, joined by newlines, then `システム: `",
     "speaker-nl": "speaker-nl: `ユーザー: text` lines, joined by `<NL>`, then `システム: `",
     "raw": "raw: the text alone",
+    "chat-template": "chat-template: as the template of the model's tokenizer has it",
 }
 
 
@@ -22,10 +27,17 @@ def describe(model: Model) -> Iterator[tuple[str, str]]:
     yield "prompt format", _FORMATS[model.prompt_format]
     yield "context", f"{model.context:,} tokens"
     yield "vocabulary", f"{model.vocab_size:,} ids in the weights, {model.tokenizer.vocab_size:,} in the tokenizer"
-    yield from _lines("card's sampling", [f"{names}: {card}" for names, card in model.family.cards.items()])
+    yield from _lines("card's sampling", [f"{card.models}: {_named(card.sampling)}" for card in model.family.cards])
+    format = model.prompt_format
+    yield "defaults", _named(msgspec.structs.asdict(JobSampling().with_defaults(model.sampling_defaults(format))))
     yield from _lines("weights", list(_weights(model)))
     known = [name for md5, name in series.RELEASES.items() if md5 in model.weights.values()]
     yield from _lines("release", known or ["unknown: the MD5 is that of no release listed here"])
+
+
+def _named(sampling: dict[str, Any] | None) -> str:
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
+    return ", ".join(f"{name} {sampling[name]}" for name in names if name in sampling) if sampling else "not stated"
 
 
 def _lines(name: str, values: list[str]) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from . import conversation, prompt, sampling
+from . import conversation, prompt, sampling, structure
 from .conversation import Conversation, Row, Utterance
 from .engine import Logprobs
 from .errors import Reject
@@ -19,7 +19,8 @@ from .source import column_value
 class Item:
     """One (row, sample): what goes into the engine, and what its output row says beside the response.
 
-    truncated: how many tokens were taken off the prompt to make it fit; stop: the stop texts, as the model writes them.
+    truncated: how many tokens were taken off the prompt to make it fit; written: the sampling with its texts as the
+    model writes them.
     """
 
     row: int
@@ -30,7 +31,7 @@ class Item:
     prompt_token_ids: list[int]
     truncated: int
     sampling: Sampling
-    stop: list[str]
+    written: Sampling
     seed: int
     columns: dict[str, Any]
 
@@ -42,10 +43,9 @@ class Item:
     def answer(self, token_ids: list[int], finish_reason: str, logprobs: Logprobs | None, job: Job) -> dict[str, Any]:
         """Its row of the shard, with all optional columns; the schema picks."""
         text = job.model.tokenizer.decode(token_ids)
-        if self.stop and finish_reason == "stop" and token_ids[-1] not in self._stop_ids(job):
-            text = _cut_at(text, self.stop, self.sampling.include_stop_str_in_output)
-        params = msgspec.structs.asdict(self.sampling)
-        params["logit_bias"] = [{"token_id": token, "bias": bias} for token, bias in self.sampling.logit_bias.items()]
+        stop = self.written.stop
+        if stop and finish_reason == "stop" and token_ids[-1] not in self._stop_ids(job):
+            text = _cut_at(text, stop, self.sampling.include_stop_str_in_output)
         return {
             "id": self.id,
             "row": self.row,
@@ -57,7 +57,7 @@ class Item:
             "truncated": self.truncated,
             "response_tokens": len(token_ids),
             "seed": self.seed,
-            "sampling": params,
+            "sampling": _as_column(self.sampling),
             **self.columns,
             "prompt": self.prompt,
             "prompt_token_ids": self.prompt_token_ids,
@@ -68,34 +68,70 @@ class Item:
 
     def _stop_ids(self, job: Job) -> set[int]:
         """Token ids that end this item: a response that ends with one of them was not ended by a stop text."""
-        return {*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else [job.model.tokenizer.eos_id])}
+        return {*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else job.model.tokenizer.eos_ids)}
 
 
 def make(row: Row, job: Job) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
     record, spec = row.record(), job.spec
     id = conversation.row_id(record, spec.input.id, row.number)
+    prefix, turns = _turns(record, job)
+    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record)
+    if params is not job.sampling:
+        _check(params, job)
+    # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
+    policy = spec.prompt.on_overlength
+    limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
+    fitted = prompt.fit(turns, prefix, job.render, job.model.tokenizer.encode, limit, policy)
+    params = _within(params, job.context - len(fitted.token_ids))
+    written = _as_written(params, job.format)
+    passed = {name: column_value(record.get(name), kind, name) for name, kind in job.columns.items()}
+    return [
+        Item(row.number, sample, id, *fitted, params, written, _seed(spec, seed, id, sample), passed)
+        for sample in range(n)
+    ]
+
+
+def _turns(record: dict[str, Any], job: Job) -> tuple[Conversation, Conversation]:
+    """The fixed turns ahead of a row's own, and these. A system message becomes part of the one or of the other."""
+    spec = job.spec
+    prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
     if job.template:
         turns = job.template.fill(record)
     else:
         turns = conversation.from_record(record, spec.input.format, spec.input.drop_last_response)
-    params, seed = sampling.of_row(spec.sampling, record)
+    system, turns = conversation.split_system(turns)
+    system = system or spec.prompt.system
+    if system and job.format == "chat-template":
+        return [Utterance(conversation.SYSTEM, system), *prefix], turns
+    return prefix, conversation.with_system_ahead(system, turns)
+
+
+def _check(params: Sampling, job: Job) -> None:
+    """What a row's own parameters must fit beside their ranges. Raises Reject(bad_sampling)."""
     try:
         params.check_ids(job.model.vocab_size)
+        if params.structured_outputs:
+            structure.check(params.structured_outputs)
     except ValueError as error:
         raise Reject("bad_sampling", str(error)) from None
-    # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
-    policy = spec.prompt.on_overlength
-    limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
-    prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
-    fitted = prompt.fit(turns, prefix, job.format, job.model.tokenizer.encode, limit, policy)
-    params = _within(params, job.context - len(fitted.token_ids))
-    stop = [prompt.as_written(text, job.format) for text in params.stop]
-    passed = {name: column_value(record.get(name), kind, name) for name, kind in job.columns.items()}
-    return [
-        Item(row.number, sample, id, *fitted, params, stop, _seed(spec, seed, id, sample), passed)
-        for sample in range(spec.sampling.n)
-    ]
+
+
+def _as_written(params: Sampling, format: str) -> Sampling:
+    """The same with its texts as the model writes them."""
+    if not params.stop and not params.bad_words:
+        return params
+    stop, bad_words = ([prompt.as_written(text, format) for text in texts] for texts in (params.stop, params.bad_words))
+    return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
+
+
+def _as_column(params: Sampling) -> dict[str, Any]:
+    """As the column `sampling` has it: no dicts, whose keys Arrow would need to know."""
+    wanted = params.structured_outputs
+    return msgspec.structs.asdict(params) | {
+        "logit_bias": [{"token_id": token, "bias": bias} for token, bias in params.logit_bias.items()],
+        "structured_outputs": structure.as_json(wanted) if wanted else None,
+    }
 
 
 def _cut_at(text: str, stop: list[str], keep: bool) -> str:

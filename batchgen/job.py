@@ -17,7 +17,7 @@ from .hub import is_name
 from .sampling import JobSampling
 
 InputFormat = Literal["auto", "speaker", "openai", "openai-batch", "sharegpt", "hh", "flan", "alpaca", "prompt", "text"]
-PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw"]
+PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
 OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
 
 
@@ -50,6 +50,7 @@ class PromptTable(_Table, frozen=True):
         "auto"
     )
     template: Annotated[str, Meta(description="the user's utterance, from columns: 'Translate: {title}'")] = ""
+    system: Annotated[str, Meta(description="system message for rows that have none")] = ""
     prefix: Annotated[list[Turn], Meta(description="fixed turns ahead of every conversation (as JSON in a flag)")] = []
     on_overlength: Annotated[
         Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")

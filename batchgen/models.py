@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from . import hub, series
+from . import hf_tokenizer, hub, series
 from .errors import JobError, warn
+from .hf_tokenizer import HfTokenizer
 from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
 
-TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
+SERIES_TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
 
 TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
 
@@ -32,20 +33,29 @@ class Model:
     vocab_size: int
     context: int
     kv_width: int
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | HfTokenizer
+    generation_config: dict[str, Any]
     digests: dict[str, str]
     weights: dict[str, str]
 
     @property
     def family(self) -> Family:
+        if isinstance(self.tokenizer, HfTokenizer):
+            return series.CHAT if self.tokenizer.has_template else series.OTHER_RAW
         kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
         return series.family(self.vocab_size, self.context > TRAINED_CONTEXT, kept)
 
     @property
     def prompt_format(self) -> str:
         """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does; raw for
-        the 8k model, of which there is only the base."""
+        the 8k model, of which there is only the base; chat-template for models of other kinds that have one."""
         return self.family.format
+
+    def sampling_defaults(self, format: str) -> dict[str, Any]:
+        """What the card sets for prompts of this format, or generation_config.json for models of other kinds."""
+        if isinstance(self.tokenizer, HfTokenizer):
+            return hf_tokenizer.defaults(self.generation_config)
+        return self.family.defaults(format)
 
     @property
     def withdrawn(self) -> bool:
@@ -53,43 +63,71 @@ class Model:
         return series.WITHDRAWN_MD5 in self.weights.values()
 
 
-def load(path: str, revision: str = "") -> Model:
+def load(path: str, revision: str = "", format: str = "auto") -> Model:
     """Finds, reads and checks a model; the weights are only digested. Raises JobError.
 
-    path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit.
+    path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit; format: of the prompts,
+    by which chat-template asks for the tokenizer of transformers.
     """
     folder, name, commit = hub.find(path, revision)
     hub.refuse_images(os.listdir(folder), name)
     config = _config(folder / "config.json")
-    try:
-        tokenizer = Tokenizer.load(folder)
-    except TokenizerError as error:
-        raise JobError(str(error)) from None
-    vocab_size, layers, hidden = (
-        _whole_number(config, key, folder) for key in ("vocab_size", "num_hidden_layers", "hidden_size")
-    )
-    if tokenizer.vocab_size > vocab_size:
-        raise JobError(
-            f"{folder / 'spiece.model'}: has {tokenizer.vocab_size} pieces, but the model only {vocab_size} "
-            f"(vocab_size in config.json); the tokenizer belongs to another model"
-        )
+    generation_config = hf_tokenizer.read_generation_config(folder)
+    # A model of text and images has its language model's numbers in a part of its own.
+    text_config = config.get("text_config", config)
+    vocab_size = _whole_number(text_config, "vocab_size", folder)
+    tokenizer = _tokenizer(folder, generation_config, vocab_size, format)
+    asked_for = SERIES_TEXTS if isinstance(tokenizer, Tokenizer) else hub.TEXTS
+    texts = [text for text in asked_for if (folder / text).exists()]
     safetensors, bins = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
     used = safetensors or bins  # the order in which vLLM looks
     if not used:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    digests = _digests([*(folder / file for file in TEXTS), *safetensors, *bins])
+    digests = _digests([*(folder / file for file in texts), *safetensors, *bins])
     return Model(
         folder=folder,
         name=name,
         revision=commit,
         model_type=str(config.get("model_type")),
         vocab_size=vocab_size,
-        context=_context(config, folder),
-        kv_width=2 * layers * hidden,
+        context=_context(text_config, folder),
+        kv_width=_kv_width(text_config, folder),
         tokenizer=tokenizer,
-        digests={file: digests[file] for file in [*TEXTS, *(path.name for path in used)]},
+        generation_config=generation_config,
+        digests={file: digests[file] for file in [*texts, *(path.name for path in used)]},
         weights={path.name: digests[path.name] for path in [*safetensors, *bins]},
     )
+
+
+def _tokenizer(
+    folder: Path, generation_config: dict[str, Any], vocab_size: int, format: str
+) -> Tokenizer | HfTokenizer:
+    """Ours where there is a spiece.model (it is exact for the series), transformers' for all other models."""
+    if format == "chat-template" or not (folder / "spiece.model").exists():
+        tokenizer = HfTokenizer.load(folder, generation_config)
+        if format == "chat-template" and not tokenizer.has_template:
+            raise JobError(f"{folder}: its tokenizer has no chat template; choose another [prompt] format")
+        if format not in ("auto", "raw", "chat-template"):
+            raise JobError(f"{folder}: has no spiece.model, so [prompt] format is raw or chat-template, not {format}")
+        return tokenizer
+    try:
+        ours = Tokenizer.load(folder)
+    except TokenizerError as error:
+        raise JobError(str(error)) from None
+    if ours.vocab_size > vocab_size:
+        raise JobError(
+            f"{folder / 'spiece.model'}: has {ours.vocab_size} pieces, but the model only {vocab_size} "
+            f"(vocab_size in config.json); the tokenizer belongs to another model"
+        )
+    return ours
+
+
+def _kv_width(config: dict[str, Any], folder: Path) -> int:
+    layers, hidden, heads = (
+        _whole_number(config, key, folder) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    kv_heads = config.get("num_key_value_heads") or heads
+    return 2 * layers * kv_heads * (config.get("head_dim") or hidden // heads)
 
 
 def check_release(model: Model, allow_withdrawn: bool) -> None:

@@ -2,11 +2,15 @@
 
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from .conversation import ASSISTANT, USER, Conversation, Utterance
 from .errors import Reject
+from .hf_tokenizer import HfTokenizer
+from .tokenizer import Tokenizer
 
+Render = Callable[[Conversation], str]
 Encode = Callable[[str], list[int]]
 
 
@@ -17,6 +21,14 @@ class Fitted(NamedTuple):
     text: str
     token_ids: list[int]
     truncated: int
+
+
+def renderer(format: str, tokenizer: Tokenizer | HfTokenizer) -> Render:
+    """What turns a conversation into its prompt."""
+    if format == "chat-template":
+        assert isinstance(tokenizer, HfTokenizer)
+        return tokenizer.render
+    return partial(render, format=format)
 
 
 def render(conversation: Conversation, format: str) -> str:
@@ -47,19 +59,19 @@ def as_written(text: str, format: str) -> str:
 
 
 def fit(
-    conversation: Conversation, prefix: Conversation, format: str, encode: Encode, limit: int, on_overlength: str
+    conversation: Conversation, prefix: Conversation, render: Render, encode: Encode, limit: int, on_overlength: str
 ) -> Fitted:
     """The prompt of prefix and conversation, brought to at most `limit` tokens. Raises Reject(too_long).
 
     on_overlength: reject; drop-turns, the oldest of the conversation (never the prefix), so that it still begins with
     the user; or clip, which keeps as much of the end of the last utterance as fits.
     """
-    text = render([*prefix, *conversation], format)
+    text = render([*prefix, *conversation])
     token_ids = encode(text)
     if len(token_ids) <= limit:
         return Fitted([*prefix, *conversation], text, token_ids, 0)
     shorter = {"drop-turns": _drop_turns, "clip": _clip}.get(on_overlength)
-    found = shorter(conversation, prefix, format, encode, limit) if shorter else None
+    found = shorter(conversation, prefix, render, encode, limit) if shorter else None
     if found is None:
         what = f" and on_overlength = {on_overlength} cannot bring it down" if shorter else ""
         raise Reject("too_long", f"the prompt has {len(token_ids)} tokens, there is room for {limit}{what}")
@@ -67,25 +79,27 @@ def fit(
 
 
 def _drop_turns(
-    conversation: Conversation, prefix: Conversation, format: str, encode: Encode, limit: int
+    conversation: Conversation, prefix: Conversation, render: Render, encode: Encode, limit: int
 ) -> Fitted | None:
     for start in range(1, len(conversation)):
         if conversation[start].speaker == USER:
             kept = [*prefix, *conversation[start:]]
-            text = render(kept, format)
+            text = render(kept)
             if len(token_ids := encode(text)) <= limit:
                 return Fitted(kept, text, token_ids, 0)
     return None
 
 
-def _clip(conversation: Conversation, prefix: Conversation, format: str, encode: Encode, limit: int) -> Fitted | None:
+def _clip(
+    conversation: Conversation, prefix: Conversation, render: Render, encode: Encode, limit: int
+) -> Fitted | None:
     last = conversation[-1].text
 
     def cut(start: int) -> Fitted:
         while start < len(last) and unicodedata.combining(last[start]):
             start += 1  # an accent belongs to the letter before it
         kept = [*prefix, *conversation[:-1], Utterance(USER, last[start:])]
-        text = render(kept, format)
+        text = render(kept)
         return Fitted(kept, text, encode(text), 0)
 
     low, high = 1, len(last)  # how many characters to cut off: too few, surely enough

@@ -11,31 +11,58 @@ from .errors import Reject
 
 MAX_SEED = 2**53 - 1  # whole numbers up to here survive JSON readers and pandas' float columns
 
-Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
-
-
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the job; every item's own seed derives from it")]
+Number = Annotated[int, Meta(ge=1, le=1024, description="responses per conversation")]
 Text = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+Temperature = Annotated[float, Meta(ge=0, description="0 is greedy; otherwise at least 0.01")]
+TopP = Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this share")]
+TopK = Annotated[int, Meta(ge=0, description="keep this many of the likeliest tokens; 0 keeps all")]
+MinP = Annotated[float, Meta(ge=0, le=1, description="least probability, relative to the best")]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10, description="above 1 makes repeats rarer")]
+MaxTokens = Annotated[int, Meta(ge=1, description="most tokens of one response")]
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a response must look like: one of these, by the names of vLLM's StructuredOutputsParams."""
+
+    json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: Annotated[list[Text], Meta(min_length=1)] | None = None
+    grammar: Text | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs one of {', '.join(self.__struct_fields__)}; has {', '.join(given) or 'none'}")
+        if self.json_object is False:
+            raise ValueError("json_object is true or left out")
 
 
 class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """vLLM's SamplingParams names; the defaults are those of the bilingual SFT model's card."""
 
-    temperature: Annotated[float, Meta(ge=0, description="0 is greedy; otherwise at least 0.01")] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this share")] = 0.85
-    top_k: Annotated[int, Meta(ge=0, description="keep this many of the likeliest tokens; 0 keeps all")] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1, description="least probability, relative to the best")] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10, description="above 1 makes repeats rarer")] = 1.0
+    temperature: Temperature = 1.0
+    top_p: TopP = 0.85
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="once per token already there")] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="per count of tokens so far")] = 0.0
-    max_tokens: Annotated[int, Meta(ge=1, description="most tokens of one response")] = 512
+    max_tokens: MaxTokens = 512
     min_tokens: Annotated[int, Meta(ge=0, description="no end of response before this many tokens")] = 0
     ignore_eos: Annotated[bool, Meta(description="go on to max_tokens whatever comes")] = False
     stop: Annotated[list[Text], Meta(description="texts that end a response; they do not stand in it")] = []
     stop_token_ids: Annotated[list[int], Meta(description="more token ids that end a response")] = []
     include_stop_str_in_output: Annotated[bool, Meta(description="leave the text of `stop` in the response")] = False
+    bad_words: Annotated[list[Text], Meta(description="texts that must not come, as the tokenizer splits them")] = []
     allowed_token_ids: Annotated[list[int], Meta(description="no other tokens than these; none means all")] = []
     logit_bias: Annotated[dict[int, Bias], Meta(description="token id -> what is added to its logit (JSON)")] = {}
+    structured_outputs: (
+        Annotated[StructuredOutputs, Meta(description="json (a schema), json_object, regex, choice or grammar")] | None
+    ) = None
     logprobs: Annotated[int, Meta(ge=0, le=20, description="log probabilities of so many tokens per step")] | None = (
         None
     )
@@ -57,14 +84,34 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
                 raise ValueError(f"{name}: {unknown[0]} is not one of the model's {vocab_size} ids")
 
 
-class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The job's table: what a row may override, and what holds for the whole job."""
-
-    n: Annotated[int, Meta(ge=1, le=1024, description="responses per conversation")] = 1
-    seed: Annotated[Seed, Meta(description="seed of the job; every item's own seed derives from it")] = 0
-
-
 _NAMES = Sampling.__struct_fields__
+
+
+class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The job's table: what a row may override, and the seed. None means as the model's card says."""
+
+    temperature: Temperature | None = None  # type: ignore[assignment]
+    top_p: TopP | None = None  # type: ignore[assignment]
+    top_k: TopK | None = None  # type: ignore[assignment]
+    min_p: MinP | None = None  # type: ignore[assignment]
+    repetition_penalty: RepetitionPenalty | None = None  # type: ignore[assignment]
+    max_tokens: MaxTokens | None = None  # type: ignore[assignment]
+    n: Number = 1
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        self.for_rows()
+
+    def for_rows(self) -> Sampling:
+        """What holds for a row that says nothing itself."""
+        values = {name: getattr(self, name) for name in _NAMES}
+        return Sampling(**{name: value for name, value in values.items() if value is not None})
+
+    def with_defaults(self, card: dict[str, Any]) -> "JobSampling":
+        """The same with a card's values where the job gives none."""
+        stated = msgspec.structs.asdict(Sampling()) | card
+        open_names = [name for name in _NAMES if getattr(self, name) is None]
+        return msgspec.structs.replace(self, **{name: stated[name] for name in open_names})
 
 
 def item_seed(job_seed: int, id: str, sample: int) -> int:
@@ -73,15 +120,17 @@ def item_seed(job_seed: int, id: str, sample: int) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
-def of_row(job: JobSampling, record: dict[str, Any]) -> tuple[Sampling, int | None]:
-    """The sampling parameters of one row and, if it carries one, its seed. Raises Reject(bad_sampling)."""
+def of_row(job: Sampling, n: int, record: dict[str, Any]) -> tuple[Sampling, int, int | None]:
+    """The sampling parameters of one row, how many samples it gets, and its seed if it carries one.
+
+    job, n: what holds for a row that says nothing itself. Raises Reject(bad_sampling).
+    """
     changes = record.get("sampling")
     if changes is None and isinstance(body := record.get("body"), dict):
         changes = _of_openai(body)
     seed = record.get("seed")
-    base = {name: getattr(job, name) for name in _NAMES}
     if changes is None and seed is None:
-        return Sampling(**base), None
+        return job, n, None
     if changes is not None and not isinstance(changes, dict):
         raise Reject("bad_sampling", f"sampling is {type(changes).__name__}, not an object")
     # A Parquet struct has every field in every row: null there means "as the job says".
@@ -90,15 +139,22 @@ def of_row(job: JobSampling, record: dict[str, Any]) -> tuple[Sampling, int | No
         raise Reject("bad_sampling", "logprobs: the column is there only if the job's own [sampling] asks for them")
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
-    seed = values.pop("seed", seed)
+    own = _checked("seed", values.pop("seed", seed), Seed)
+    n = _checked("n", values.pop("n", n), Number)
+    if not values:
+        return job, n, own
+    base = {name: getattr(job, name) for name in _NAMES}
     try:
-        own = None if seed is None else msgspec.convert(seed, Seed)
-    except msgspec.ValidationError as error:
-        raise Reject("bad_sampling", f"seed {seed!r}: {error}") from None
-    try:
-        return msgspec.convert(base | values, Sampling, str_keys=True), own
+        return msgspec.convert(base | values, Sampling, str_keys=True), n, own
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", str(error)) from None
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind | None)
+    except msgspec.ValidationError as error:
+        raise Reject("bad_sampling", f"{name} {value!r}: {error}") from None
 
 
 def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +165,15 @@ def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
     most = values.pop("top_logprobs", None) or 0
     if "logprobs" in values:
         values["logprobs"] = most if values["logprobs"] else None
+    match values.pop("response_format", None):
+        case {"type": "json_object"}:
+            values["structured_outputs"] = {"json_object": True}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            values["structured_outputs"] = {"json": schema}
+        case None | {"type": "text"}:
+            pass
+        case other:
+            raise Reject("bad_sampling", f"response_format {other!r:.80} is neither text, json_object nor json_schema")
     return values
 
 

@@ -1,38 +1,60 @@
 """The model series: which of its families a model is, and what the cards advise."""
 
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """models: the family's that this holds for; format: of their prompts; sampling: as the cards' examples set it,
+    None where they set nothing."""
+
+    models: str
+    format: str
+    sampling: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
 class Family:
     """Models that differ in nothing but their weights. format: of its instruction models' prompts, or of its base
-    model's where there is no other; cards: models -> the sampling that their cards use."""
+    model's where there is no other."""
 
     name: str
     format: str
-    cards: dict[str, str]
+    cards: tuple[Card, ...] = ()
+
+    def defaults(self, format: str) -> dict[str, Any]:
+        """The sampling of its models with such prompts; of several cards the last, which is that of the newest."""
+        stated = [card.sampling for card in self.cards if card.format == format and card.sampling]
+        return stated[-1] if stated else {}
 
 
 BILINGUAL = Family(
     "bilingual-gpt-neox-4b",
     "speaker",
-    {
-        "instruction-sft, instruction-ppo": "temperature 1.0, top_p 0.85, max_tokens 512",
-        "base (format raw)": "temperature 1.0, top_p 0.95, max_tokens 100",
-    },
+    (
+        Card("instruction-sft, instruction-ppo", "speaker", {"temperature": 1.0, "top_p": 0.85, "max_tokens": 512}),
+        Card("base", "raw", {"temperature": 1.0, "top_p": 0.95, "max_tokens": 100}),
+    ),
 )
-BILINGUAL_8K = Family("bilingual-gpt-neox-4b-8k", "raw", {"base": "not stated"})
+BILINGUAL_8K = Family("bilingual-gpt-neox-4b-8k", "raw", (Card("base", "raw", None),))
 JAPANESE = Family(
     "japanese-gpt-neox-3.6b",
     "speaker-nl",
-    {
-        "instruction-sft": "temperature 0.7, max_tokens 128",
-        "instruction-sft-v2, instruction-ppo": "temperature 0.7, repetition_penalty 1.1, max_tokens 128",
-        "base (format raw)": "temperature 0.8, max_tokens 100",
-    },
+    (
+        Card("instruction-sft", "speaker-nl", {"temperature": 0.7, "top_p": 1.0, "max_tokens": 128}),
+        Card(
+            "instruction-sft-v2, instruction-ppo",
+            "speaker-nl",
+            {"temperature": 0.7, "top_p": 1.0, "repetition_penalty": 1.1, "max_tokens": 128},
+        ),
+        Card("base", "raw", {"temperature": 0.8, "top_p": 1.0, "max_tokens": 100}),
+    ),
 )
-OTHER = Family("none of the series", "speaker", {})
-OTHER_NL = Family("none of the series", "speaker-nl", {})
+OTHER = Family("none of the series", "speaker")
+OTHER_NL = Family("none of the series", "speaker-nl")
+OTHER_RAW = Family("none of the series", "raw")
+CHAT = Family("none of the series", "chat-template")
 
 # MD5 of bilingual-gpt-neox-4b-instruction-sft's pytorch_model.bin (its card and history).
 RELEASED_MD5 = "de72aa5b66beee7b65783c96f687d186"

@@ -31,8 +31,10 @@ _SAMPLING = pa.struct(
         ("stop", pa.list_(pa.string())),
         ("stop_token_ids", pa.list_(pa.int32())),
         ("include_stop_str_in_output", pa.bool_()),
+        ("bad_words", pa.list_(pa.string())),
         ("allowed_token_ids", pa.list_(pa.int32())),
         ("logit_bias", pa.list_(pa.struct([("token_id", pa.int32()), ("bias", pa.float64())]))),
+        ("structured_outputs", pa.string()),  # JSON
         ("logprobs", pa.int32()),
     ]
 )

@@ -45,11 +45,13 @@ class Tokenizer:
 
     Attributes:
         eos_id, bos_id, pad_id, unk_id: ids of these tokens.
+        eos_ids: ids that end a response.
         vocab_size: number of pieces in spiece.model; the model itself may be padded to more ids.
+        model: sentencepiece's own.
     """
 
     def __init__(self, model: SentencePieceProcessor, roles: dict[str, str], clean_up: bool) -> None:
-        self._model = model
+        self.model = model
         self._clean_up = clean_up
         self.vocab_size: int = model.get_piece_size()
 
@@ -67,8 +69,14 @@ class Tokenizer:
 
         self.bos_id = self._special_ids[roles["bos_token"]]
         self.eos_id = self._special_ids[roles["eos_token"]]
+        self.eos_ids = [self.eos_id]
         self.unk_id = self._special_ids[roles["unk_token"]]
         self.pad_id = self._special_ids[roles["pad_token"]]
+
+    @property
+    def text_ids(self) -> list[int]:
+        """Ids that stand for text: all but control tokens and the unknown one."""
+        return list(self._bytes)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> Tokenizer:
@@ -104,7 +112,7 @@ class Tokenizer:
         if parse_special:
             parts = self._special.split(text)
             return self._splice(parts, map(self.encode, parts[::2]))
-        ids: list[int] = self._model.encode(text.encode())
+        ids: list[int] = self.model.encode(text.encode())
         return ids
 
     def encode_batch(
@@ -119,7 +127,7 @@ class Tokenizer:
             between = [part for parts in split for part in parts[::2]]
             plain = iter(self.encode_batch(between, num_threads=num_threads))
             return [self._splice(parts, plain) for parts in split]
-        ids: list[list[int]] = self._model.encode([t.encode() for t in texts], num_threads=num_threads)
+        ids: list[list[int]] = self.model.encode([t.encode() for t in texts], num_threads=num_threads)
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -174,7 +182,7 @@ class Tokenizer:
                 joined += " " + text + "".join(run)
                 text = ""
             else:
-                text = self._model.decode(list(run))
+                text = self.model.decode(list(run))
         return joined + text
 
 

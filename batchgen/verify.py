@@ -146,6 +146,8 @@ def replay(out: Path, items: int, seed: int) -> Replay:
                 keep["sampling"]["logit_bias"] = {
                     str(bias["token_id"]): bias["bias"] for bias in row["sampling"]["logit_bias"]
                 }
+                if wanted := row["sampling"]["structured_outputs"]:
+                    keep["sampling"]["structured_outputs"] = json.loads(wanted)
                 lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}

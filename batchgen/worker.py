@@ -20,7 +20,7 @@ import msgspec
 from . import folder, item, journal, shard, source
 from .claim import Claims
 from .conversation import Row
-from .engine import Engine, Response
+from .engine import Engine, Response, register_tokenizer
 from .errors import JobError, Reject, Stopped, on_disk
 from .item import Item
 from .journal import Entry, Journal
@@ -239,7 +239,7 @@ class Worker:
         made = request.item
         self._admitted.append(made.name)
         try:
-            self._engine.add(made.name, made.prompt_token_ids, made.sampling, made.seed, made.stop)
+            self._engine.add(made.name, made.prompt_token_ids, made.written, made.seed)
         except Reject as why:
             self._finished.append(made.name)
             self._reject(request.shard, request.row, made.id, why)
@@ -391,3 +391,4 @@ if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     _die_with_parent()
+    register_tokenizer()

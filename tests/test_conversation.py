@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.conversation import SHAPES, Template, from_record, row_id, shape_of
+from batchgen.conversation import SHAPES, Template, from_record, row_id, shape_of, split_system, with_system_ahead
 from batchgen.errors import Reject
 from batchgen.job import InputFormat
 
@@ -96,12 +96,15 @@ def test_a_transcript_keeps_blank_lines_inside_a_turn():
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_a_system_message_goes_ahead_of_the_first_user_utterance_and_never_into_the_assistant(role):
     messages = [{"role": role, "content": "Be brief."}, *SAME["openai"]["messages"]]
-    assert from_record({"messages": messages}) == [("ユーザー", "Be brief.\nMonday"), *TALK[1:]]
+    system, said = split_system(from_record({"messages": messages}))
+    assert with_system_ahead(system, said) == [("ユーザー", "Be brief.\nMonday"), *TALK[1:]]
 
 
 def test_sharegpt_system_messages_too():
     turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Monday"}]
-    assert from_record({"conversations": turns}) == [("ユーザー", "Be brief.\nMonday")]
+    assert with_system_ahead(*split_system(from_record({"conversations": turns}))) == [
+        ("ユーザー", "Be brief.\nMonday")
+    ]
 
 
 REJECTS = {

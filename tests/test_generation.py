@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -275,3 +276,73 @@ def test_a_logit_bias_moves_the_choice(generate, write_rows):
     [row] = rows_of(generate([write_rows(rows)], sampling=GREEDY, output=IDS))
     assert row["response_token_ids"] == [300] * 5
     assert row["sampling"]["logit_bias"] == [{"token_id": 300, "bias": 100.0}]
+
+
+# --- structured outputs and bad words
+
+
+def structured(generate, write_rows, wanted, **sampling) -> str:
+    """The response to one sentence; whatever the model would rather say, `wanted` is what it may."""
+    rows = [{**demo_records(1)[0], "sampling": {"structured_outputs": wanted}}]
+    options = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 60, **sampling}
+    [row] = rows_of(generate([write_rows(rows)], out=str(len(str(wanted))), sampling=options))
+    assert json.loads(row["sampling"]["structured_outputs"]) == wanted
+    assert row["finish_reason"] == "stop"
+    return row["response"]
+
+
+def test_a_response_follows_a_regex(generate, write_rows):
+    assert re.fullmatch("[0-9]{3}-(火|水)曜日", structured(generate, write_rows, {"regex": "[0-9]{3}-(火|水)曜日"}))
+
+
+def test_a_response_is_one_of_the_choices_with_spaces_and_signs_that_are_no_piece(generate, write_rows):
+    choices = ["not at all ", "鬱蒼とした森", "🙂"]
+    assert structured(generate, write_rows, {"choice": choices}) in choices
+
+
+def test_a_response_follows_a_json_schema(generate, write_rows):
+    schema = {
+        "type": "object",
+        "properties": {"day": {"enum": ["月", "火"]}, "hour": {"type": "integer", "minimum": 0, "maximum": 23}},
+        "required": ["day", "hour"],
+        "additionalProperties": False,
+    }
+    found = json.loads(structured(generate, write_rows, {"json": schema}))
+    assert found["day"] in ("月", "火")
+    assert 0 <= found["hour"] <= 23
+
+
+def test_a_response_follows_a_grammar(generate, write_rows):
+    assert structured(generate, write_rows, {"grammar": 'root ::= "(" root ")" | "x"'}).strip("()") == "x"
+
+
+def test_a_schema_that_cannot_be_followed_rejects_its_row_alone(generate, write_rows):
+    good = demo_records(1)[0]
+    bad = [{"regex": "[0-9"}, {"json": {"type": "nope"}}, {"regex": "x", "choice": ["x"]}, {"json_object": False}]
+    out = generate([write_rows([*({**good, "sampling": {"structured_outputs": each}} for each in bad), good])])
+    lines = [json.loads(line) for line in next(out.glob("_rejects/*")).read_text().splitlines()]
+    assert [(line["row"], line["reason"]) for line in lines] == [(row, "bad_sampling") for row in range(4)]
+    assert "Unclosed '['" in lines[0]["detail"]
+
+
+def test_a_bad_word_does_not_come(generate, write_rows):
+    rows = [demo_records(1)[0]]
+    source = write_rows(rows)
+    word = rows_of(generate([source], "free", sampling=GREEDY))[0]["response"][:2]
+    [row] = rows_of(generate([source], "other", sampling={**GREEDY, "bad_words": [word]}))
+    assert not row["response"].startswith(word)
+    assert row["sampling"]["bad_words"] == [word]
+
+
+def test_a_row_may_have_its_own_number_of_samples(generate, write_rows):
+    some = demo_records(3)
+    rows = [{**some[0], "sampling": {"n": 3}}, some[1], {**some[2], "sampling": {"n": 1}}]
+    out = generate([write_rows(rows)], sampling={"n": 2, "max_tokens": 4})
+    assert [(row["row"], row["sample"]) for row in rows_of(out)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("n", [0, 1025, "2", 1.5])
+def test_a_number_of_samples_out_of_range_rejects_the_row(generate, write_rows, n):
+    out = generate([write_rows([{**demo_records(1)[0], "sampling": {"n": n}}])])
+    [line] = next(out.glob("_rejects/*")).read_text().splitlines()
+    assert json.loads(line)["reason"] == "bad_sampling"

@@ -249,3 +249,29 @@ def test_inspect_refuses_the_withdrawn_release_after_showing_it(with_md5, batchg
 def test_a_revision_of_a_folder_makes_no_sense(batchgen):
     result = batchgen("inspect", MODEL, "--revision", "main")
     assert (result.exit_code, "is a folder; leave main out" in result.stderr) == (2, True)
+
+
+# --- the card's sampling
+
+
+def test_the_cards_sampling_is_the_default_and_the_job_wins(model, tmp_path, write_rows):
+    folder = model(vocab_size=32000)
+    japanese = MODEL.parents[2] / "tests" / "tokenizer" / "japanese-3.6b"
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(japanese / name, folder)
+
+    def resolved(format="auto", **sampling):
+        tables = {"input": {"path": [str(write_rows([{"text": "a"}]))]}, "output": {"path": str(tmp_path / "out")}}
+        tables |= {"model": {"path": str(folder)}, "prompt": {"format": format}, "sampling": sampling}
+        found = prepare(load(None, tables)).sampling
+        return found.temperature, found.top_p, found.repetition_penalty, found.max_tokens
+
+    assert resolved() == (0.7, 1.0, 1.1, 128)
+    assert resolved("raw") == (0.8, 1.0, 1.0, 100)
+    assert resolved(temperature=1.0, max_tokens=512) == (1.0, 1.0, 1.1, 512)
+
+
+def test_without_a_card_the_bilingual_instruction_models_sampling_is_the_default(model, tmp_path, write_rows):
+    tables = {"input": {"path": [str(write_rows([{"text": "a"}]))]}, "output": {"path": str(tmp_path / "out")}}
+    found = prepare(load(None, {**tables, "model": {"path": str(model())}})).sampling
+    assert (found.temperature, found.top_p, found.repetition_penalty, found.max_tokens) == (1.0, 0.85, 1.0, 512)

@@ -1,5 +1,7 @@
 """Prompt formats of the series, and prompts that are too long."""
 
+from functools import partial
+
 import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL
@@ -30,6 +32,9 @@ CARD_PROMPT = (
 
 def talk(*turns):
     return [Utterance(speaker, text) for speaker, text in turns]
+
+
+speaker = partial(render, format="speaker")
 
 
 def letters(text):
@@ -72,42 +77,42 @@ PREFIX = talk((USER, "p"), (ASSISTANT, "q"))
 
 
 def test_a_prompt_that_fits_is_left_alone():
-    fitted = fit(LONG, PREFIX, "speaker", letters, 1000, "clip")
+    fitted = fit(LONG, PREFIX, speaker, letters, 1000, "clip")
     assert (fitted.conversation, fitted.truncated) == ([*PREFIX, *LONG], 0)
     assert fitted.token_ids == letters(fitted.text)
 
 
 def test_reject_says_how_long_it_is():
     with pytest.raises(Reject, match=r"the prompt has \d+ tokens, there is room for 100") as caught:
-        fit(LONG, [], "speaker", letters, 100, "reject")
+        fit(LONG, [], speaker, letters, 100, "reject")
     assert caught.value.reason == "too_long"
 
 
 def test_drop_turns_drops_the_oldest_but_never_the_prefix_and_begins_with_the_user():
     whole = len(render([*PREFIX, *LONG], "speaker"))
-    fitted = fit(LONG, PREFIX, "speaker", letters, whole - 1, "drop-turns")
+    fitted = fit(LONG, PREFIX, speaker, letters, whole - 1, "drop-turns")
     assert fitted.conversation == [*PREFIX, *LONG[2:]]
     assert fitted.truncated == whole - len(fitted.token_ids) > 40
     least = len(render([*PREFIX, *LONG[4:]], "speaker"))
-    assert fit(LONG, PREFIX, "speaker", letters, least, "drop-turns").conversation == [*PREFIX, LONG[4]]
+    assert fit(LONG, PREFIX, speaker, letters, least, "drop-turns").conversation == [*PREFIX, LONG[4]]
     with pytest.raises(Reject, match="on_overlength = drop-turns cannot bring it down"):
-        fit(LONG, PREFIX, "speaker", letters, least - 1, "drop-turns")
+        fit(LONG, PREFIX, speaker, letters, least - 1, "drop-turns")
 
 
 def test_clip_keeps_as_much_of_the_end_of_the_last_utterance_as_fits():
     turns = talk((USER, "x" * 10), (ASSISTANT, "y"), (USER, "0123456789"))
     whole = len(render(turns, "speaker"))
     for cut in range(1, 10):
-        fitted = fit(turns, [], "speaker", letters, whole - cut, "clip")
+        fitted = fit(turns, [], speaker, letters, whole - cut, "clip")
         assert fitted.conversation == [*turns[:2], (USER, "0123456789"[cut:])]
         assert fitted.truncated == cut
     with pytest.raises(Reject, match="on_overlength = clip cannot bring it down"):
-        fit(turns, [], "speaker", letters, whole - 10, "clip")
+        fit(turns, [], speaker, letters, whole - 10, "clip")
 
 
 def test_clip_does_not_part_a_letter_from_its_accent():
     turns = talk((USER, "ae\u0301z"))
-    fitted = fit(turns, [], "speaker", letters, len(render(turns, "speaker")) - 2, "clip")
+    fitted = fit(turns, [], speaker, letters, len(render(turns, "speaker")) - 2, "clip")
     assert fitted.conversation == [(USER, "z")]
 
 
@@ -115,7 +120,7 @@ def test_clip_does_not_part_a_letter_from_its_accent():
 def test_clipped_prompts_fit_with_the_real_tokenizer_and_end_as_the_text_does(text, limit):
     tokenizer = load(str(MODEL)).tokenizer
     try:
-        fitted = fit(talk((USER, text)), [], "speaker", tokenizer.encode, limit, "clip")
+        fitted = fit(talk((USER, text)), [], speaker, tokenizer.encode, limit, "clip")
     except Reject as why:
         assert why.reason == "too_long"
         return

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import Reject
-from batchgen.sampling import MAX_SEED, JobSampling, item_seed, of_row
+from batchgen.sampling import MAX_SEED, Sampling, item_seed, of_row
 
 
 @given(st.integers(0, MAX_SEED), st.text(), st.integers(0, 1000))
@@ -26,19 +26,19 @@ def test_item_seed_of_one_known_item():
 
 
 def test_a_rows_parameters_win_over_the_jobs():
-    params, seed = of_row(JobSampling(temperature=0.5, top_k=9), {"sampling": {"temperature": 0.7}, "seed": 3})
+    params, _, seed = of_row(Sampling(temperature=0.5, top_k=9), 1, {"sampling": {"temperature": 0.7}, "seed": 3})
     assert (params.temperature, params.top_k, seed) == (0.7, 9, 3)
 
 
 def test_null_in_a_rows_sampling_means_as_the_job_says():
-    params, _ = of_row(JobSampling(temperature=0.5), {"sampling": {"temperature": None}})
+    params, _, _ = of_row(Sampling(temperature=0.5), 1, {"sampling": {"temperature": None}})
     assert params.temperature == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, "1", True])
 def test_temperatures_that_are_none(value):
     with pytest.raises(Reject) as caught:
-        of_row(JobSampling(), {"sampling": {"temperature": value}})
+        of_row(Sampling(), 1, {"sampling": {"temperature": value}})
     assert caught.value.reason == "bad_sampling"
 
 

@@ -1,0 +1,83 @@
+"""The tokenizer and chat template of any other model, as transformers loads them from the model's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .conversation import ASSISTANT, SYSTEM, USER, Conversation
+from .errors import JobError, Reject
+
+_ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
+
+
+class HfTokenizer:
+    """What batchgen asks of a tokenizer, and a chat template.
+
+    Attributes:
+        eos_ids: ids that end a response, those of generation_config.json among them.
+        vocab_size: number of ids that it knows; the model may have more.
+        has_template: whether it can render conversations.
+    """
+
+    def __init__(self, theirs: Any, eos_ids: list[int]):
+        self._theirs = theirs
+        self.eos_ids = eos_ids
+        self.vocab_size: int = len(theirs)
+        self.has_template = bool(theirs.chat_template)
+
+    @classmethod
+    def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
+        """Raises JobError."""
+        from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
+
+        try:
+            theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # whatever its many tokenizers raise
+            why = " ".join(str(error).split())[:200]
+            raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why}") from None
+        named = generation_config.get("eos_token_id")
+        ids = [*(named if isinstance(named, list) else [named]), theirs.eos_token_id]
+        eos_ids = list(dict.fromkeys(token for token in ids if token is not None))
+        if not eos_ids:
+            raise JobError(f"{folder}: neither the tokenizer nor generation_config.json says which token ends a text")
+        return cls(theirs, eos_ids)
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt by the chat template, up to where the answer begins. Raises Reject(bad_shape)."""
+        messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
+        try:
+            prompt: str = self._theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates refuse what they do not know, each in its own way
+            raise Reject("bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}") from None
+        return prompt
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens count as such, as chat templates write them; none are added."""
+        ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json, empty if there is none. Raises JobError."""
+    path = folder / "generation_config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise JobError(f"{path}: is not JSON ({error})") from None
+    return config if isinstance(config, dict) else {}
+
+
+def defaults(generation_config: dict[str, Any]) -> dict[str, Any]:
+    """The sampling that a model's generation_config.json asks for, by vLLM's names."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    return {"top_p": 1.0} | found

@@ -1,0 +1,156 @@
+"""Models of other kinds: their own Hugging Face tokenizer and chat template. A small Llama stands for all of them."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import CONVERSATIONS, MODEL
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from batchgen import models as batchgen_models
+from batchgen.errors import JobError
+from batchgen.item import make
+from batchgen.job import load
+from batchgen.prepare import prepare
+from batchgen.source import read
+
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+ROWS = [
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Monday?"}]},
+    {
+        "conversation": [
+            {"speaker": "ユーザー", "text": "a"},
+            {"speaker": "システム", "text": "b"},
+            {"speaker": "ユーザー", "text": "月曜"},
+        ]
+    },
+    {"text": "Friday"},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|eot|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train(
+        [str(CONVERSATIONS)], trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    network = LlamaForCausalLM(config)
+    network.generation_config.eos_token_id = [1, 5]
+    network.generation_config.pad_token_id = 0
+    network.generation_config.repetition_penalty = 1.05
+    network.save_pretrained(folder)
+    return folder
+
+
+def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:
+    tables = {"input": {"path": [str(write_rows(ROWS))]}, "output": {"path": str(tmp_path / "out")}, **tables}
+    job = prepare(load(None, {"model": {"path": str(llama)}, **tables}))
+    return [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())]
+
+
+def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):
+    flags = ["--model", llama, "--output", tmp_path / "out", "--temperature", 0, "--max-tokens", 20]
+    flags += ["--include", "prompt", "--include", "prompt_token_ids", "--include", "response_token_ids"]
+    done = batchgen_process("run", write_rows(ROWS), *flags)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet").to_pylist()
+    assert [row["prompt"] for row in rows] == [
+        "<|system|>Be brief.<|end|><|user|>Monday?<|end|><|assistant|>",
+        "<|user|>a<|end|><|assistant|>b<|end|><|user|>月曜<|end|><|assistant|>",
+        "<|user|>Friday<|end|><|assistant|>",
+    ]
+    assert [turn["speaker"] for turn in rows[0]["conversation"]] == ["system", "ユーザー"]
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    network = LlamaForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    for row in rows:
+        assert row["prompt_token_ids"] == tokenizer.encode(row["prompt"], add_special_tokens=False)
+        assert row["sampling"]["repetition_penalty"] == 1.05  # as generation_config.json says
+        prompt = torch.tensor([row["prompt_token_ids"]])
+        whole = network.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20)
+        ids = whole[0, prompt.shape[1] :].tolist()
+        assert row["response_token_ids"] == ids
+        assert row["response"] == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_any_of_the_ids_that_end_a_text_ends_a_response(llama):
+    assert batchgen_models.load(str(llama)).tokenizer.eos_ids == [1, 5]
+
+
+def test_the_jobs_system_message_is_for_rows_that_have_none(llama, tmp_path, write_rows):
+    found = prompts(llama, tmp_path, write_rows, prompt={"system": "In Japanese."})
+    assert [prompt.startswith("<|system|>In Japanese.<|end|>") for prompt in found] == [False, True, True]
+
+
+def test_a_system_message_stands_ahead_of_the_prefix(llama, tmp_path, write_rows):
+    prefix = [{"speaker": "ユーザー", "text": "x"}, {"speaker": "システム", "text": "y"}]
+    found = prompts(llama, tmp_path, write_rows, prompt={"prefix": prefix})
+    assert found[0].startswith("<|system|>Be brief.<|end|><|user|>x<|end|><|assistant|>y<|end|><|user|>Monday?")
+
+
+def test_such_a_model_takes_raw_text_too_but_no_format_of_the_series(llama, tmp_path, write_rows):
+    raw = {"prompt": {"format": "raw"}, "input": {"path": [str(write_rows([{"text": "Friday"}], "raw.jsonl"))]}}
+    job = prepare(load(None, {"model": {"path": str(llama)}, "output": {"path": str(tmp_path / "raw")}, **raw}))
+    assert job.format == "raw"
+    with pytest.raises(
+        JobError, match=r"has no spiece\.model, so \[prompt\] format is raw or chat-template, not speaker"
+    ):
+        prompts(llama, tmp_path, write_rows, prompt={"format": "speaker"})
+
+
+def test_a_model_of_the_series_has_no_chat_template(tmp_path, write_rows):
+    with pytest.raises(JobError, match="no chat template|finds no tokenizer"):
+        prompts(MODEL, tmp_path, write_rows, prompt={"format": "chat-template"})
+
+
+def test_inspect_shows_such_a_model(llama, batchgen):
+    shown = batchgen("inspect", llama).stdout
+    assert "a llama model, none of the series" in shown
+    assert "chat-template: as the template of the model's tokenizer has it" in shown
+    assert "repetition_penalty 1.05" in shown
+
+
+def test_without_a_tokenizer_there_is_one_clear_line(llama, batchgen, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((llama / "config.json").read_text())
+    shown = batchgen("inspect", tmp_path / "model")
+    assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
+    assert "has no spiece.model, and transformers finds no tokenizer" in shown.stderr
+
+
+def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, write_rows, tmp_path):
+    wanted = json.dumps({"choice": ["はい", "no way"]})
+    flags = ["--model", llama, "--output", tmp_path / "out", "--structured-outputs", wanted, "--max-tokens", 20]
+    done = batchgen_process("run", write_rows(ROWS), *flags)
+    assert done.returncode == 0, done.stderr
+    answers = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet")["response"].to_pylist()
+    assert set(answers) <= {"はい", "no way"}
