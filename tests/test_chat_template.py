@@ -128,7 +128,7 @@ def test_such_a_model_takes_raw_text_too_but_no_format_of_the_series(llama, tmp_
 
 
 def test_a_model_of_the_series_has_no_chat_template(tmp_path, write_rows):
-    with pytest.raises(JobError, match="no chat template|finds no tokenizer"):
+    with pytest.raises(JobError, match=r"no chat template|finds no tokenizer"):
         prompts(MODEL, tmp_path, write_rows, prompt={"format": "chat-template"})
 
 

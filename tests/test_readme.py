@@ -37,9 +37,15 @@ def test_every_command_prints_what_the_readme_shows(tmp_path):
 
 
 def test_the_job_file_is_valid(tmp_path):
-    [text] = blocks("toml")
-    (tmp_path / "job.toml").write_text(text)
+    (tmp_path / "job.toml").write_text(blocks("toml")[0])
     assert load(str(tmp_path / "job.toml"), {}).output.columns == ["topic", "score:double"]
+
+
+@pytest.mark.parametrize("part", blocks("toml")[1:])
+def test_further_parts_of_a_job_file_are_valid(tmp_path, part):
+    paths = {"input": {"path": ["in.jsonl"]}, "model": {"path": "model"}, "output": {"path": "out"}}
+    (tmp_path / "job.toml").write_text(part)
+    load(str(tmp_path / "job.toml"), paths)
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("json") for line in block.splitlines()])
