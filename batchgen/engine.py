@@ -97,11 +97,16 @@ def check_args(args: dict[str, Any]) -> None:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
 
 
-def register_tokenizer() -> None:
-    """Makes our tokenizer one of vLLM's in this process. A process that vLLM spawns needs it too: see worker.py."""
+def set_up_process() -> None:
+    """Gives vLLM our tokenizer and seeded sampling in this process; one that it spawns needs them too (worker.py)."""
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers import TokenizerRegistry
+    from vllm.v1.sample.ops import topk_topp_sampler
 
+    from .seeded import random_sample
+
+    topk_topp_sampler.random_sample = random_sample
+    topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
     if TOKENIZER_MODE not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(TOKENIZER_MODE, "batchgen.vllm_tokenizer", "VllmTokenizer")
         RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm.renderers.hf", "HfRenderer")
@@ -133,8 +138,8 @@ class Engine:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         fixed = {"model": str(model.folder), "disable_log_stats": True, "generation_config": "vllm"}
         settings = {"structured_outputs_config": STRUCTURED_OUTPUTS} | settings
+        set_up_process()
         if isinstance(model.tokenizer, Tokenizer):
-            register_tokenizer()
             fixed["tokenizer_mode"] = TOKENIZER_MODE
         try:
             config = EngineArgs(**fixed, **settings).create_engine_config()

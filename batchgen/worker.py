@@ -20,7 +20,7 @@ import msgspec
 from . import folder, item, journal, shard, source
 from .claim import Claims
 from .conversation import Row
-from .engine import Engine, Response, register_tokenizer
+from .engine import Engine, Response, set_up_process
 from .errors import JobError, Reject, Stopped, on_disk
 from .item import Item
 from .journal import Entry, Journal
@@ -391,4 +391,4 @@ if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     _die_with_parent()
-    register_tokenizer()
+    set_up_process()
