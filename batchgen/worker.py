@@ -378,7 +378,11 @@ def main() -> None:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
         traceback.print_exc()
-        _end(report, "killed" if was_killed(error) else "died", " ".join(str(error).split())[:300] or type(error).__name__)
+        _end(
+            report,
+            "killed" if was_killed(error) else "died",
+            " ".join(str(error).split())[:300] or type(error).__name__,
+        )
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
