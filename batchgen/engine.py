@@ -9,6 +9,7 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -229,6 +230,12 @@ class Engine:
         processes = multiprocessing.active_children()
         if processes:  # none on a CPU: there the engine runs in this process
             threading.Thread(target=_wait_for_death, args=(processes, tell), daemon=True).start()
+
+
+def was_killed(error: Exception) -> bool:
+    """Whether vLLM's engine did not start because a signal ended its process, as the kernel does it when memory is
+    short: the setup may be right (vllm/v1/engine/utils.py)."""
+    return re.search(r"Failed core proc\(s\): .*: -\d", str(error)) is not None
 
 
 def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""What a worker and its supervisor say to each other, as JSON lines over a pipe."""
+"""What a worker and its supervisor say to each other, as JSON lines over two pipes."""
 
 from dataclasses import dataclass, field
 
@@ -23,16 +23,33 @@ class Totals:
         for reason, number in rejects.items():
             self.rejects[reason] = self.rejects.get(reason, 0) + number
 
+    def __add__(self, other: "Totals") -> "Totals":
+        total = Totals(
+            rows=self.rows + other.rows,
+            open_rows=self.open_rows + other.open_rows,
+            rejects=dict(self.rejects),
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            response_tokens=self.response_tokens + other.response_tokens,
+            kept=self.kept + other.kept,
+        )
+        total.add_rejects(other.rejects)
+        return total
+
+
+class Accused(msgspec.Struct):
+    """Items by name. suspects: to be run alone; deadly: to be rejected. Said anew to all workers when it changes."""
+
+    suspects: set[str] = set()
+    deadly: set[str] = set()
+
 
 class Orders(msgspec.Struct):
-    """What the supervisor asks for. report_to: file descriptor; supervisor: process id; suspects: items to run
-    alone; deadly: items to reject, both by name."""
+    """What the supervisor asks for. report_to: file descriptor; supervisor: process id."""
 
     spec: JobSpec
     report_to: int
     supervisor: int
-    suspects: list[str]
-    deadly: list[str]
+    accused: Accused
 
 
 class Started(msgspec.Struct, tag=True):
@@ -56,7 +73,8 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | refused (a JobError) | died."""
+    """The worker's last word. how: done | stopped | refused (a JobError) | died (an exception) | killed (by a signal,
+    itself or its engine)."""
 
     how: str
     text: str

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from . import folder, shard
+from . import folder, gpus, shard
 from .errors import Stopped, on_disk
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -47,8 +47,9 @@ def run_job(job: Job) -> Outcome:
         return Outcome(job.out, counts=close(job))
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
+    environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
     progress = Progress(sys.stderr, job.plan.rows, rows_done)
-    supervisor = Supervisor(job, progress)
+    supervisor = Supervisor(job, progress, environments)
     try:
         supervisor.run()
     except Stopped as why:

@@ -1,4 +1,4 @@
-"""Runs a worker process, shows its progress, restarts it when its engine dies, hands signals on."""
+"""Runs worker processes, shows their progress, restarts them when their engine dies, hands signals on."""
 
 import os
 import selectors
@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import msgspec
 
+from . import folder
 from .errors import JobError, MachineError, Stopped, on_disk
 from .prepare import Job
 from .progress import Progress
-from .report import Ended, Orders, Report, Started, Totals, Warned, Work
-from .worker import DEADLY
+from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
+from .worker import AS_ASKED, DEADLY
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
 LONGEST_PAUSE = 60.0  # seconds before a restart
@@ -25,7 +28,7 @@ GRACE = 30.0  # seconds beyond `drain`: one step may be long, and the disk slow
 START_STALLS = 10  # loading a model may take this many times as long as a step
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkerProcess:
     """A running worker, and what it said so far."""
 
@@ -39,7 +42,55 @@ class WorkerProcess:
     totals: Totals = field(default_factory=Totals)
     running: int = 0
     waiting: int = 0
-    last_word: Ended | None = None
+
+    @classmethod
+    def start(cls, job: Job, environment: dict[str, str], log: Path, accused: Accused) -> "WorkerProcess":
+        """Raises Stopped if the machine does not let it. environment: what it has beside ours."""
+        read, write = os.pipe()
+        try:
+            with on_disk(job.out), log.open("ab") as stream:
+                process = subprocess.Popen(
+                    # -P: a file in the user's folder must not stand in for one of our modules.
+                    [sys.executable, "-P", "-m", "batchgen.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=stream,
+                    stderr=stream,
+                    pass_fds=[write],
+                    env={**os.environ, **environment},
+                    start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
+                )
+        except Stopped:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        worker = cls(process, os.fdopen(read, "rb", buffering=0))
+        worker.tell(Orders(job.spec, write, os.getpid(), accused))
+        return worker
+
+    def tell(self, what: Orders | Accused) -> None:
+        assert self.process.stdin
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(msgspec.json.encode(what) + b"\n")
+            self.process.stdin.flush()
+
+    def listen(self) -> list[Report] | None:
+        """What it says now; None once it has gone."""
+        data = os.read(self.reports.fileno(), 1 << 20)
+        if not data:
+            return None
+        self.last_report = time.monotonic()
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        return [msgspec.json.decode(line, type=Report) for line in lines]
+
+    def take(self, work: Work) -> None:
+        self.in_engine |= set(work.admitted)
+        self.in_engine -= set(work.finished)
+        self.responses += len(work.finished)
+        self.totals, self.running, self.waiting = work.totals, work.running, work.waiting
+
+    def drain(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the worker and all that it has started: they are a session of their own."""
@@ -47,177 +98,265 @@ class WorkerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.reports.close()
+        assert self.process.stdin
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def exit(self) -> Ended:
+        """The last word of one that is gone without any."""
+        code = self.process.returncode
+        if code >= 0:
+            return Ended("died", f"exit code {code}")
+        known = {each.value: each.name for each in signal.Signals}
+        return Ended("killed", f"killed by {known.get(-code, f'signal {-code}')}")
+
+
+@dataclass(eq=False)
+class Slot:
+    """Room for one worker, again and again: a share of the machine, a log, and so many restarts."""
+
+    name: str  # of its engine, in messages
+    environment: dict[str, str]
+    log: Path
+    worker: WorkerProcess | None = None
+    start_at: float | None = 0.0  # when the next worker is due; None if one runs, or none is needed
+    engine_start: float = 0.0  # seconds, of all its engine starts
+    deaths: int = 0  # in a row, without a response in between
+    given_up: str = ""  # why, once it has no restarts left
+    past: Totals = field(default_factory=Totals)  # of the workers before
+
+    @property
+    def totals(self) -> Totals:
+        return self.past + self.worker.totals if self.worker else self.past
+
+    def leave(self, worker: WorkerProcess, lost: bool) -> None:
+        """The worker is gone; if it was lost, others find what it had open in the journals, and count it."""
+        worker.kill()
+        self.worker = None
+        self.past += worker.totals
+        if lost:
+            self.past.open_rows -= worker.totals.open_rows
+
+
+class Strikes:
+    """Which items may have killed engines, of whatever workers. An item gets a strike from each death with it in the
+    engine, and loses all when it is finished. The last one counts only if it was alone in the engine.
+
+    A death without it takes no strike away: where several items kill, the second one needs no three deaths again.
+    """
+
+    def __init__(self) -> None:
+        self._strikes: dict[str, int] = {}
+        self._deadly: set[str] = set()
+
+    def death(self, in_engine: set[str]) -> None:
+        for name in in_engine:
+            self._strikes[name] = self._strikes.get(name, 0) + 1
+            if len(in_engine) == 1 and self._strikes[name] >= DEADLY:
+                self._deadly.add(name)
+
+    def finished(self, names: list[str]) -> None:
+        for name in names:
+            self._strikes.pop(name, None)
+
+    @property
+    def accused(self) -> Accused:
+        suspects = {name for name, strikes in self._strikes.items() if strikes >= DEADLY - 1}
+        return Accused(suspects - self._deadly, self._deadly)
 
 
 class Supervisor:
-    """Brings one worker to the end of a job, over as many deaths of its engine as the job allows."""
+    """Brings workers to the end of a job, over as many deaths of their engines as the job allows."""
 
-    def __init__(self, job: Job, progress: Progress):
-        self.totals = Totals()
-        self.engine_start = 0.0
+    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]]):
+        """environments: one per worker, what it has beside ours."""
         self._job = job
         self._progress = progress
-        self._strikes: dict[str, int] = {}  # item -> deaths in a row with it in the engine
-        self._deadly: list[str] = []
-        self._deaths = 0  # in a row, without a response in between
-        self._signals: list[int] = []
-        self._stop_by = 0.0  # when a worker that was asked to drain has to be gone
+        state = job.out / "_state"
+        self._slots = [
+            Slot(
+                f"worker {number}'s engine" if len(environments) > 1 else "the engine",
+                environment,
+                state / ("engine.log" if number == 1 else f"engine-{number}.log"),
+            )
+            for number, environment in enumerate(environments, 1)
+        ]
+        self._strikes = Strikes()
+        self._signals: deque[int] = deque()
+        self._stop_by: float | None = None  # when workers that were asked to drain have to be gone
+        self._stops: list[str] = []  # why workers stopped before the end of the work
 
     def run(self) -> None:
         """Raises Stopped (a signal, the disk), JobError (vLLM refuses an argument) or MachineError."""
         caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         before = {number: signal.signal(number, self._on_signal) for number in caught}
         try:
-            while not self._run_worker():
-                pass
+            with selectors.DefaultSelector() as self._selector:
+                while any(slot.worker or slot.start_at is not None for slot in self._slots):
+                    self._turn()
         finally:
+            for slot in self._slots:
+                if slot.worker:
+                    slot.leave(slot.worker, lost=False)
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._stops:
+            raise Stopped(next((why for why in self._stops if why != AS_ASKED), AS_ASKED))
+        given_up = [slot.given_up for slot in self._slots if slot.given_up]
+        if given_up and self._work_left():
+            raise MachineError(given_up[-1])
+
+    @property
+    def totals(self) -> Totals:
+        return sum((slot.totals for slot in self._slots), Totals())
 
     @property
     def rows(self) -> int:
         """Rows that this run finished, as far as they are committed or journaled."""
-        return self.totals.rows + self.totals.open_rows
+        totals = self.totals
+        return totals.rows + totals.open_rows
+
+    @property
+    def engine_start(self) -> float:
+        """Seconds that went by while engines started; those of several workers start side by side."""
+        return max(slot.engine_start for slot in self._slots)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
 
-    def _run_worker(self) -> bool:
-        """One worker from start to end; True if the work is done, False if another one has to go on."""
-        worker = self._start()
-        before = self.totals
+    def _turn(self) -> None:
+        """Starts what is due, hears what workers say, looks at signals and at the watchdog."""
+        for slot in self._slots:
+            if slot.start_at is not None and time.monotonic() >= slot.start_at:
+                self._start(slot)
+        heard = {key.data for key, _ in self._selector.select(TICK)}
+        while self._signals:
+            self._obey(self._signals.popleft())
+        for slot in self._slots:
+            if worker := slot.worker:
+                if slot in heard:
+                    self._listen(slot, worker)
+                elif worker.process.poll() is not None:  # its engine may hold the pipe open still
+                    self._gone(slot, worker)
+            if worker := slot.worker:
+                self._check_for_stall(slot, worker)
+        self._show()
+
+    def _start(self, slot: Slot) -> None:
+        slot.start_at = None
         try:
-            self._watch(worker, before)
-        finally:
-            worker.kill()
-        word = worker.last_word or Ended("died", _exit_of(worker.process))
-        if word.how == "stopped":
-            raise Stopped(word.text)
-        if word.how == "refused":
-            raise JobError(word.text)
-        if word.how == "died":
-            self.totals.open_rows = 0  # the next worker finds them in the journals
-            self._after_death(worker, word.text)
-        return word.how == "done"
+            slot.worker = WorkerProcess.start(self._job, slot.environment, slot.log, self._strikes.accused)
+        except Stopped as why:
+            self._stopped(str(why))
+            return
+        self._selector.register(slot.worker.reports, selectors.EVENT_READ, slot)
 
-    def _start(self) -> WorkerProcess:
-        read, write = os.pipe()
-        suspects = [name for name, strikes in self._strikes.items() if strikes == DEADLY - 1]
-        orders = Orders(self._job.spec, write, os.getpid(), suspects, self._deadly)
-        with on_disk(self._job.out), (self._job.out / "_state" / "engine.log").open("ab") as log:
-            process = subprocess.Popen(
-                # -P: a file in the user's folder must not stand in for one of our modules.
-                [sys.executable, "-P", "-m", "batchgen.worker"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=[write],
-                start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
-            )
-        os.close(write)
-        assert process.stdin
-        with process.stdin as stdin, suppress(BrokenPipeError):
-            stdin.write(msgspec.json.encode(orders))
-        return WorkerProcess(process, os.fdopen(read, "rb", buffering=0))
-
-    def _watch(self, worker: WorkerProcess, before: Totals) -> None:
-        """Follows a worker to its end, adding what it does to what was done before."""
-        handed_on = 0
-        with selectors.DefaultSelector() as selector:
-            selector.register(worker.reports, selectors.EVENT_READ)
-            while worker.last_word is None:
-                if selector.select(TICK):
-                    if not self._listen(worker):
-                        return
-                elif worker.process.poll() is not None:
-                    return  # its engine may hold the pipe open still
-                self.totals = _sum(before, worker.totals)
-                for number in self._signals[handed_on:]:
-                    handed_on += 1
-                    self._hand_on(worker, number, first=handed_on == 1)
-                self._check_for_stall(worker)
-                totals = self.totals
-                self._progress.show(
-                    self.rows, totals.prompt_tokens, totals.response_tokens, worker.running, worker.waiting
-                )
-
-    def _listen(self, worker: WorkerProcess) -> bool:
-        """Takes what the worker said. False once it has gone."""
-        data = os.read(worker.reports.fileno(), 1 << 20)
-        *lines, worker.rest = (worker.rest + data).split(b"\n")
-        for line in lines:
-            worker.last_report = time.monotonic()
-            match msgspec.json.decode(line, type=Report):
+    def _listen(self, slot: Slot, worker: WorkerProcess) -> None:
+        reports = worker.listen()
+        if reports is None:
+            self._gone(slot, worker)
+            return
+        for report in reports:
+            match report:
                 case Started(seconds=seconds):
                     worker.engine_start = seconds
-                    self.engine_start += seconds
+                    slot.engine_start += seconds
                 case Work() as work:
-                    worker.in_engine |= set(work.admitted)
-                    worker.in_engine -= set(work.finished)
-                    worker.responses += len(work.finished)
-                    worker.totals, worker.running, worker.waiting = work.totals, work.running, work.waiting
+                    worker.take(work)
+                    self._strikes.finished(work.finished)
                 case Warned(text=text):
                     self._progress.write(f"batchgen: warning: {text}")
                 case Ended() as word:
-                    worker.last_word = word
-        return bool(data)
+                    self._gone(slot, worker, word)
 
-    def _hand_on(self, worker: WorkerProcess, number: int, first: bool) -> None:
-        """The first signal asks the worker to drain; Ctrl-C after it is meant seriously."""
-        if first:
-            drain = self._job.spec.output.drain
-            self._progress.write(f"batchgen: stopping; what is running gets {drain:g} s (Ctrl-C again: stop now)")
-            worker.process.send_signal(signal.SIGTERM)
-            self._stop_by = time.monotonic() + drain + GRACE
+    def _show(self) -> None:
+        workers = [slot.worker for slot in self._slots if slot.worker]
+        running, waiting = sum(worker.running for worker in workers), sum(worker.waiting for worker in workers)
+        totals = self.totals
+        self._progress.show(
+            totals.rows + totals.open_rows, totals.prompt_tokens, totals.response_tokens, running, waiting
+        )
+
+    # --- stopping
+
+    def _obey(self, number: int) -> None:
+        """The first signal asks the workers to drain; Ctrl-C after it is meant seriously."""
+        if self._stop_by is None:
+            self._stop()
         elif number == signal.SIGINT:
             raise Stopped("stopped at once; run the same command again to go on")
 
-    def _check_for_stall(self, worker: WorkerProcess) -> None:
-        if self._stop_by and time.monotonic() > self._stop_by:
-            worker.last_word = Ended(
-                "stopped", "stopped; the engine did not drain; run the same command again to go on"
-            )
+    def _stop(self) -> None:
+        drain = self._job.spec.output.drain
+        self._stop_by = time.monotonic() + drain + GRACE
+        for slot in self._slots:
+            if slot.worker:
+                slot.worker.drain()
+            elif slot.start_at is not None:
+                slot.start_at = None
+                self._stops.append(AS_ASKED)
+        if any(slot.worker for slot in self._slots):
+            self._progress.write(f"batchgen: stopping; what is running gets {drain:g} s (Ctrl-C again: stop now)")
+
+    def _stopped(self, why: str) -> None:
+        """One worker has stopped: the disk that it cannot write to is that of the others too."""
+        self._stops.append(why)
+        if self._stop_by is None:
+            self._stop()
+
+    def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
+        now = time.monotonic()
         allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
-        if time.monotonic() - worker.last_report > allowed:
-            worker.last_word = Ended("died", f"no token for {allowed:g} s")
+        if self._stop_by is not None and now > self._stop_by:
+            why = "stopped; the engine did not drain; run the same command again to go on"
+            self._gone(slot, worker, Ended("stopped", why))
+        elif now - worker.last_report > allowed:
+            self._gone(slot, worker, Ended("died", f"no token for {allowed:g} s"))
 
-    def _after_death(self, worker: WorkerProcess, reason: str) -> None:
-        """Decides whether and how to go on. Raises MachineError or Stopped."""
-        log = self._job.out / "_state" / "engine.log"
-        if self._signals:
-            raise Stopped("stopped as asked; run the same command again to go on")
-        if not self.engine_start:
-            raise MachineError(f"the engine failed: {reason}; the whole story is in {log}")
-        if worker.engine_start is not None:
-            self._strikes = {name: self._strikes.get(name, 0) + 1 for name in worker.in_engine}
-            self._deadly += [name for name, strikes in self._strikes.items() if strikes >= DEADLY]
-        self._deaths = 1 if worker.responses else self._deaths + 1
-        if self._deaths > self._job.spec.output.max_restarts:
-            raise MachineError(f"the engine died {self._deaths} times in a row: {reason}; the whole story is in {log}")
-        pause = min(2.0 ** (self._deaths - 1), LONGEST_PAUSE)
-        self._progress.write(f"batchgen: warning: the engine died ({reason}); it starts again in {pause:g} s")
-        end = time.monotonic() + pause
-        while time.monotonic() < end and not self._signals:
-            time.sleep(TICK)
+    # --- ends
 
+    def _gone(self, slot: Slot, worker: WorkerProcess, word: Ended | None = None) -> None:
+        """A worker has said its last word, or is gone without one. Raises JobError or MachineError if all ends here."""
+        self._selector.unregister(worker.reports)
+        slot.leave(worker, lost=word is None or word.how in ("died", "killed"))
+        word = word or worker.exit()
+        if word.how == "refused":
+            raise JobError(word.text)
+        if word.how == "stopped":
+            self._stopped(word.text)
+        elif word.how != "done":
+            self._after_death(slot, worker, word)
 
-def _sum(before: Totals, now: Totals) -> Totals:
-    total = Totals(
-        rows=before.rows + now.rows,
-        open_rows=now.open_rows,
-        rejects=dict(before.rejects),
-        prompt_tokens=before.prompt_tokens + now.prompt_tokens,
-        response_tokens=before.response_tokens + now.response_tokens,
-        kept=before.kept + now.kept,
-    )
-    total.add_rejects(now.rejects)
-    return total
+    def _after_death(self, slot: Slot, worker: WorkerProcess, word: Ended) -> None:
+        """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""
+        if self._stop_by is not None:
+            self._stops.append(AS_ASKED)
+            return
+        self._strikes.death(worker.in_engine)
+        for other in self._slots:
+            if other.worker:
+                other.worker.tell(self._strikes.accused)
+        slot.deaths = 1 if worker.responses else slot.deaths + 1
+        if word.how == "died" and not slot.engine_start:  # a wrong setup never gets better; a killed start may
+            self._give_up(slot, f"{slot.name} failed: {word.text}")
+        elif slot.deaths > self._job.spec.output.max_restarts:
+            self._give_up(slot, f"{slot.name} died {slot.deaths} times in a row: {word.text}")
+        else:
+            pause = min(2.0 ** (slot.deaths - 1), LONGEST_PAUSE)
+            slot.start_at = time.monotonic() + pause
+            self._progress.write(f"batchgen: warning: {slot.name} died ({word.text}); it starts again in {pause:g} s")
 
+    def _give_up(self, slot: Slot, why: str) -> None:
+        slot.given_up = f"{why}; the whole story is in {slot.log}"
+        others = [other for other in self._slots if not other.given_up]
+        if not others:
+            raise MachineError(slot.given_up)
+        self._progress.write(f"batchgen: warning: {slot.given_up}; the other workers go on")
+        if self._work_left():
+            for other in others:
+                if not other.worker and other.start_at is None:  # it had left the rest of the work to this one
+                    other.start_at = time.monotonic()
 
-def _exit_of(process: subprocess.Popen[bytes]) -> str:
-    if process.returncode >= 0:
-        return f"exit code {process.returncode}"
-    try:
-        return f"killed by {signal.Signals(-process.returncode).name}"
-    except ValueError:
-        return f"killed by signal {-process.returncode}"
+    def _work_left(self) -> bool:
+        with on_disk(self._job.out):
+            return len(folder.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)

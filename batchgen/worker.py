@@ -13,24 +13,25 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import msgspec
 
 from . import folder, item, journal, shard, source
 from .claim import Claims
 from .conversation import Row
-from .engine import Engine, Response, set_up_process
+from .engine import Engine, Response, set_up_process, was_killed
 from .errors import JobError, Reject, Stopped, on_disk
 from .item import Item
 from .journal import Entry, Journal
 from .prepare import Job, prepare
-from .report import Ended, Orders, Report, Started, Totals, Warned, Work
+from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
 from .source import Shard
 
 # So that a request is there the moment another one ends: behind those that run, as many wait.
 WINDOW_PER_SEQUENCE = 2
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
+STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeline
 DEADLY = 3  # deaths of the engine in a row with the same item in it, after which the item is rejected
 KILLER = f"the engine died {DEADLY} times in a row with this item in it"
 AS_ASKED = "stopped as asked; run the same command again to go on"
@@ -74,18 +75,16 @@ class Worker:
         claims: Claims,
         report: Callable[[Report], None] = lambda report: None,
         window: int | None = None,
-        suspects: Iterable[str] = (),
-        deadly: Iterable[str] = (),
+        accused: Accused | None = None,
     ):
-        """window: most requests in the engine, running and waiting; suspects, deadly: see Orders."""
+        """window: most requests in the engine, running and waiting; accused: may change while the worker runs."""
         self.totals = Totals()
         self._job = job
         self._engine = engine
         self._claims = claims
         self._report = report
         self._window = window or WINDOW_PER_SEQUENCE * engine.max_num_seqs
-        self._suspects = set(suspects)
-        self._deadly = set(deadly)
+        self._accused = accused or Accused()
         self._open: list[OpenShard] = []
         self._in_engine: dict[str, Request] = {}
         self._next: Request | None = None
@@ -93,6 +92,8 @@ class Worker:
         self._admitted: list[str] = []
         self._finished: list[str] = []
         self._reported = 0.0
+        self._empty_steps = 0  # in a row that finished no request
+        self._last_response = time.monotonic()
         self._stop_at: float | None = None
         self._shape = job.shape
         self._columns = item.columns_read(job)
@@ -119,8 +120,7 @@ class Worker:
             more = self._fill(requests)
             self._say_what_is_in_the_engine()
             if self._in_engine:
-                for response in self._engine.step():
-                    self._finish(response)
+                self._step()
             elif self._stop_at is not None or not more:
                 break
             else:
@@ -152,11 +152,13 @@ class Worker:
                     continue
                 opened.samples_left[row.number] = len(items)
                 for each in items:
+                    if row.number in opened.rejects:
+                        break  # one sample of it failed, so none is needed
                     request = Request(each, row, opened)
                     if entry := opened.kept.pop((each.row, each.sample), None):
                         self.totals.kept += 1
                         self._answer(request, entry)
-                    elif each.name in self._deadly:
+                    elif each.name in self._accused.deadly:
                         self._reject(opened, row, each.id, Reject("engine_error", KILLER))
                     else:
                         yield request
@@ -231,9 +233,10 @@ class Worker:
 
     def _may_admit(self, request: Request) -> bool:
         """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
-        if request.item.name in self._suspects:
+        suspects = self._accused.suspects
+        if request.item.name in suspects:
             return not self._in_engine
-        return not self._suspects or self._suspects.isdisjoint(self._in_engine)
+        return not suspects or suspects.isdisjoint(self._in_engine)
 
     def _admit(self, request: Request) -> None:
         made = request.item
@@ -249,6 +252,23 @@ class Worker:
             raise
         request.shard.in_engine += 1
         self._in_engine[made.name] = request
+
+    def _step(self) -> None:
+        """The supervisor notices a step that never returns; this, steps that return nothing for ever.
+
+        A step brings the oldest request on by a token at least, of its prompt or of its response, so that one ends
+        within as many steps as the context has tokens.
+        """
+        responses = self._engine.step()
+        for response in responses:
+            self._finish(response)
+        if responses:
+            self._empty_steps, self._last_response = 0, time.monotonic()
+            return
+        self._empty_steps += 1
+        silent = time.monotonic() - self._last_response > self._job.spec.output.stall
+        if silent and self._empty_steps > STEPS_PER_TOKEN * self._job.context:
+            raise RuntimeError(f"no response in {self._empty_steps:,} steps")
 
     def _finish(self, response: Response) -> None:
         request = self._in_engine.pop(response.request_id)
@@ -333,11 +353,14 @@ class Worker:
 
 
 def main() -> None:
-    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
+    # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
+    told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    orders = msgspec.json.decode(told.readline(), type=Orders)
     _die_with_parent()
     if os.getppid() != orders.supervisor:
         return  # it is gone already
     os.register_at_fork(after_in_child=_die_with_parent)
+    threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
     lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
     def report(what: Report) -> None:
@@ -355,7 +378,11 @@ def main() -> None:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
         traceback.print_exc()
-        _end(report, "died", " ".join(str(error).split())[:300] or type(error).__name__)
+        _end(
+            report,
+            "killed" if was_killed(error) else "died",
+            " ".join(str(error).split())[:300] or type(error).__name__,
+        )
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
@@ -368,9 +395,16 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     engine = Engine(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
-    worker = Worker(job, engine, claims, report, None, orders.suspects, orders.deadly)
+    worker = Worker(job, engine, claims, report, accused=orders.accused)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run(job.plan.shards)
+
+
+def _listen(told: IO[bytes], accused: Accused) -> None:
+    """Takes down what other workers' engines died of: their shards may come to this one."""
+    for line in told:
+        now = msgspec.json.decode(line, type=Accused)
+        accused.suspects, accused.deadly = now.suspects, now.deadly
 
 
 def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,18 +38,20 @@ def hook(folder: Path, code: str) -> dict[str, str]:
 
 
 class Finished(NamedTuple):
-    """An item that an engine has finished: when, by the machine's clock, and of how many tokens."""
+    """An item that an engine has finished: when, by the machine's clock, of how many tokens, and in which process."""
 
     at: float
     item: str
     tokens: int
+    worker: int
 
 
 class Watch:
     """Writes down every item that goes into an engine or comes out of it, in the instant it does: kills lose nothing
     of it. That is what the journals are held against."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, together: int = 1, more: str = ""):
+        """together: the first engines begin when so many are up; more: lines that run in every worker by then."""
         self._log = folder / "watched"
         self._log.touch()
         self.environment = hook(
@@ -59,15 +62,19 @@ def write(lines):
     os.write(log, "".join(lines).encode())
 def patch(engine, vllm):
     add, step = engine.add, engine.step
+    write([f"^ {{os.getpid()}}\\n"])
+    while open({str(self._log)!r}).read().count("^") < {together}:
+        time.sleep(0.01)
     def watched_add(name, *arguments):
         add(name, *arguments)
         write([f"+ {{name}}\\n"])
     def watched_step():
         responses = step()
         now = time.monotonic()
-        write([f"- {{now}} {{done.request_id}} {{len(done.token_ids)}}\\n" for done in responses])
+        write([f"- {{now}} {{done.request_id}} {{len(done.token_ids)}} {{os.getpid()}}\\n" for done in responses])
         return responses
     engine.add, engine.step = watched_add, watched_step
+{textwrap.indent(textwrap.dedent(more), "    ")}
 """,
         )
 
@@ -75,7 +82,7 @@ def patch(engine, vllm):
         return [fields[1] for fields in self._lines() if fields[0] == "+"]
 
     def finished(self) -> list[Finished]:
-        return [Finished(float(f[1]), f[2], int(f[3])) for f in self._lines() if f[0] == "-"]
+        return [Finished(float(f[1]), f[2], int(f[3]), int(f[4])) for f in self._lines() if f[0] == "-"]
 
     def _lines(self) -> Iterator[list[str]]:
         return (line.split() for line in self._log.read_text().splitlines())

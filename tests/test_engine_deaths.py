@@ -118,6 +118,37 @@ def test_an_engine_that_always_dies_ends_the_run_with_one_line_that_names_the_lo
     assert log.read_text().count("RuntimeError: CUDA error:\nan illegal memory access") == 2
 
 
+def test_a_worker_that_is_killed_in_its_first_start_is_started_again(start, write_rows, tmp_path):
+    killed = hook(
+        tmp_path / "hook",
+        f"""
+def patch(engine, vllm):
+    try:
+        os.close(os.open({str(tmp_path / "killed")!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), 9)
+""",
+    )
+    run = start(write_rows(demo_records(3)), tmp_path / "out", env=killed)
+    assert run.wait() == 0, run.stderr
+    assert messages(run) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+
+
+def test_an_engine_whose_steps_return_nothing_for_ever_is_noticed(engine, generate, write_rows, monkeypatch):
+    monkeypatch.setattr(engine, "add", lambda *arguments: None)
+    monkeypatch.setattr(engine, "step", lambda: [])
+    with pytest.raises(RuntimeError, match="no response in 2,049 steps"):
+        generate([write_rows(demo_records(3))], output={"stall": 0.001})
+
+
+def test_steps_that_return_nothing_while_a_prompt_is_read_are_no_stall(engine, generate, write_rows, monkeypatch):
+    step, nothing = engine.step, [[]] * engine._engine.model_config.max_model_len
+    monkeypatch.setattr(engine, "step", lambda: nothing.pop() if nothing else step())
+    out = generate([write_rows(demo_records(3))], output={"stall": 0.001})
+    assert ds.dataset(out).count_rows() == 3
+
+
 def test_a_request_that_vllm_refuses_is_rejected_alone(engine, generate, write_rows, monkeypatch):
     add_request, seen = engine._engine.add_request, []
 

@@ -86,7 +86,7 @@ def test_another_model_is_refused(generate, batchgen, source, tmp_path):
 
 def test_what_cannot_change_results_may_differ(generate, batchgen, flags, source):
     generate([source], sampling=GREEDY)
-    means = ["--engine", "max_num_seqs=7", "--engine", "gpu_memory_utilization=0.5", "--max-rejects", 3]
+    means = ["--engine", "max_num_seqs=7", "--engine", "gpu_memory_utilization=0.5", "--max-rejects", 3, "--workers", 2]
     assert batchgen(*flags, "--temperature", 0, "--max-tokens", 32, *means).exit_code == 0
 
 
