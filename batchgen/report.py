@@ -26,13 +26,14 @@ class Totals:
 
 class Orders(msgspec.Struct):
     """What the supervisor asks for. report_to: file descriptor; supervisor: process id; suspects: items to run
-    alone; deadly: items to reject, both by name."""
+    alone; deadly: items to reject, both by name; until: when running requests have to end, in epoch seconds."""
 
     spec: JobSpec
     report_to: int
     supervisor: int
     suspects: list[str]
     deadly: list[str]
+    until: float | None
 
 
 class Started(msgspec.Struct, tag=True):
@@ -56,7 +57,7 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | refused (a JobError) | died."""
+    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died."""
 
     how: str
     text: str

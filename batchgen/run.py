@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from . import folder, shard
-from .errors import Stopped, on_disk
+from . import deadline, folder, shard, slurm
+from .errors import Stopped, TimeUp, on_disk
 from .job import JobSpec
 from .prepare import Job, prepare
 from .progress import Progress
@@ -48,12 +48,16 @@ def run_job(job: Job) -> Outcome:
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     progress = Progress(sys.stderr, job.plan.rows, rows_done)
-    supervisor = Supervisor(job, progress)
+    supervisor = Supervisor(job, progress, deadline.of_run(job.spec.output.stop_at))
     try:
         supervisor.run()
     except Stopped as why:
         done = rows_done + supervisor.rows
-        raise Stopped(f"{why} ({done:,} of {job.plan.rows:,} rows are done)") from None
+        text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
+        if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
+            again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
+            text += f"; {again}" * bool(again)
+        raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)
     counts = close(job) if not missing_shards(job) else None

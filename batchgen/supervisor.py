@@ -1,5 +1,6 @@
 """Runs a worker process, shows its progress, restarts it when its engine dies, hands signals on."""
 
+import math
 import os
 import selectors
 import signal
@@ -13,7 +14,8 @@ from typing import IO
 
 import msgspec
 
-from .errors import JobError, MachineError, Stopped, on_disk
+from . import deadline
+from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from .prepare import Job
 from .progress import Progress
 from .report import Ended, Orders, Report, Started, Totals, Warned, Work
@@ -52,7 +54,9 @@ class WorkerProcess:
 class Supervisor:
     """Brings one worker to the end of a job, over as many deaths of its engine as the job allows."""
 
-    def __init__(self, job: Job, progress: Progress):
+    def __init__(self, job: Job, progress: Progress, until: float | None = None):
+        """until: when running requests have to end, in seconds since the epoch."""
+        self.signals: list[int] = []
         self.totals = Totals()
         self.engine_start = 0.0
         self._job = job
@@ -60,16 +64,21 @@ class Supervisor:
         self._strikes: dict[str, int] = {}  # item -> deaths in a row with it in the engine
         self._deadly: list[str] = []
         self._deaths = 0  # in a row, without a response in between
-        self._signals: list[int] = []
-        self._stop_by = 0.0  # when a worker that was asked to drain has to be gone
+        self._until = until
+        # When a worker that was asked to drain, or whose time is up, has to be gone.
+        self._stop_by = deadline.monotonic(until) + deadline.MARGIN / 2 if until else math.inf
 
     def run(self) -> None:
-        """Raises Stopped (a signal, the disk), JobError (vLLM refuses an argument) or MachineError."""
+        """Raises Stopped (a signal, the time, the disk), JobError (vLLM refuses an argument) or MachineError."""
         caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         before = {number: signal.signal(number, self._on_signal) for number in caught}
         try:
             while not self._run_worker():
                 pass
+        except Stopped as why:
+            if signal.SIGUSR1 in self.signals:
+                raise TimeUp(str(why)) from why
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -80,10 +89,12 @@ class Supervisor:
         return self.totals.rows + self.totals.open_rows
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
+        self.signals.append(number)
 
     def _run_worker(self) -> bool:
         """One worker from start to end; True if the work is done, False if another one has to go on."""
+        if self._until and time.time() > self._until:
+            raise TimeUp("there is no time left; run the same command again to go on")
         worker = self._start()
         before = self.totals
         try:
@@ -93,6 +104,8 @@ class Supervisor:
         word = worker.last_word or Ended("died", _exit_of(worker.process))
         if word.how == "stopped":
             raise Stopped(word.text)
+        if word.how == "time_up":
+            raise TimeUp(word.text)
         if word.how == "refused":
             raise JobError(word.text)
         if word.how == "died":
@@ -103,7 +116,7 @@ class Supervisor:
     def _start(self) -> WorkerProcess:
         read, write = os.pipe()
         suspects = [name for name, strikes in self._strikes.items() if strikes == DEADLY - 1]
-        orders = Orders(self._job.spec, write, os.getpid(), suspects, self._deadly)
+        orders = Orders(self._job.spec, write, os.getpid(), suspects, self._deadly, self._until)
         with on_disk(self._job.out), (self._job.out / "_state" / "engine.log").open("ab") as log:
             process = subprocess.Popen(
                 # -P: a file in the user's folder must not stand in for one of our modules.
@@ -132,7 +145,7 @@ class Supervisor:
                 elif worker.process.poll() is not None:
                     return  # its engine may hold the pipe open still
                 self.totals = _sum(before, worker.totals)
-                for number in self._signals[handed_on:]:
+                for number in self.signals[handed_on:]:
                     handed_on += 1
                     self._hand_on(worker, number, first=handed_on == 1)
                 self._check_for_stall(worker)
@@ -166,17 +179,18 @@ class Supervisor:
         """The first signal asks the worker to drain; Ctrl-C after it is meant seriously."""
         if first:
             drain = self._job.spec.output.drain
-            self._progress.write(f"batchgen: stopping; what is running gets {drain:g} s (Ctrl-C again: stop now)")
-            worker.process.send_signal(signal.SIGTERM)
-            self._stop_by = time.monotonic() + drain + GRACE
+            if number == signal.SIGUSR1 and self._until:  # Slurm says that the time is nearly up: all of it may be used
+                drain = max(0.0, self._until - time.time())
+            self._progress.write(f"batchgen: stopping; what is running gets {drain:.3g} s (Ctrl-C again: stop now)")
+            worker.process.send_signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
+            self._stop_by = min(self._stop_by, time.monotonic() + drain + GRACE)
         elif number == signal.SIGINT:
             raise Stopped("stopped at once; run the same command again to go on")
 
     def _check_for_stall(self, worker: WorkerProcess) -> None:
-        if self._stop_by and time.monotonic() > self._stop_by:
-            worker.last_word = Ended(
-                "stopped", "stopped; the engine did not drain; run the same command again to go on"
-            )
+        if time.monotonic() > self._stop_by:
+            how = "stopped" if self.signals else "time_up"
+            worker.last_word = Ended(how, "stopped; the engine did not drain; run the same command again to go on")
         allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
         if time.monotonic() - worker.last_report > allowed:
             worker.last_word = Ended("died", f"no token for {allowed:g} s")
@@ -184,7 +198,7 @@ class Supervisor:
     def _after_death(self, worker: WorkerProcess, reason: str) -> None:
         """Decides whether and how to go on. Raises MachineError or Stopped."""
         log = self._job.out / "_state" / "engine.log"
-        if self._signals:
+        if self.signals:
             raise Stopped("stopped as asked; run the same command again to go on")
         if not self.engine_start:
             raise MachineError(f"the engine failed: {reason}; the whole story is in {log}")
@@ -197,7 +211,7 @@ class Supervisor:
         pause = min(2.0 ** (self._deaths - 1), LONGEST_PAUSE)
         self._progress.write(f"batchgen: warning: the engine died ({reason}); it starts again in {pause:g} s")
         end = time.monotonic() + pause
-        while time.monotonic() < end and not self._signals:
+        while time.monotonic() < end and not self.signals:
             time.sleep(TICK)
 
 
