@@ -232,7 +232,7 @@ def submit_command(
     job_name: str | None,
     sbatch: tuple[str, ...],
     dry_run: bool,
-    **given: str,
+    **given: str | None,
 ) -> None:
     """Submit runs of a job to Slurm, and a `batchgen verify` that starts when they have ended.
 
@@ -251,9 +251,9 @@ def submit_command(
     arguments = [str(job_file.absolute()), "--requeue", *run_flags]
     with exit_codes():
         spec = _spec_of_run(arguments)
-        if given["array"] is not None:
-            given["array"] = submit.array_of(given["array"])
         chosen = {key: value for key, value in given.items() if value is not None} | submit.settings(sbatch)
+        if "array" in chosen:
+            chosen["array"] = submit.array_of(chosen["array"])
         options = submit.run_options(spec, job_name or job_file.stem, chosen)
         job = prepare(spec)
         if dry_run:
