@@ -1,5 +1,6 @@
 """Submits a job to Slurm: an array of runs that share its output folder, and a verification that waits for them."""
 
+import os
 import re
 import shlex
 import shutil
@@ -44,10 +45,12 @@ def settings(given: Iterable[str]) -> Options:
 
 
 def array_of(tasks: str) -> str:
-    """A number of tasks, or indices as Slurm writes them, as Slurm writes them. Raises JobError."""
-    if not re.fullmatch(r"[1-9]\d*|\d+([-,:]\d+)+(%\d+)?|\d+%\d+", tasks):
+    """Indices as Slurm writes them, from such, or from a number of tasks. %K: so many at a time. Raises JobError."""
+    if number := re.fullmatch(r"([1-9]\d*)(%\d+)?", tasks):
+        return f"0-{int(number[1]) - 1}{number[2] or ''}"
+    if not re.fullmatch(r"\d+([-,:]\d+)+(%\d+)?", tasks):
         raise JobError(f"--array {tasks}: write a number of tasks, such as 8, or indices, such as 1,3,7-9%2")
-    return f"0-{int(tasks) - 1}" if tasks.isdecimal() else tasks
+    return tasks
 
 
 def run_options(spec: JobSpec, name: str, given: Options) -> Options:
@@ -83,6 +86,8 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
     """
     if not shutil.which("sbatch"):
         raise JobError("sbatch was not found: submit where Slurm's commands are, or see the script with --dry-run")
+    if not os.access(".", os.W_OK):
+        raise JobError(f"{Path.cwd()}: cannot be written to, but logs and script come here; submit from another folder")
     with on_disk(job.out):
         folder.open_job(job.out, job.record)
     name, text = options["job-name"], script(options, ["run", *arguments])
