@@ -56,7 +56,8 @@ def run_job(job: Job) -> Outcome:
         text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
         if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
             again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
-            text += f"; {again}" * bool(again)
+            text += f"; {again}" if again else ""
+        # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
         raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)

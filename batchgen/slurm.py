@@ -30,7 +30,8 @@ def requeue(time_is_up: bool, progress: bool) -> str:
     """
     if not (job := _this_job()):
         return ""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # of which a requeue sends us the first, and the end the second
+    # The requeue sends us a TERM, and Slurm's USR1 may only come now: neither may keep us from asking.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     facts = _facts(job)
     if _was_requeued(facts):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
-from processes import dataset, until
+from processes import dataset, hook, until
 
 from batchgen import deadline, folder
 from batchgen import engine as engine_module
@@ -203,16 +203,16 @@ class Box:
         as_most_sites = os.environ | {"SBOX_KILLWAIT": "30"}
         subprocess.run([TESTS / "slurm-box", command, self.folder], env=as_most_sites, check=True)
 
-    def call(self, *command: object, cwd: Path | None = None) -> str:
+    def call(self, *command: object, cwd: Path | None = None, **environment: str) -> str:
         done = subprocess.run(
-            [str(part) for part in command], env=self.environment, cwd=cwd, capture_output=True, text=True
+            [str(part) for part in command], env=self.environment | environment, cwd=cwd, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def submit(self, job: "SlurmJob", *flags: object) -> str:
+    def submit(self, job: "SlurmJob", *flags: object, **environment: str) -> str:
         """Submits a job; gives its id."""
-        said = self.call(BATCHGEN, "submit", job.file, *flags, cwd=job.folder)
+        said = self.call(BATCHGEN, "submit", job.file, *flags, cwd=job.folder, **environment)
         return re.match(r"submitted: job (\d+)", said)[1]
 
     def state(self, job: str) -> str:
@@ -370,6 +370,21 @@ def test_without_a_signal_a_run_asks_slurm_when_its_time_ends(box, job, expected
     log = job.log()
     assert "batchgen: stopped, as the time is nearly up; run the same command again to go on" in log
     assert log.count("; Slurm starts it again") == 1
+
+
+@pytest.mark.slurm
+def test_a_task_that_never_gets_to_work_gives_up_after_three_restarts(box, job, tmp_path):
+    starting = tmp_path / "starting"
+    code = f"def patch(engine, vllm):\n    open({str(starting)!r}, 'w').close()\n    time.sleep(1000)\n"
+    run = box.submit(job, "--time", "30", PYTHONPATH=hook(tmp_path / "hook", code)["PYTHONPATH"])
+    for restart in range(4):
+        until(starting.exists, MINUTES)
+        starting.unlink()
+        assert box.restarts(run) == restart
+        box.call("scancel", "--signal=USR1", "--batch", run)
+    assert box.wait(run) == "FAILED"
+    assert box.restarts(run) == 3
+    assert "; not requeued: 3 restarts, and nothing was finished in the last; give it a longer --time" in job.log()
 
 
 @pytest.mark.slurm
