@@ -120,6 +120,12 @@ def _flags(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, 
     return {table: values for table, values in tables.items() if values}
 
 
+def _spec_of_run(arguments: list[str]) -> JobSpec:
+    """The job that `batchgen run` with these arguments would do."""
+    given = dict(run_command.make_context("run", list(arguments)).params)
+    return _spec(given.pop("inputs"), given.pop("engine"), given)
+
+
 def _spec(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
     """The job that a command line names: a job file first, if there is one, then input."""
     job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
@@ -211,6 +217,55 @@ def _print_counts(counts: dict[str, Any], state: str, out: Path) -> None:
     )
 
 
+@cli.command("submit", short_help="Run a job on a Slurm cluster.")
+@click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.argument("run_flags", metavar="[-- RUN FLAGS]", nargs=-1)
+@click.option("--array", metavar="N", help="so many tasks at the same job (or indices, as Slurm writes them)")
+@click.option("--time", metavar="LIMIT", help="of each task, as Slurm writes it: 4:00:00")
+@click.option("--partition", "-p", metavar="NAME", help="where to run")
+@click.option("--job-name", metavar="NAME", help="in Slurm, and of the logs; by default that of the job file")
+@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="any other option of sbatch, without its dashes")
+@click.option("--dry-run", is_flag=True, help="check the job and print the batch script")
+def submit_command(
+    job_file: Path,
+    run_flags: tuple[str, ...],
+    job_name: str | None,
+    sbatch: tuple[str, ...],
+    dry_run: bool,
+    **given: str | None,
+) -> None:
+    """Submit runs of a job to Slurm, and a `batchgen verify` that starts when they have ended.
+
+    All tasks of an array share the work, however many of them come to run, and when. A task whose time is up, or that
+    is preempted, starts again and goes on. The job is checked before it is submitted. What follows `--` is for
+    `batchgen run`.
+
+    \b
+    Examples:
+      batchgen submit job.toml --array 8 --time 4:00:00
+      batchgen submit job.toml -p gpu --sbatch mem=64G --sbatch account=nlp -- --temperature 0 --output out-greedy
+    """
+    from . import submit
+    from .prepare import prepare
+
+    arguments = [str(job_file.absolute()), "--requeue", *run_flags]
+    with exit_codes():
+        spec = _spec_of_run(arguments)
+        chosen = {key: value for key, value in given.items() if value is not None} | submit.settings(sbatch)
+        if "array" in chosen:
+            chosen["array"] = submit.array_of(chosen["array"])
+        options = submit.run_options(spec, job_name or job_file.stem, chosen)
+        job = prepare(spec)
+        if dry_run:
+            click.echo(submit.script(options, ["run", *arguments]), nl=False)
+            return
+        done = submit.submit(job, options, arguments)
+    click.echo(f"submitted: job {done.job}; the script is {done.script}, logs come beside it")
+    if done.verification:
+        click.echo(f"after it: job {done.verification}, batchgen verify")
+    click.echo(f"to see how it stands: batchgen status {job.out}")
+
+
 @cli.command("plan", short_help="See what a job will be, without an engine.")
 @click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
@@ -265,8 +320,8 @@ def _print_forecast(forecast: Any) -> None:
 def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
     """Check every shard of OUT: checksums, counts and ids, against the job and its input.
 
-    Exits with 0 only if every input row is answered or rejected exactly once. Damaged shards are moved to
-    OUT/_state/quarantine; running the job again makes them again.
+    Exits with 0 only if every input row is answered or rejected exactly once, and writes OUT/_SUCCESS if only that is
+    missing. Damaged shards are moved to OUT/_state/quarantine; running the job again makes them again.
 
     \b
     Examples:
@@ -282,6 +337,8 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
         click.echo(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
+        if verdict.closed:
+            click.echo(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
         if replay:
             again = verify.replay(out, replay, replay_seed)
             click.echo(f"replayed: {again.matches} of {again.items} responses are the same")

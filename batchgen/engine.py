@@ -75,6 +75,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def needs_gpu() -> bool:
+    """Whether the vLLM that is installed here was built for GPUs."""
+    return not versions().get("torch", "").endswith("+cpu")
+
+
 def check_args(args: dict[str, Any]) -> None:
     """Refuses names that this vLLM's EngineArgs does not have. Raises JobError.
 

@@ -31,6 +31,10 @@ class Stopped(Exception):
     """The run ended early and lost nothing; its text says why. The same command goes on; this one exits 75."""
 
 
+class TimeUp(Stopped):
+    """It ended early because the time for it is nearly up: Slurm's allocation, or that of `stop_at`."""
+
+
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know though it stops nothing."""
     print(f"batchgen: warning: {text}", file=sys.stderr)

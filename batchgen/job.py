@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from . import deadline
 from .errors import JobError
 from .hub import is_name
 from .sampling import JobSampling
@@ -74,6 +75,16 @@ class OutputTable(_Table, frozen=True):
     stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
     max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response between")] = 10
     stale: Annotated[float, Meta(gt=0, description="seconds of silence before another worker counts as dead")] = 60.0
+    stop_at: Annotated[str, Meta(description="when to be over: HH:MM, an ISO time or epoch seconds; exit 75")] = ""
+    requeue: Annotated[bool, Meta(description="under Slurm: when the time is up, have the job started again")] = False
+
+    def __post_init__(self) -> None:
+        try:
+            deadline.moment(self.stop_at or "0:00")
+        except ValueError:
+            raise ValueError(f"stop_at: {self.stop_at!r} is no time: write 7:00, 2026-01-31T07:00 or seconds") from None
+        if self.stop_at and self.requeue:
+            raise ValueError("stop_at and requeue exclude each other: Slurm would start the job again at once")
 
 
 class JobSpec(_Table, frozen=True):

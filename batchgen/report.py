@@ -44,12 +44,14 @@ class Accused(msgspec.Struct):
 
 
 class Orders(msgspec.Struct):
-    """What the supervisor asks for. report_to: file descriptor; supervisor: process id."""
+    """What the supervisor asks for. report_to: file descriptor; supervisor: process id; until: when
+    running requests have to end, in epoch seconds."""
 
     spec: JobSpec
     report_to: int
     supervisor: int
     accused: Accused
+    until: float | None = None
 
 
 class Started(msgspec.Struct, tag=True):
@@ -73,7 +75,7 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | refused (a JobError) | died (an exception) | killed (by a signal,
+    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (an exception) | killed (by a signal,
     itself or its engine)."""
 
     how: str

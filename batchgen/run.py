@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from . import folder, gpus, shard
-from .errors import Stopped, on_disk
+from . import deadline, folder, gpus, shard, slurm
+from .errors import Stopped, TimeUp, on_disk
 from .job import JobSpec
 from .prepare import Job, prepare
 from .progress import Progress
@@ -49,12 +49,17 @@ def run_job(job: Job) -> Outcome:
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
     progress = Progress(sys.stderr, job.plan.rows, rows_done)
-    supervisor = Supervisor(job, progress, environments)
+    supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     try:
         supervisor.run()
     except Stopped as why:
         done = rows_done + supervisor.rows
-        raise Stopped(f"{why} ({done:,} of {job.plan.rows:,} rows are done)") from None
+        text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
+        if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
+            again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
+            text += f"; {again}" if again else ""
+        # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
+        raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)
     counts = close(job) if not missing_shards(job) else None

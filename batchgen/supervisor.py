@@ -1,12 +1,12 @@
 """Runs worker processes, shows their progress, restarts them when their engine dies, hands signals on."""
 
+import math
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import IO
 
 import msgspec
 
-from . import folder
-from .errors import JobError, MachineError, Stopped, on_disk
+from . import deadline, folder
+from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from .prepare import Job
 from .progress import Progress
 from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
-from .worker import AS_ASKED, DEADLY
+from .worker import AS_ASKED, DEADLY, TIME_IS_UP
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
 LONGEST_PAUSE = 60.0  # seconds before a restart
@@ -44,7 +44,9 @@ class WorkerProcess:
     waiting: int = 0
 
     @classmethod
-    def start(cls, job: Job, environment: dict[str, str], log: Path, accused: Accused) -> "WorkerProcess":
+    def start(
+        cls, job: Job, environment: dict[str, str], log: Path, accused: Accused, until: float | None
+    ) -> "WorkerProcess":
         """Raises Stopped if the machine does not let it. environment: what it has beside ours."""
         read, write = os.pipe()
         try:
@@ -65,7 +67,7 @@ class WorkerProcess:
         finally:
             os.close(write)
         worker = cls(process, os.fdopen(read, "rb", buffering=0))
-        worker.tell(Orders(job.spec, write, os.getpid(), accused))
+        worker.tell(Orders(job.spec, write, os.getpid(), accused, until))
         return worker
 
     def tell(self, what: Orders | Accused) -> None:
@@ -88,9 +90,6 @@ class WorkerProcess:
         self.in_engine -= set(work.finished)
         self.responses += len(work.finished)
         self.totals, self.running, self.waiting = work.totals, work.running, work.waiting
-
-    def drain(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the worker and all that it has started: they are a session of their own."""
@@ -168,8 +167,10 @@ class Strikes:
 class Supervisor:
     """Brings workers to the end of a job, over as many deaths of their engines as the job allows."""
 
-    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]]):
-        """environments: one per worker, what it has beside ours."""
+    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]], until: float | None = None):
+        """environments: one per worker, what it has beside ours; until: when running requests have to end, in seconds
+        since the epoch."""
+        self.signals: list[int] = []
         self._job = job
         self._progress = progress
         state = job.out / "_state"
@@ -182,12 +183,15 @@ class Supervisor:
             for number, environment in enumerate(environments, 1)
         ]
         self._strikes = Strikes()
-        self._signals: deque[int] = deque()
-        self._stop_by: float | None = None  # when workers that were asked to drain have to be gone
+        self._obeyed = 0  # of the signals
+        self._until = until
+        self._stopping = False  # by a signal, or as the disk asks
+        # When workers that were asked to drain, or whose time is up, have to be gone.
+        self._stop_by = deadline.monotonic(until) + deadline.MARGIN / 2 if until else math.inf
         self._stops: list[str] = []  # why workers stopped before the end of the work
 
     def run(self) -> None:
-        """Raises Stopped (a signal, the disk), JobError (vLLM refuses an argument) or MachineError."""
+        """Raises Stopped (a signal, the time, the disk), JobError (vLLM refuses an argument) or MachineError."""
         caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         before = {number: signal.signal(number, self._on_signal) for number in caught}
         try:
@@ -201,7 +205,8 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._stops:
-            raise Stopped(next((why for why in self._stops if why != AS_ASKED), AS_ASKED))
+            why = next((why for why in self._stops if why not in (AS_ASKED, TIME_IS_UP)), self._stops[0])
+            raise TimeUp(why) if signal.SIGUSR1 in self.signals or TIME_IS_UP in self._stops else Stopped(why)
         given_up = [slot.given_up for slot in self._slots if slot.given_up]
         if given_up and self._work_left():
             raise MachineError(given_up[-1])
@@ -222,7 +227,7 @@ class Supervisor:
         return max(slot.engine_start for slot in self._slots)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
+        self.signals.append(number)
 
     def _turn(self) -> None:
         """Starts what is due, hears what workers say, looks at signals and at the watchdog."""
@@ -230,8 +235,9 @@ class Supervisor:
             if slot.start_at is not None and time.monotonic() >= slot.start_at:
                 self._start(slot)
         heard = {key.data for key, _ in self._selector.select(TICK)}
-        while self._signals:
-            self._obey(self._signals.popleft())
+        while self._obeyed < len(self.signals):
+            self._obeyed += 1
+            self._obey(self.signals[self._obeyed - 1])
         for slot in self._slots:
             if worker := slot.worker:
                 if slot in heard:
@@ -244,8 +250,12 @@ class Supervisor:
 
     def _start(self, slot: Slot) -> None:
         slot.start_at = None
+        if self._until and time.time() > self._until:
+            self._stops.append(TIME_IS_UP)
+            return
         try:
-            slot.worker = WorkerProcess.start(self._job, slot.environment, slot.log, self._strikes.accused)
+            accused = self._strikes.accused
+            slot.worker = WorkerProcess.start(self._job, slot.environment, slot.log, accused, self._until)
         except Stopped as why:
             self._stopped(str(why))
             return
@@ -281,33 +291,38 @@ class Supervisor:
 
     def _obey(self, number: int) -> None:
         """The first signal asks the workers to drain; Ctrl-C after it is meant seriously."""
-        if self._stop_by is None:
-            self._stop()
+        if not self._stopping:
+            self._stop(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
         elif number == signal.SIGINT:
             raise Stopped("stopped at once; run the same command again to go on")
 
-    def _stop(self) -> None:
+    def _stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         drain = self._job.spec.output.drain
-        self._stop_by = time.monotonic() + drain + GRACE
+        if number == signal.SIGUSR1 and self._until:  # Slurm says that the time is nearly up: all of it may be used
+            drain = max(0.0, self._until - time.time())
+        self._stopping = True
+        self._stop_by = min(self._stop_by, time.monotonic() + drain + GRACE)
         for slot in self._slots:
             if slot.worker:
-                slot.worker.drain()
+                slot.worker.process.send_signal(number)
             elif slot.start_at is not None:
                 slot.start_at = None
                 self._stops.append(AS_ASKED)
         if any(slot.worker for slot in self._slots):
-            self._progress.write(f"batchgen: stopping; what is running gets {drain:g} s (Ctrl-C again: stop now)")
+            self._progress.write(f"batchgen: stopping; what is running gets {drain:.3g} s (Ctrl-C again: stop now)")
 
     def _stopped(self, why: str) -> None:
         """One worker has stopped: the disk that it cannot write to is that of the others too."""
         self._stops.append(why)
-        if self._stop_by is None:
+        if not self._stopping:
             self._stop()
 
     def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
         now = time.monotonic()
         allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
-        if self._stop_by is not None and now > self._stop_by:
+        if now > self._stop_by:
+            if not self._stopping:
+                self._stops.append(TIME_IS_UP)
             why = "stopped; the engine did not drain; run the same command again to go on"
             self._gone(slot, worker, Ended("stopped", why))
         elif now - worker.last_report > allowed:
@@ -324,12 +339,14 @@ class Supervisor:
             raise JobError(word.text)
         if word.how == "stopped":
             self._stopped(word.text)
+        elif word.how == "time_up":  # the others know best how long their own requests take
+            self._stops.append(word.text)
         elif word.how != "done":
             self._after_death(slot, worker, word)
 
     def _after_death(self, slot: Slot, worker: WorkerProcess, word: Ended) -> None:
         """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""
-        if self._stop_by is not None:
+        if self._stopping:
             self._stops.append(AS_ASKED)
             return
         self._strikes.death(worker.in_engine)

@@ -18,18 +18,20 @@ from .errors import JobError, Reject
 from .folder import JobRecord
 from .job import JobSpec
 from .prepare import Job, prepare
-from .run import run
+from .run import close, run
 from .source import Shard
 
 
 @dataclass
 class Verdict:
-    """problems: one line each; the accounting closes if there are none."""
+    """problems: one line each; the accounting closes if there are none. closed: `_SUCCESS` was missing, and is there
+    now."""
 
     rows: int = 0
     responses: int = 0
     rejects: int = 0
     problems: list[str] = field(default_factory=list)
+    closed: bool = False
 
 
 def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
@@ -41,7 +43,8 @@ def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
 
 
 def verify(out: Path) -> Verdict:
-    """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again.
+    """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again;
+    where nothing but `_SUCCESS` is missing, it is written.
 
     Raises JobError if input or model cannot be read.
     """
@@ -56,7 +59,8 @@ def verify(out: Path) -> Verdict:
     for planned in record.plan.shards:
         _verify_shard(job, planned, verdict)
     if not verdict.problems and not (out / "_SUCCESS").exists():
-        verdict.problems.append(f"{out}/_SUCCESS is missing: run the job again to close it")
+        close(job)
+        verdict.closed = True
     return verdict
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,11 @@ from typing import IO, Any, NoReturn
 
 import msgspec
 
-from . import folder, item, journal, shard, source
+from . import deadline, folder, item, journal, shard, source
 from .claim import Claims
 from .conversation import Row
 from .engine import Engine, Response, set_up_process, was_killed
-from .errors import JobError, Reject, Stopped, on_disk
+from .errors import JobError, Reject, Stopped, TimeUp, on_disk
 from .item import Item
 from .journal import Entry, Journal
 from .prepare import Job, prepare
@@ -35,6 +36,8 @@ STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeli
 DEADLY = 3  # deaths of the engine in a row with the same item in it, after which the item is rejected
 KILLER = f"the engine died {DEADLY} times in a row with this item in it"
 AS_ASKED = "stopped as asked; run the same command again to go on"
+TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
+LATEST = 500  # finished items, the slowest of which says how long the next one may take
 
 
 @dataclass(eq=False)
@@ -56,13 +59,14 @@ class OpenShard:
         return self.all_read and not self.in_engine
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """An item with the row and the shard it came from."""
+    """An item with the row and the shard it came from, and when it went into the engine."""
 
     item: Item
     row: Row
     shard: OpenShard
+    admitted: float = 0.0
 
 
 class Worker:
@@ -76,8 +80,10 @@ class Worker:
         report: Callable[[Report], None] = lambda report: None,
         window: int | None = None,
         accused: Accused | None = None,
+        until: float | None = None,
     ):
-        """window: most requests in the engine, running and waiting; accused: may change while the worker runs."""
+        """window: most requests in the engine, running and waiting; accused, until: see Orders; the first may change while
+        the worker runs."""
         self.totals = Totals()
         self._job = job
         self._engine = engine
@@ -95,6 +101,9 @@ class Worker:
         self._empty_steps = 0  # in a row that finished no request
         self._last_response = time.monotonic()
         self._stop_at: float | None = None
+        self._until = deadline.monotonic(until) if until else None
+        self._out_of_time = False
+        self._took: deque[float] = deque(maxlen=LATEST)  # seconds from admission to finish
         self._shape = job.shape
         self._columns = item.columns_read(job)
         self._facts = {
@@ -105,10 +114,12 @@ class Worker:
             "device": engine.device,
         }
 
-    def stop(self) -> None:
-        """From now on no request is admitted; those in the engine have `drain` seconds. Safe in a signal handler."""
+    def stop(self, use_all_time: bool = False) -> None:
+        """From now on no request is admitted; those in the engine have `drain` seconds, or all that is left of the
+        run's time, if that is known. Safe in a signal handler."""
         if self._stop_at is None:
-            self._stop_at = time.monotonic() + self._job.spec.output.drain
+            drained = time.monotonic() + self._job.spec.output.drain
+            self._stop_at = self._until if use_all_time and self._until is not None else drained
 
     def run(self, shards: Iterable[Shard]) -> None:
         """Generates those of the shards that nobody else does. Raises Stopped, JobError, or what the engine raises.
@@ -132,7 +143,7 @@ class Worker:
                 break
         self._leave()
         if self._stop_at is not None and (more or self._open):
-            raise Stopped(AS_ASKED)
+            raise TimeUp(TIME_IS_UP) if self._out_of_time else Stopped(AS_ASKED)
 
     # --- rows in
 
@@ -215,7 +226,10 @@ class Worker:
     # --- the engine
 
     def _fill(self, requests: Iterator[Request | None]) -> bool:
-        """Admits what fits into the window. False once there is nothing more to come."""
+        """Admits what fits into the window and the time. False once there is nothing more to come."""
+        if self._stop_at is None and self._time_is_short():
+            self._out_of_time = True
+            self.stop(use_all_time=True)
         if self._exhausted or self._stop_at is not None:
             return not self._exhausted
         while len(self._in_engine) < self._window:
@@ -231,6 +245,10 @@ class Worker:
             self._next = None
         return True
 
+    def _time_is_short(self) -> bool:
+        """Whether a request that is admitted now may not finish in time."""
+        return self._until is not None and time.monotonic() + max(self._took, default=0.0) > self._until
+
     def _may_admit(self, request: Request) -> bool:
         """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
         suspects = self._accused.suspects
@@ -240,6 +258,7 @@ class Worker:
 
     def _admit(self, request: Request) -> None:
         made = request.item
+        request.admitted = time.monotonic()
         self._admitted.append(made.name)
         try:
             self._engine.add(made.name, made.prompt_token_ids, made.written, made.seed)
@@ -274,6 +293,7 @@ class Worker:
         request = self._in_engine.pop(response.request_id)
         request.shard.in_engine -= 1
         self._finished.append(response.request_id)
+        self._took.append(time.monotonic() - request.admitted)
         made = request.item
         if response.finish_reason not in ("stop", "length"):
             why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
@@ -372,6 +392,8 @@ def main() -> None:
     try:
         _work(orders, report)
         report(Ended("done", ""))
+    except TimeUp as why:
+        report(Ended("time_up", str(why)))
     except Stopped as why:
         report(Ended("stopped", str(why)))
     except JobError as error:
@@ -387,6 +409,7 @@ def main() -> None:
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
+    signal.signal(signal.SIGUSR1, lambda *_: _end(report, "stopped", AS_ASKED))
     begin = time.monotonic()
     record = folder.read_job(Path(orders.spec.output.path))
     job = prepare(orders.spec, record.plan if record else None)
@@ -395,8 +418,9 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     engine = Engine(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
-    worker = Worker(job, engine, claims, report, accused=orders.accused)
+    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
     worker.run(job.plan.shards)
 
 

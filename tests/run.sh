@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All tests, in .venv: lint, types, pytest. Usage: bash tests/run.sh [--slow] [pytest arguments]
-# --slow adds what takes minutes or an installation of its own.
+# --slow adds what takes minutes or an installation of its own, such as Slurm (as root it installs what is missing).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash jobs/install.sh test
-marked="not slow"
+marked="not slow and not slurm"
 if [ "${1:-}" = --slow ]; then marked=""; shift; fi
 
 .venv/bin/ruff check .

@@ -67,9 +67,19 @@ def test_a_missing_shard(batchgen, out):
     assert "part-00001-of-00003.parquet: missing; run the job again" in refused(batchgen, out)
 
 
-def test_an_unfinished_job(batchgen, out):
+def test_a_success_that_alone_is_missing_is_written(batchgen, out):
+    before = (out / "_SUCCESS").read_bytes()
     (out / "_SUCCESS").unlink()
-    assert "_SUCCESS is missing" in refused(batchgen, out)
+    done = batchgen("verify", out)
+    assert (done.exit_code, done.stdout.splitlines()[1]) == (0, f"_SUCCESS was missing; wrote {out}/_SUCCESS")
+    assert (out / "_SUCCESS").read_bytes() == before
+
+
+def test_no_success_is_written_while_a_shard_is_missing(batchgen, out):
+    (out / "part-00001-of-00003.parquet").unlink()
+    (out / "_SUCCESS").unlink()
+    refused(batchgen, out)
+    assert not (out / "_SUCCESS").exists()
 
 
 def test_a_dropped_response(batchgen, out):

@@ -1,0 +1,79 @@
+"""What a run inside a Slurm job asks of Slurm: when its time ends, and to be started again. Tried on 22.05."""
+
+import os
+import signal
+import subprocess
+
+PATIENCE = 60  # seconds; a busy controller takes its time
+# An allocation too short for the engine to start must not be asked for again for ever.
+FRUITLESS_RESTARTS = 3
+
+
+def allocation_end() -> float | None:
+    """Seconds since the epoch at which Slurm ends this job; None outside of one, or if it has no limit."""
+    if not (job := _this_job()):
+        return None
+    # In the environment since 23.02.
+    end = os.environ.get("SLURM_JOB_END_TIME") or _facts(job).get("EndTime", "")
+    return float(end) if end.isdecimal() else None
+
+
+def requeue(time_is_up: bool, progress: bool) -> str:
+    """Has Slurm start this job again if it was stopped for want of time, not by its user. Says what became of that.
+
+    time_is_up: by SIGUSR1 or by our own clock. progress: whether this run finished anything.
+
+    SIGTERM alone says too little. What Slurm 22.05 shows of the job when it comes: after a preemption, or another
+    requeue, Restarts is one more than this run's own count, and the job waits in the queue already; at the time limit
+    it is COMPLETING for the reason TimeLimit; after scancel it is COMPLETING for no reason, and `scontrol requeue`
+    would bring it back all the same.
+    """
+    if not (job := _this_job()):
+        return ""
+    # The requeue sends us a TERM, and Slurm's USR1 may only come now: neither may keep us from asking.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    facts = _facts(job)
+    if _was_requeued(facts):
+        return "Slurm starts it again"
+    at_limit = facts.get("Reason") == "TimeLimit"
+    ended = any(state in facts.get("JobState", "") for state in ("COMPLETING", "CANCELLED"))
+    if not at_limit and (ended or not time_is_up):
+        return ""
+    if not progress and _restarts() >= FRUITLESS_RESTARTS:
+        return f"not requeued: {_restarts()} restarts, and nothing was finished in the last; give it a longer --time"
+    answer = _call("scontrol", "requeue", job)
+    # It may fail and have worked: an administrator's requeue or a preemption came first, or the answer was lost.
+    if answer.returncode and not _was_requeued(_facts(job)):
+        return f"Slurm did not requeue it: {' '.join(answer.stderr.split())}"
+    return "Slurm starts it again"
+
+
+def _this_job() -> str:
+    """JOB_TASK in an array: the SLURM_JOB_ID of an array's last task names the whole array."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _facts(job: str) -> dict[str, str]:
+    """What Slurm shows of a job, times in seconds since the epoch; nothing if it does not answer."""
+    fields = (field.partition("=") for field in _call("scontrol", "show", "job", "-o", job).stdout.split())
+    return {key: value for key, _, value in fields}
+
+
+def _was_requeued(facts: dict[str, str]) -> bool:
+    return int(facts.get("Restarts", 0)) > _restarts()
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str]:
+    """Output in plain English; a command that is not there, or hangs, counts as one that failed."""
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))

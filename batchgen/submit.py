@@ -1,0 +1,126 @@
+"""Submits a job to Slurm: an array of runs that share its output folder, and a verification that waits for them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import engine, folder
+from .errors import JobError, on_disk, warn
+from .job import JobSpec
+from .prepare import Job
+
+# To the batch process itself (B:), as under cgroup tracking nothing else gets it, 120 to 150 s before the end.
+WARNING = "B:USR1@120"
+# Of the settings that --sbatch adds, those that the verification needs as well: who pays, and where it may run.
+SHARED = ("account", "clusters", "export", "partition", "qos", "reservation", "time")
+GPU_OPTIONS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+
+Options = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """job, verification: their ids in Slurm, the second empty if Slurm refused it; script: as submitted."""
+
+    job: str
+    verification: str
+    script: Path
+
+
+def settings(given: Iterable[str]) -> Options:
+    """Options of sbatch from KEY=VALUE, or KEY for one without a value. Raises JobError."""
+    options = {}
+    for setting in given:
+        key, equals, value = setting.removeprefix("--").partition("=")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or (equals and not value):
+            raise JobError(f"--sbatch {setting}: write KEY=VALUE with an option of sbatch, such as mem=64G")
+        options[key] = value
+    return options
+
+
+def array_of(tasks: str) -> str:
+    """Indices as Slurm writes them, from such, or from a number of tasks. %K: so many at a time. Raises JobError."""
+    if number := re.fullmatch(r"([1-9]\d*)(%\d+)?", tasks):
+        return f"0-{int(number[1]) - 1}{number[2] or ''}"
+    if not re.fullmatch(r"\d+([-,:]\d+)+(%\d+)?", tasks):
+        raise JobError(f"--array {tasks}: write a number of tasks, such as 8, or indices, such as 1,3,7-9%2")
+    return tasks
+
+
+def run_options(spec: JobSpec, name: str, given: Options) -> Options:
+    """All options of sbatch for a run, or for each run of an array; those that are given win."""
+    gpus = spec.engine.get("tensor_parallel_size", 1) * spec.engine.get("pipeline_parallel_size", 1)
+    # Every Slurm knows --gres; --gpus-per-task is refused without --ntasks.
+    gres = {"gres": f"gpu:{gpus}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
+    return {
+        "job-name": name,
+        **given,  # in their order; once more below, as they win
+        "nodes": "1",
+        "ntasks": "1",
+        **gres,
+        "requeue": "",
+        "open-mode": "append",
+        "signal": WARNING,
+        "output": "%x_%A_%a.out" if "array" in given else "%x_%j.out",
+        **given,
+    }
+
+
+def script(options: Options, arguments: list[str]) -> str:
+    """A batch script. exec: the signals that Slurm sends to it are for batchgen."""
+    header = [f"#SBATCH --{key}" + (f"={_quoted(value)}" if value else "") for key, value in options.items()]
+    return "\n".join(["#!/bin/bash", *header, "", f"exec {shlex.join([_batchgen(), *arguments])}", ""])
+
+
+def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
+    """Submits runs of a job, and a verification after them. Raises JobError.
+
+    The job, as planned here, goes into its output folder: a job that differs from the one there is refused now, and
+    no task has to plan it again. The script is kept beside the logs, so that it can be seen later what ran.
+    """
+    if not shutil.which("sbatch"):
+        raise JobError("sbatch was not found: submit where Slurm's commands are, or see the script with --dry-run")
+    if not os.access(".", os.W_OK):
+        raise JobError(f"{Path.cwd()}: cannot be written to, but logs and script come here; submit from another folder")
+    with on_disk(job.out):
+        folder.open_job(job.out, job.record)
+    name, text = options["job-name"], script(options, ["run", *arguments])
+    job_id = _sbatch(text)
+    path = Path(f"{name}_{job_id}.sbatch")
+    path.write_text(text)
+    check = {"job-name": f"{name}-verify", "dependency": f"afterany:{job_id}", "output": "%x_%j.out"}
+    check |= {key: value for key, value in options.items() if key in SHARED}
+    try:
+        verification = _sbatch(script(check, ["verify", str(job.out)]))
+    except JobError as error:
+        warn(f"the verification was not submitted ({error}); in the end, run batchgen verify {job.out}")
+        verification = ""
+    return Submission(job_id, verification, path)
+
+
+def _sbatch(text: str) -> str:
+    """Submits a script; gives the job's id."""
+    done = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True)
+    if done.returncode:
+        said = dict.fromkeys(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+        raise JobError(f"sbatch: {'; '.join(said)}")
+    return done.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
+
+
+def _quoted(value: str) -> str:
+    """As sbatch reads an option's value."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _batchgen() -> str:
+    """The command of this very installation: a batch job's PATH may lead to another, or none."""
+    beside = Path(sys.executable).with_name("batchgen")
+    return str(beside if beside.exists() else Path(sys.argv[0]).absolute())
