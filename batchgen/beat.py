@@ -39,7 +39,7 @@ class Activity(msgspec.Struct, kw_only=True):
 
 class Beat(Activity, kw_only=True):
     """A beat as others read it. boot: names the host's boot and its process ids; started: tells the process from a
-    later one with its id; stale: seconds of silence after which the worker counts as dead; slurm: ids, if it has any."""
+    later one with its id; stale: seconds of silence after which the worker is dead; slurm: its ids, if it has any."""
 
     host: str
     boot: str
