@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
+from . import beat
+from .beat import Activity
 
 BEATS = 6  # within the time after which a silent worker counts as dead
 _NAME = re.compile(r"[\w.-]+")
@@ -40,17 +41,14 @@ class Claims:
         self._workers = out / "_state" / "workers"
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
-        self._facts = {
-            "worker": self.worker,
-            "host": socket.gethostname(),
-            "boot": _boot(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-        }
+        self._who = beat.identity(self.worker, stale)
+        self._activity: Callable[[], Activity] = Activity
+        self._beats = 0
+        self._beating = threading.Lock()
         self._held: set[int] = set()
         self._seen: dict[str, Seen] = {}  # by worker
         self._stop = threading.Event()
-        self._beat(0)
+        self.beat()
         threading.Thread(target=self._beat_on, daemon=True).start()
 
     def take(self, shard: int) -> bool:
@@ -85,14 +83,14 @@ class Claims:
 
     def is_alive(self, worker: str) -> bool:
         """False once a worker's process is known to be gone, or its beat was silent for `stale` seconds."""
-        beat: bytes | None = b""  # of a claim that its maker is about to write its name into, or never will
+        last: bytes | None = b""  # of a claim that its maker is about to write its name into, or never will
         if worker:
-            beat = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
-        if beat is None or _is_gone(beat):
+            last = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
+        if last is None or ((who := beat.decode(last)) and beat.is_gone(who)):
             return False
         seen = self._seen.get(worker)
-        if seen is None or seen.beat != beat:
-            self._seen[worker] = Seen(beat, time.monotonic(), went_on=seen is not None)
+        if seen is None or seen.beat != last:
+            self._seen[worker] = Seen(last, time.monotonic(), went_on=seen is not None)
             return True
         return time.monotonic() - seen.since < self._stale
 
@@ -101,12 +99,30 @@ class Claims:
         holders = [(_read(self._path(shard)) or b"").decode(errors="replace") for shard in shards]
         return all((seen := self._seen.get(holder)) and seen.went_on and seen.since > since for holder in holders)
 
+    def tell(self, activity: Callable[[], Activity]) -> None:
+        """From now on the beat says what this gives. It is asked on another thread, never on two at once."""
+        self._activity = activity
+        self.beat()
+
+    def beat(self) -> None:
+        """Beats now, for what others should know at once."""
+        with self._beating:
+            if self._stop.is_set():
+                return
+            self._beats += 1
+            file = os.open(self._workers / self.worker, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.pwrite(file, beat.encode(self._who, self._activity(), self._beats), 0)
+            finally:
+                os.close(file)
+
     def close(self) -> None:
         """Releases everything and ends the beat."""
         self._stop.set()
         for shard in list(self._held):
             self.release(shard)
-        (self._workers / self.worker).unlink(missing_ok=True)
+        with self._beating:  # one more beat would bring the file back
+            (self._workers / self.worker).unlink(missing_ok=True)
 
     def _path(self, shard: int) -> Path:
         return self._claims / f"part-{shard:05}"
@@ -129,20 +145,9 @@ class Claims:
         return True
 
     def _beat_on(self) -> None:
-        number = 0
         while not self._stop.wait(self._stale / BEATS):
-            number += 1
             with contextlib.suppress(OSError):  # a vanished disk is the main thread's to report
-                self._beat(number)
-
-    def _beat(self, number: int) -> None:
-        """In place, so that even a full disk takes it."""
-        facts: dict[str, Any] = {**self._facts, "beat": f"{number:012}"}
-        file = os.open(self._workers / self.worker, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            os.pwrite(file, msgspec.json.encode(facts), 0)
-        finally:
-            os.close(file)
+                self.beat()
 
 
 def _read(path: Path) -> bytes | None:
@@ -150,31 +155,3 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _boot() -> str:
-    """Names this boot of this machine, and the process ids that can be seen here (containers have their own)."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return uuid.uuid4().hex
-
-
-def _is_gone(beat: bytes) -> bool:
-    """Whether the beat's process ran on this very machine and is no more: that is known at once."""
-    try:
-        facts = msgspec.json.decode(beat)
-        if facts["host"] == socket.gethostname() and facts["boot"] == _boot():
-            os.kill(facts["pid"], 0)
-            return facts["started"] != _started(facts["pid"])
-    except ProcessLookupError:
-        return True
-    except (msgspec.DecodeError, KeyError, TypeError, OSError):
-        pass
-    return False
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine was started, which tells it from a later one with its id; None if it has ended."""
-    state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]  # a zombie waits for its parent, maybe for ever

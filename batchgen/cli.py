@@ -5,7 +5,8 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from .errors import JobError, MachineError, Stopped
 from .job import TABLES, JobSpec, load, model_path
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
+DEAD_SHOWN = 5  # workers that died last; those of a long job are many
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -311,6 +313,108 @@ def _print_forecast(forecast: Any) -> None:
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
         click.echo(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+@cli.command("status", short_help="Show how a job stands, while it runs or later.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--watch", is_flag=True, help="show it again every 2 seconds until the job is done")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document; with --watch one a line")
+@click.option(
+    "--prometheus",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="also write metrics, for node_exporter's textfile collector",
+)
+def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | None) -> None:
+    """Show how the job of OUT stands: shards, rows, rejects, workers, tokens per second, time left.
+
+    It only reads the files of OUT, so it runs on any host that sees them. Workers tell their numbers every 10 seconds
+    (a sixth of the job's `stale`).
+
+    \b
+    Examples:
+      batchgen status out
+      batchgen status out --watch
+      batchgen status out --prometheus /var/lib/node_exporter/out.prom
+    """
+    from . import status
+
+    with exit_codes(), suppress(KeyboardInterrupt):
+        if watch:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for seen in status.watch(out) if watch else [status.look(out)]:
+            if prometheus:
+                status.write_metrics(prometheus, seen)
+            if as_json:
+                document = msgspec.json.encode(seen)
+                click.echo(document if watch else msgspec.json.format(document, indent=2))
+            elif watch and not sys.stdout.isatty():
+                click.echo(_status_line(seen))
+            else:
+                if watch:
+                    click.clear()
+                _print_status(seen)
+
+
+def _status_line(seen: Any) -> str:
+    shards = seen.shards
+    return (
+        f"{seen.state}: {seen.rows_done:,} of {seen.rows:,} rows, {shards.done:,} of {shards.total:,} shards, "
+        f"{len(seen.live):,} workers, {seen.response_tokens_per_second:,.0f} tokens/s, ETA {_duration(seen.eta)}"
+    )
+
+
+def _print_status(seen: Any) -> None:
+    shards, finished = seen.shards, seen.finished
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in finished.rejects.items())
+    rejects = f"{sum(finished.rejects.values()):,} rejects{f' ({reasons})' if reasons else ''}"
+    unreadable = f"; those of {finished.unreadable:,} shards cannot be read" if finished.unreadable else ""
+    overall = seen.response_tokens_per_second_overall
+    for name, value in {
+        "job": f"{seen.state}, {seen.out}",
+        "shards": f"{shards.done:,} done, {shards.running:,} running, {shards.left:,} left of {shards.total:,}",
+        "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
+        "in finished": f"{finished.responses:,} responses, {rejects}, {finished.prompt_tokens:,} prompt and "
+        f"{finished.response_tokens:,} response tokens{unreadable}",
+        "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response {seen.response_tokens_per_second:,.0f}; "
+        f"overall {'unknown' if overall is None else f'{overall:,.0f}'}, pauses included",
+        "ETA": _duration(seen.eta),
+    }.items():
+        click.echo(f"{name:12} {value}")
+    _print_workers(seen)
+
+
+def _print_workers(seen: Any) -> None:
+    """A line a worker; those that died long ago are only counted."""
+    dead = sorted((worker for worker in seen.workers if not worker.is_alive), key=lambda worker: worker.heartbeat_age)
+    shown = [*seen.live, *dead[:DEAD_SHOWN]]
+    titles = ("worker", "state", "Slurm", "beat", "shards", "running", "waiting", "rows", "tokens/s")
+    lines = [
+        (
+            worker.worker,
+            worker.state,
+            worker.slurm_task or "-",
+            f"{worker.heartbeat_age:,.0f} s ago",
+            ",".join(map(str, worker.shards)) or "-",
+            f"{worker.running:,}",
+            f"{worker.waiting:,}",
+            f"{worker.rows:,}",
+            f"{worker.response_tokens_per_second:,.0f}",
+        )
+        for worker in shown
+    ]
+    if lines:
+        widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
+        for line in (titles, *lines):
+            click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if len(dead) > DEAD_SHOWN:
+        click.echo(f"and {len(dead) - DEAD_SHOWN:,} more that are dead")
+    if seen.clock == "this host":
+        click.echo(f"beats are timed by this host's own clock: {seen.out} cannot be written to")
+
+
+def _duration(seconds: float | None) -> str:
+    return "unknown" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 @cli.command("verify", short_help="Prove that no row is missing, doubled or damaged.")

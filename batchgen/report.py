@@ -75,8 +75,8 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (an exception) | killed (by a signal,
-    itself or its engine)."""
+    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (an exception) | killed (by a
+    signal, itself or its engine)."""
 
     how: str
     text: str

@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from . import deadline, folder, item, journal, shard, source
+from .beat import Activity, Pace
 from .claim import Claims
 from .conversation import Row
 from .engine import Engine, Response, set_up_process, was_killed
@@ -82,8 +83,7 @@ class Worker:
         accused: Accused | None = None,
         until: float | None = None,
     ):
-        """window: most requests in the engine, running and waiting; accused, until: see Orders; the first may change while
-        the worker runs."""
+        """window: most requests in the engine, running and waiting; accused, until: see Orders; accused may change."""
         self.totals = Totals()
         self._job = job
         self._engine = engine
@@ -104,6 +104,7 @@ class Worker:
         self._until = deadline.monotonic(until) if until else None
         self._out_of_time = False
         self._took: deque[float] = deque(maxlen=LATEST)  # seconds from admission to finish
+        self._pace = Pace(0, 0, 0)
         self._shape = job.shape
         self._columns = item.columns_read(job)
         self._facts = {
@@ -126,6 +127,8 @@ class Worker:
 
         The engine stays full across the shards' boundaries: the next one is claimed and read while the last drains.
         """
+        with on_disk(self._job.out):
+            self._claims.tell(self.activity)
         requests = self._requests(shards)
         while True:
             more = self._fill(requests)
@@ -341,6 +344,8 @@ class Worker:
         self.totals.open_rows -= opened.rows_done
         self.totals.rows += len(opened.shard.row_numbers)
         self.totals.add_rejects(shard.counts(len(opened.shard.row_numbers), answers, rejects)["rejects"])
+        with on_disk(self._job.out):
+            self._claims.beat()  # or the shard's rows would count twice: as committed ones, and as open ones
 
     def _keep(self, at_once: bool = False) -> None:
         """Journals what has finished: with the system at once, on the disk within a second."""
@@ -363,10 +368,32 @@ class Worker:
         now = time.monotonic()
         if not (self._admitted or self._finished) and now - self._reported < REPORT_EVERY:
             return
-        running = min(len(self._in_engine), self._engine.max_num_seqs)
-        waiting = len(self._in_engine) - running
-        self._report(Work(self._admitted, self._finished, self.totals, running, waiting))
+        self._report(Work(self._admitted, self._finished, self.totals, *self._running_and_waiting()))
         self._admitted, self._finished, self._reported = [], [], now
+
+    def _running_and_waiting(self) -> tuple[int, int]:
+        running = min(len(self._in_engine), self._engine.max_num_seqs)
+        return running, len(self._in_engine) - running
+
+    def activity(self) -> Activity:
+        """For the beat, on a thread of its own."""
+        totals = self.totals
+        rows = totals.rows + totals.open_rows
+        generated = rows - totals.kept / self._job.spec.sampling.n  # those from journals say nothing of the pace
+        pace = self._pace.rates(generated, totals.prompt_tokens, totals.response_tokens)
+        running, waiting = self._running_and_waiting()
+        return Activity(
+            state="running" if self._stop_at is None else "draining",
+            rows=rows,
+            open_rows=totals.open_rows,
+            prompt_tokens=totals.prompt_tokens,
+            response_tokens=totals.response_tokens,
+            rows_per_second=pace[0],
+            prompt_tokens_per_second=pace[1],
+            response_tokens_per_second=pace[2],
+            running=running,
+            waiting=waiting,
+        )
 
 
 # --- the process
