@@ -201,8 +201,8 @@ def open_job(out: Path, job: JobRecord) -> bool:
         elif old.fingerprint != job.fingerprint:  # nothing was finished yet: a mended job may take the folder
             _growth_path(out, job.fingerprint).unlink(missing_ok=True)  # if it was here before, and has grown
             publish(out, out / "_job.json", _written(job))
-        elif (root := _read_root(out)) and root.fingerprint != old.fingerprint:  # a kill, or a slow run, left it behind
-            publish(out, out / "_job.json", _written(old))
+        elif old.plan != job.plan or _is_behind(out, old):  # the input has moved, or a kill or a slow run came between
+            publish(out, out / "_job.json", _written(msgspec.structs.replace(old, plan=job.plan)))
     except FileExistsError:
         return False
     return True
@@ -268,6 +268,11 @@ def _grow(out: Path, old: JobRecord, job: JobRecord) -> None:
     more = Plan(job.plan.files[len(old.plan.files) :], job.plan.shards[len(old.plan.shards) :])
     publish(out, path, sealed(more), new=True)
     publish(out, out / "_job.json", _written(msgspec.structs.replace(job, versions=old.versions)))
+
+
+def _is_behind(out: Path, job: JobRecord) -> bool:
+    root = _read_root(out)
+    return root is not None and root.fingerprint != job.fingerprint
 
 
 def _growth_path(out: Path, fingerprint: str) -> Path:
