@@ -298,8 +298,9 @@ def _print_forecast(forecast: Any) -> None:
     job, lengths, tokens = forecast.job, forecast.percentiles(), forecast.tokens
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(forecast.rejects.items()))
     output = job.spec.output
+    new = "" if forecast.new_rows is None else f", {forecast.new_rows:,} of them new"
     for name, value in {
-        "rows": f"{job.plan.rows:,} in {len(job.plan.files):,} files",
+        "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
         "rejects": f"{forecast.rejects.total():,}{f' ({reasons})' if reasons else ''}",
         "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",

@@ -31,6 +31,7 @@ class InputTable(_Table, frozen=True):
     id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
     format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
+    incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False
 
 
 class ModelTable(_Table, frozen=True):

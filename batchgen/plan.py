@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from . import item, source
+from . import folder, item, source
 from .errors import Reject
 from .item import Item
 from .job import JobSpec
@@ -19,10 +19,12 @@ MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
 
 @dataclass
 class Forecast:
-    """lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or shortened; shared:
-    tokens in blocks that an earlier prompt begins with too."""
+    """new_rows: those that an incremental job has got since its last run, None if there was none; lengths: tokens of
+    every prompt; over_length: rows whose prompt is too long, rejected or shortened; shared: tokens in blocks that an
+    earlier prompt begins with too."""
 
     job: Job
+    new_rows: int | None = None
     rejects: Counter[str] = field(default_factory=Counter)
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     over_length: int = 0
@@ -51,7 +53,9 @@ class Forecast:
 
 def plan(spec: JobSpec) -> Forecast:
     """Renders and tokenizes every row. Raises JobError."""
-    forecast = Forecast(prepare(spec))
+    job = prepare(spec)
+    old = folder.read_job(job.out) if spec.input.incremental else None
+    forecast = Forecast(job, job.plan.rows - old.plan.rows if old else None)
     blocks: set[int] = set()
     for made in _items(forecast):
         if isinstance(made, Reject):

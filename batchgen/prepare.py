@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from . import __version__, engine, folder, job, models, prompt, shard, source, structure
 from .conversation import Template
-from .errors import JobError
+from .errors import JobError, on_disk
 from .folder import JobRecord
 from .job import JobSpec
 from .models import Model
 from .prompt import Render
 from .sampling import Sampling
-from .source import Plan
+from .source import Plan, Shard
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,14 @@ class Job:
     def shape(self) -> pa.Schema:
         return shard.schema(self.spec.output.include, self.columns, self.spec.sampling.logprobs is not None)
 
+    def fingerprint_of(self, shard: Shard) -> str:
+        """The job's fingerprint when the shard was planned: later rows change nothing about it."""
+        return self._fingerprints[self.plan.files[shard.file].generation]
+
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        return folder.fingerprints(self.record)
+
 
 def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     """Checks engine arguments, output folder, model and input, and plans the shards; writes nothing.
@@ -54,8 +62,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     old = folder.read_job(out)
     spec, model = _model(spec)
     if plan is None:
-        known = old.plan if old and old.results["output"]["shard_rows"] == spec.output.shard_rows else None
-        plan = source.plan(spec.input.path, spec.output.shard_rows, known)
+        plan = _plan(spec, out, old)
     template = _template(spec)
     source.check_columns(plan.files, spec.input.format, template)
     columns = source.column_types(plan.files, spec.output.columns)
@@ -73,8 +80,27 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         spec=msgspec.to_builtins(spec),
         versions={"batchgen": __version__, **engine.versions()},
         plan=plan,
+        after=old.fingerprint if old else None,
     )
     return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
+
+
+def _plan(spec: JobSpec, out: Path, old: JobRecord | None) -> Plan:
+    """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
+    paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
+    known = old.plan if old and old.results["output"]["shard_rows"] == shard_rows else None
+    if old is None or known is None or old.retry_of or not (incremental or known.generation):
+        return source.plan(paths, shard_rows, known, incremental)
+    plan, changed = source.grow(paths, shard_rows, known)
+    if not incremental:
+        more = plan.files[len(known.files) :]
+        changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
+    if not changed:
+        return plan
+    with on_disk(out):
+        if folder.finished(out, known):
+            raise folder.drift(out, changed)
+    return source.plan(paths, shard_rows, None, incremental)
 
 
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
@@ -113,7 +139,7 @@ def _results(
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     return {
         "input": {
-            "files": [{"digest": file.digest, "rows": file.rows} for file in plan.files],
+            "files": folder.facts_of(plan.files),
             "id": spec.input.id,
             "format": spec.input.format,
             "drop_last_response": spec.input.drop_last_response,

@@ -10,9 +10,9 @@ from . import folder, shard, source
 from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec, load, nearest
-from .prepare import prepare
+from .prepare import Job, prepare
 from .run import Outcome, run_job
-from .verify import open_finished
+from .verify import grows, open_finished
 
 FINISH_REASONS = ("stop", "length")
 REJECT_REASONS = (
@@ -45,14 +45,18 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     spec = _changed(old, flags)
     if Path(spec.output.path) == out.absolute():
         raise JobError(f"--output {out}: a retry needs a folder of its own")
-    if changed := source.changes(record.plan, trust_times=True):
+    if changed := source.changes(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
     rows = _rows_that_ended(out, record, reasons)
     if not rows:
         raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
-    job = prepare(spec, source.pick(record.plan, rows))
-    job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
-    return run_job(job)
+
+    def prepared() -> Job:
+        job = prepare(spec, source.pick(record.plan, rows))
+        job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
+        return job
+
+    return run_job(prepared)
 
 
 def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:

@@ -1,8 +1,10 @@
 """One run of a job: prepare, generate what is missing, close the accounting."""
 
 import contextlib
+import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,20 @@ class Outcome:
 
 def run(spec: JobSpec) -> Outcome:
     """Brings a job to its end. Raises JobError, MachineError or Stopped."""
-    return run_job(prepare(spec))
+    return run_job(lambda: prepare(spec))
 
 
-def run_job(job: Job) -> Outcome:
-    """The same for a job that is prepared already."""
+def run_job(prepared: Callable[[], Job]) -> Outcome:
+    """The same for a job that is prepared in another way."""
+    job = _open(prepared)
     begin = time.monotonic()
     with on_disk(job.out):
-        folder.open_job(job.out, job.record)
         _set_damaged_aside(job)
     missing = missing_shards(job)
     if not missing:
         return Outcome(job.out, counts=close(job))
+    with on_disk(job.out):  # of a time when none was missing
+        (job.out / "_SUCCESS").unlink(missing_ok=True)
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
@@ -62,8 +66,26 @@ def run_job(job: Job) -> Outcome:
         raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)
+    job = _as_it_is_now(job)
     counts = close(job) if not missing_shards(job) else None
     return Outcome(job.out, supervisor.totals, counts, time.monotonic() - begin, supervisor.engine_start)
+
+
+def _open(prepared: Callable[[], Job]) -> Job:
+    """A job whose folder is its own; prepared again if another run was at the folder meanwhile."""
+    while True:
+        job = prepared()
+        with on_disk(job.out):
+            if folder.open_job(job.out, job.record):
+                return job
+
+
+def _as_it_is_now(job: Job) -> Job:
+    """With what another run has let the job grow by meanwhile: whoever finishes the last shard closes it."""
+    record = folder.read_job(job.out)
+    if record is None or record.fingerprint == job.record.fingerprint:
+        return job
+    return dataclasses.replace(job, record=record, plan=record.plan)
 
 
 def missing_shards(job: Job) -> list[Shard]:
@@ -92,13 +114,19 @@ def _warn_of_other_versions(job: Job) -> None:
 
 
 def close(job: Job) -> dict[str, Any]:
-    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped."""
+    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped.
+
+    A run that lets the job grow removes `_SUCCESS`, before and after: either it finds the one written here, or its
+    growth is found here.
+    """
     success = job.out / "_SUCCESS"
     with on_disk(job.out):
         totals = _count(job) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
         content = msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
         if not success.exists() or success.read_bytes() != content:
             folder.publish(job.out, success, content)
+            if _as_it_is_now(job) is not job:
+                success.unlink(missing_ok=True)
     return totals
 
 

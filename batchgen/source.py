@@ -1,12 +1,18 @@
-"""Input files: finding them, counting and digesting their rows into a shard plan, reading one shard."""
+"""Input files: finding them, counting and digesting their rows into a shard plan, reading one shard.
+
+The plan of an incremental job grows by generations. What a run finds beyond the plan (new files, lines behind those
+that are known) goes to its end, as new entries of `files` and new shards over them. So rows keep their numbers and
+shards their names, wherever in the input's order a new row stands; the last shard of a generation may be short.
+"""
 
 import contextlib
 import fnmatch
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -15,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from .conversation import SHAPES, Row, Template
-from .errors import JobError, Reject
+from .errors import JobError, Reject, warn
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -23,16 +29,25 @@ GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not lette
 CHUNK = 1 << 20
 # Types of passed-through columns are read off this many rows at the head of each JSONL file.
 SAMPLE_ROWS = 1000
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs put it at the head of a file
 
 
 class InputFile(msgspec.Struct, frozen=True):
-    """path: absolute path or URI; digest: blake2b of the content (of the text, if it was compressed)."""
+    """A file, or what a later generation found behind the part that was known: its rows from byte `start` of its text
+    to byte `end`.
+
+    path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: blake2b of the content up to
+    `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them.
+    """
 
     path: str
     size: int
     mtime_ns: int
     digest: str
     rows: int
+    end: int
+    start: int = 0
+    generation: int = 0
 
 
 class Shard(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +82,16 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> int:
         return sum(len(shard.row_numbers) for shard in self.shards)
+
+    @property
+    def generation(self) -> int:
+        """How often it has grown."""
+        return self.files[-1].generation
+
+    @property
+    def latest(self) -> dict[str, InputFile]:
+        """The last entry of each path."""
+        return {file.path: file for file in self.files}
 
 
 # --- finding files
@@ -154,42 +179,112 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
 # --- the shard plan
 
 
-def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None) -> Plan:
+class _Part(NamedTuple):
+    """A file from a byte of its text on, and the digest of what stands before."""
+
+    path: str
+    start: int
+    digest: "hashlib.blake2b"
+
+
+def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None, incremental: bool = False) -> Plan:
     """Counts and digests every file, one pass each, and cuts the rows into shards of shard_rows.
 
     known: an earlier plan with the same shard_rows. If every file still has its path, size and time of
-    change, it is returned as it is, without reading anything. Raises JobError.
+    change, it is returned as it is, without reading anything. incremental: the plan is going to grow. Raises JobError.
     """
     found = find(paths)
-    if known and [_stat(path) for path in found] == [(f.path, f.size, f.mtime_ns) for f in known.files]:
+    if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
-    files: list[InputFile] = []
-    starts: list[tuple[int, int]] = []
-    rows = 0
-    for number, path in enumerate(found):
-        first = -rows % shard_rows  # the first row of this file that begins a shard
-        file, positions = _scan(path, first, shard_rows)
-        files.append(file)
-        starts += [(number, position) for position in positions]
-        rows += file.rows
-    if not rows:
+    planned = _extend(Plan([], []), [_Part(path, 0, _blake2b()) for path in found], shard_rows, incremental)
+    if not planned.shards:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
+    return planned
+
+
+def grow(paths: Iterable[str], shard_rows: int, known: Plan) -> tuple[Plan, list[str]]:
+    """The known plan with a generation more for what the input has got since, or as it is if there is nothing; and, one
+    line each, what of the known part is not as it was: then there is no plan. A file is known by its path.
+
+    Only uncompressed JSONL may get longer. If size or time of change are others, the known part is read again.
+    Raises JobError.
+    """
+    found = find(paths)
+    changed = [f"{path}: is no longer in the input" for path in known.latest if path not in set(found)]
+    parts = []
+    for path in found:
+        old = known.latest.get(path)
+        if old is None:
+            parts.append(_Part(path, 0, _blake2b()))
+        elif not _is_untouched(old):
+            digest = _digest(path, old.end if _may_grow(path) else None)
+            if digest.hexdigest() != old.digest:
+                changed.append(f"{path}: the {old.end:,} bytes that were read are not what they were")
+            elif _may_grow(path):
+                between = _line_end(old)
+                if between is None:
+                    changed.append(f"{path}: its last line, which was read without an end, goes on now")
+                else:
+                    digest.update(between)
+                    parts.append(_Part(path, old.end + len(between), digest))
+        elif old.end < old.size and _may_grow(path):
+            _warn_of_unfinished(path)
+    return known if changed else _extend(known, parts, shard_rows, incremental=True), changed
+
+
+def _extend(known: Plan, parts: Iterable[_Part], shard_rows: int, incremental: bool) -> Plan:
+    """The plan with a generation more over these parts, or as it is if they have no rows."""
+    files = list(known.files)
+    generation = known.generation + 1 if files else 0
+    begin = rows = sum(file.rows for file in files)
+    starts: list[tuple[int, int]] = []
+    for part in parts:
+        first = (begin - rows) % shard_rows  # the first row of this part that begins a shard
+        file, positions = _scan(part, first, shard_rows, generation, incremental)
+        if file.rows or not generation:
+            starts += [(len(files), position) for position in positions]
+            files.append(file)
+            rows += file.rows
+    if not starts:
+        return known
+    of = len(known.shards) + len(starts)
     shards = [
-        Shard(index, len(starts), index * shard_rows, min(shard_rows, rows - index * shard_rows), *start)
-        for index, start in enumerate(starts)
+        Shard(len(known.shards) + number, of, first_row, min(shard_rows, rows - first_row), *start)
+        for number, (first_row, start) in enumerate(zip(range(begin, rows, shard_rows), starts, strict=True))
     ]
-    return Plan(files, shards)
+    return Plan(files, known.shards + shards)
 
 
-def changes(plan: Plan, trust_times: bool) -> list[str]:
+def changes(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
     """The files of a plan whose content is not what it was. trust_times: files of the same size and time of change
-    count as unchanged without being read. Raises JobError."""
-    unchanged = [_stat(file.path) == (file.path, file.size, file.mtime_ns) for file in plan.files]
+    count as unchanged without being read; growing: they may have got longer. Raises JobError."""
     return [
         file.path
-        for file, same in zip(plan.files, unchanged, strict=True)
-        if not (same and trust_times) and _scan(file.path, 0, max(1, file.rows))[0].digest != file.digest
+        for file in plan.latest.values()
+        if not (trust_times and _is_untouched(file))
+        and _digest(file.path, file.end if growing and _may_grow(file.path) else None).hexdigest() != file.digest
     ]
+
+
+def _may_grow(path: str) -> bool:
+    """Whether a file can get longer and still hold what it held: neither Parquet nor compressed files can."""
+    return not is_parquet(path) and _ending(path) not in COMPRESSIONS
+
+
+def _is_untouched(file: InputFile) -> bool:
+    return _stat(file.path) == (file.path, file.size, file.mtime_ns)
+
+
+def _line_end(file: InputFile) -> bytes | None:
+    """What ends the last line of the known part of a file, if that had no end when it was read: a newline, or nothing
+    yet. None if the line has got longer."""
+    last, more = b"\n", b""
+    if file.end:
+        around = b"".join(_chunks(file.path, position=file.end - 1, end=file.end + 2))
+        last, more = around[:1], around[1:]
+    if last == b"\n" or more in (b"", b"\r"):
+        return b""
+    return next((end for end in (b"\n", b"\r\n") if more.startswith(end)), None)
 
 
 def _stat(path: str) -> tuple[str, int, int]:
@@ -206,63 +301,105 @@ def _ending(path: str) -> str:
     return os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
 
 
-def _scan(path: str, first: int, step: int) -> tuple[InputFile, list[int]]:
-    """A file's facts, and the positions of its rows first, first + step, first + 2 step, ..."""
+def _scan(part: _Part, first: int, step: int, generation: int, incremental: bool) -> tuple[InputFile, list[int]]:
+    """A part's facts, and the positions of its rows first, first + step, first + 2 step, ..."""
+    path = part.path
     _, size, mtime_ns = _stat(path)
     if is_parquet(path):
         rows = open_parquet(path).metadata.num_rows
         positions = list(range(first, rows, step))
-        digest = hashlib.blake2b(digest_size=16)
-        for chunk in _chunks(path, compression=None):
-            digest.update(chunk)
-        return InputFile(path, size, mtime_ns, digest.hexdigest(), rows), positions
-    rows, positions, content = _scan_lines(path, first, step)
-    return InputFile(path, size, mtime_ns, content, rows), positions
+        end, digest = size, _digest(path).hexdigest()
+    else:
+        # Of a file that is being written to, what was there when its size was asked for.
+        until = size if _may_grow(path) else None
+        rows, positions, end, digest = _scan_lines(part, until, first, step, incremental and _may_grow(path))
+    return InputFile(path, size, mtime_ns, digest, rows, end, part.start, generation), positions
 
 
-def _scan_lines(path: str, first: int, step: int) -> tuple[int, list[int], str]:
-    digest = hashlib.blake2b(digest_size=16)
-    lines = size = 0  # whole lines and bytes of the chunks before this one
-    positions = [0] if first == 0 else []
+def _scan_lines(
+    part: _Part, until: int | None, first: int, step: int, incremental: bool
+) -> tuple[int, list[int], int, str]:
+    """Lines, positions, where the text ends, and the digest of all of it.
+
+    A last line without an end is a row like any other. Not so if the job is incremental and the line is no whole object
+    yet: a writer may be in the midst of it, so it is left for the run that finds its end. (An object ends with its
+    closing bracket: no line that goes on passes for a whole one.)
+    """
+    path, start, digest = part
+    lines, end = 0, start  # whole lines, and where the text ends, before this chunk
+    positions = [start] if first == 0 else []
     wanted = first or step  # the next line, counted from 0, whose first byte is asked for
-    last = b"\n"
-    for chunk in _chunks(path):
-        if size == 0 and _ending(path) == ".json" and chunk.lstrip()[:1] == b"[":
+    tail = bytearray()  # what stands behind the last newline
+    for chunk in _chunks(path, position=start, end=until):
+        if end == 0 and _ending(path) == ".json" and chunk.lstrip()[:1] == b"[":
             raise JobError(f"{path}: holds one JSON array; write one object per line (JSONL)")
-        digest.update(chunk)
         count = chunk.count(b"\n")
         at, passed = -1, lines
         while wanted <= lines + count:
             while passed < wanted:
                 at = chunk.index(b"\n", at + 1)
                 passed += 1
-            positions.append(size + at + 1)
+            positions.append(end + at + 1)
             wanted += step
         lines += count
-        size += len(chunk)
-        last = chunk[-1:]
-    if last != b"\n":
+        end += len(chunk)
+        if count:
+            digest.update(tail)
+            tail.clear()
+        behind = chunk.rfind(b"\n") + 1
+        digest.update(memoryview(chunk)[:behind])
+        tail += memoryview(chunk)[behind:]
+    if incremental and tail and not _is_object(bytes(tail)):
+        end -= len(tail)
+        if tail.strip():
+            _warn_of_unfinished(path)
+    elif tail:
+        digest.update(tail)
         lines += 1
     # A position right behind the last newline begins no line.
-    return lines, [position for position in positions if position < size], digest.hexdigest()
+    return lines, [position for position in positions if position < end], end, digest.hexdigest()
 
 
-def _chunks(path: str, compression: str | None = "detect", position: int = 0) -> Iterator[bytes]:
-    """The bytes of a file from `position` on, decompressed by its ending. Raises JobError."""
+def _is_object(line: bytes) -> bool:
+    try:
+        Row(0, line.removeprefix(BYTE_ORDER_MARK)).record()
+    except Reject:
+        return False
+    return True
+
+
+def _warn_of_unfinished(path: str) -> None:
+    warn(f"{path}: its last line has no newline and is no whole object yet; it is left for a later run")
+
+
+def _blake2b() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _digest(path: str, end: int | None = None) -> "hashlib.blake2b":
+    """Over a file's text, or that of Parquet over its bytes; up to `end`, if given."""
+    digest = _blake2b()
+    for chunk in _chunks(path, end=end):
+        digest.update(chunk)
+    return digest
+
+
+def _chunks(path: str, position: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file from `position` on (up to `end`, if given), decompressed by its ending. Raises JobError."""
     system, inner = _open_system(path)
-    if compression == "detect":
-        compression = COMPRESSIONS.get(_ending(path))
+    compression = COMPRESSIONS.get(_ending(path))
     read = 0
     try:
         if compression is None:
             stream = system.open_input_file(inner)
             stream.seek(position)
+            read = position
         else:
             stream = system.open_input_stream(inner, compression=compression)
         with stream:
-            while compression and read < position:
+            while read < position:
                 read += len(stream.read(min(CHUNK, position - read)))
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(CHUNK if end is None else min(CHUNK, max(0, end - read))):
                 read += len(chunk)
                 yield chunk
     except (OSError, pa.ArrowException) as error:
@@ -295,15 +432,17 @@ def _read_on(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
     """All rows from the shard's first to its last, from one file into the next."""
     number, end = shard.first_row, shard.first_row + shard.rows
     position = shard.position
-    for file in plan.files[shard.file :]:
-        records = _records(file.path, position, columns)
-        for raw in itertools.islice(records, end - number):
+    ends = list(itertools.accumulate(file.rows for file in plan.files))
+    for index in range(shard.file, len(plan.files)):
+        file, stop = plan.files[index], min(end, ends[index])
+        records = _records(file.path, position if index == shard.file else file.start, columns)
+        for raw in itertools.islice(records, stop - number):
             yield Row(number, raw)
             number += 1
+        if number < stop:
+            raise JobError(f"{file.path}: ends before row {number}; the input changed while the job ran")
         if number == end:
             return
-        position = 0
-    raise JobError(f"{plan.files[-1].path}: ends before row {number}; the input changed while the job ran")
 
 
 def pick(plan: Plan, rows: Iterable[int]) -> Plan:
@@ -320,10 +459,13 @@ def pick(plan: Plan, rows: Iterable[int]) -> Plan:
 
 def place(plan: Plan, row: int) -> str:
     """Where a row stands, for people: `file:line` of JSONL (lines from 1), `file row N` of Parquet (from 0)."""
+    lines: Counter[str] = Counter()  # of each file, in the generations before
     for file in plan.files:
         if row < file.rows:
+            row += lines[file.path]
             return f"{file.path} row {row}" if is_parquet(file.path) else f"{file.path}:{row + 1}"
         row -= file.rows
+        lines[file.path] += file.rows
     return "beyond the input"
 
 
@@ -335,7 +477,7 @@ def _lines(path: str, position: int) -> Iterator[bytes]:
     lines = _split(path, position)
     if position == 0:
         for first in lines:
-            yield first.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows programs put there
+            yield first.removeprefix(BYTE_ORDER_MARK)
             break
     yield from lines
 
@@ -377,9 +519,14 @@ _PYTHON_TYPES = {"string": (str,), "int64": (int,), "double": (int, float), "boo
 
 
 def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:
-    """Every file must have the columns of the template or, Parquet files, of some shape. Raises JobError."""
+    """Every file must have the columns of the template or, Parquet files, of some shape. Raises JobError.
+
+    The lines that an incremental job has got since are judged one by one.
+    """
     for file in files:
-        names = _columns_of(file.path)
+        if file.generation and not is_parquet(file.path):
+            continue
+        names = _columns_of(file)
         if template and (missing := [name for name in template.columns if name not in names]):
             raise JobError(
                 f"{file.path}: [prompt] template names {missing[0]}, which the file does not have; "
@@ -393,29 +540,43 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
             raise JobError(f"{file.path}: none of the columns {ways}; it has {', '.join(names)}")
 
 
-def _columns_of(path: str) -> list[str]:
+def _columns_of(file: InputFile) -> list[str]:
     """The columns of a Parquet file, or the keys of the first SAMPLE_ROWS rows of a JSONL file."""
-    if is_parquet(path):
-        return list(open_parquet(path).schema_arrow.names)
-    return list(dict.fromkeys(name for record in _sample(path) for name in record))
+    if is_parquet(file.path):
+        return list(open_parquet(file.path).schema_arrow.names)
+    return list(dict.fromkeys(name for record in _sample(file) for name in record))
 
 
-def _sample(path: str) -> Iterator[dict[str, Any]]:
-    for line in itertools.islice(_lines(path, 0), SAMPLE_ROWS):
+def _sample(file: InputFile) -> Iterator[dict[str, Any]]:
+    for line in itertools.islice(_lines(file.path, file.start), min(SAMPLE_ROWS, file.rows)):
         with contextlib.suppress(Reject):
             yield Row(0, line).record()
 
 
 def column_types(files: list[InputFile], columns: Iterable[str]) -> dict[str, str | pa.DataType]:
     """name -> type of the passed-through columns: as declared (`name:type`), as in the Parquet schema, or as
-    the first SAMPLE_ROWS rows of each JSONL file suggest. Raises JobError."""
+    the first SAMPLE_ROWS rows of each JSONL file suggest; for an incremental job, of the files that it began with: its
+    shards are one dataset. Raises JobError."""
+    first = [file for file in files if not file.generation]
     types: dict[str, str | pa.DataType] = {}
     for column in columns:
         name, _, declared = column.partition(":")
         if declared and declared not in TYPES:
             raise JobError(f"column {column}: type must be one of {', '.join(TYPES)}")
-        types[name] = declared or _type_of(files, name)
+        types[name] = declared or _type_of(first, name)
+        for file in files[len(first) :]:
+            _check_type(file, name, types[name])
     return types
+
+
+def _check_type(file: InputFile, name: str, kind: str | pa.DataType) -> None:
+    """A type that a Parquet file gave binds the files that came later; values of the others are judged row by row."""
+    if isinstance(kind, str):
+        return
+    schema = open_parquet(file.path).schema_arrow if is_parquet(file.path) else pa.schema([])
+    here = schema.field(name).type if name in schema.names else "no Parquet column"
+    if here != kind:
+        raise JobError(f"{file.path}: column {name} is {here} here and {kind} in the files that the job began with")
 
 
 def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
@@ -426,7 +587,7 @@ def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
             if name not in schema.names:
                 raise JobError(f"{file.path}: no column {name} to pass through; it has {', '.join(schema.names)}")
             found[file.path] = schema.field(name).type
-        elif sampled := _sampled_type(file.path, name):
+        elif sampled := _sampled_type(file, name):
             found[file.path] = sampled
     if not found:
         raise JobError(
@@ -442,8 +603,8 @@ def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
     return kinds.pop()
 
 
-def _sampled_type(path: str, name: str) -> str | None:
-    values = [record[name] for record in _sample(path) if name in record]
+def _sampled_type(file: InputFile, name: str) -> str | None:
+    values = [record[name] for record in _sample(file) if name in record]
     kinds = {type(value) for value in values if value is not None}
     if not values:
         return None

@@ -42,6 +42,11 @@ def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
     return record, msgspec.convert(record.spec, JobSpec)
 
 
+def grows(record: JobRecord) -> bool:
+    """Whether the input may hold more than the job has read."""
+    return bool(record.spec["input"].get("incremental") or record.plan.generation)
+
+
 def verify(out: Path) -> Verdict:
     """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again;
     where nothing but `_SUCCESS` is missing, it is written.
@@ -51,17 +56,22 @@ def verify(out: Path) -> Verdict:
     record, spec = open_finished(out)
     job = prepare(spec, record.plan)
     verdict = Verdict()
-    verdict.problems += [
-        f"{path}: the input is not what the job read" for path in source.changes(record.plan, trust_times=False)
-    ]
+    changed = source.changes(record.plan, trust_times=False, growing=grows(record))
+    verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict
     for planned in record.plan.shards:
         _verify_shard(job, planned, verdict)
-    if not verdict.problems and not (out / "_SUCCESS").exists():
+    if not verdict.problems and not _is_closed(out, record):
         close(job)
         verdict.closed = True
     return verdict
+
+
+def _is_closed(out: Path, record: JobRecord) -> bool:
+    """Whether `_SUCCESS` is there, and not that of a time before the job grew."""
+    success = out / "_SUCCESS"
+    return success.exists() and record.fingerprint.encode() in success.read_bytes()
 
 
 def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
@@ -70,7 +80,7 @@ def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
     if not path.exists():
         verdict.problems.append(f"{path}: missing; run the job again")
         return
-    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.record.fingerprint):
+    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned)):
         aside = folder.quarantine(out, path)
         (out / "_SUCCESS").unlink(missing_ok=True)
         verdict.problems.append(f"{path}: {what}; moved to {aside}; run the job again to make it again")

@@ -108,7 +108,6 @@ class Worker:
         self._shape = job.shape
         self._columns = item.columns_read(job)
         self._facts = {
-            "fingerprint": job.record.fingerprint,
             "versions": job.record.versions,
             "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.model.digests},
             "dtype": engine.dtype,
@@ -210,7 +209,7 @@ class Worker:
 
     def _open_shard(self, planned: Shard) -> OpenShard:
         """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
-        out, fingerprint = self._job.out, self._job.record.fingerprint
+        out, fingerprint = self._job.out, self._job.fingerprint_of(planned)
         opened = OpenShard(planned, Journal(journal.path_of(out, planned.index, self._claims.worker), fingerprint), {})
         with on_disk(out):
             for path in journal.paths_of(out, planned.index):
@@ -336,7 +335,8 @@ class Worker:
         rejects = list(opened.rejects.values())
         with on_disk(self._job.out):
             if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
-                shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, self._facts)
+                facts = {"fingerprint": self._job.fingerprint_of(opened.shard), **self._facts}
+                shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, facts)
             opened.journal.close()
             journal.remove(self._job.out, opened.shard.index)
             self._claims.release(opened.shard.index)

@@ -58,9 +58,12 @@ class _Here:
 _load_model = functools.cache(batchgen.models.load)
 
 
-def spec_of(source: Path, out: Path, shard_rows: int = 3, stale: float = 60, **sampling) -> JobSpec:
+def spec_of(
+    source: Path, out: Path, shard_rows: int = 3, stale: float = 60, incremental: bool = False, **sampling
+) -> JobSpec:
     output = {"path": str(out), "shard_rows": shard_rows, "stale": stale}
-    tables = {"input": {"path": [str(source)]}, "model": {"path": str(MODEL)}, "output": output}
+    input = {"path": [str(source)], "incremental": incremental}
+    tables = {"input": input, "model": {"path": str(MODEL)}, "output": output}
     return load(None, {**tables, "sampling": {"max_tokens": 4, **sampling}})
 
 

@@ -41,12 +41,13 @@ class SmallJob:
         self._engine = engine
         self._source = source
         self._found = folder / "found"  # what a run that is to be disturbed finds
+        self._incremental = False
         self.good = self.finish(folder / "undisturbed")
 
     def run(self, out: Path, disk: Disk | None = None, **options) -> None:
         if disk:
             disk.watch()
-        run_here(self._engine, spec_of(self._source, out, **options))
+        run_here(self._engine, spec_of(self._source, out, incremental=self._incremental, **options))
 
     def finish(self, out: Path) -> dict[str, bytes]:
         """Runs it to its end. A claim whose maker left it without a name is waited for only shortly."""
@@ -81,6 +82,15 @@ class SmallJob:
         cut_in_half(*self.folder.glob("killed/_state/journal/part-00001.*"))
         (self.folder / "killed").rename(self._found)
 
+    def let_grow(self) -> None:
+        """From now on a run finds the finished job of the input's first five rows."""
+        self._incremental = True
+        whole = self._source.read_bytes()
+        self._source.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+        self.finish(self._found)
+        self._source.write_bytes(whole)
+        self.good = self.finish(self._begin(self.folder / "grown"))
+
     def _begin(self, out: Path) -> Path:
         if self._found.exists():
             shutil.copytree(self._found, out)
@@ -104,10 +114,12 @@ def job(engine, tmp_path, write_rows):
     return SmallJob(engine, tmp_path, write_rows(ROWS))
 
 
-@pytest.fixture(params=["new", pytest.param("left behind", marks=pytest.mark.slow)])
+@pytest.fixture(params=["new", *(pytest.param(name, marks=pytest.mark.slow) for name in ("left behind", "grown"))])
 def job_in_a_folder(request, job):
     if request.param == "left behind":
         job.leave_behind()
+    if request.param == "grown":
+        job.let_grow()
     return job
 
 

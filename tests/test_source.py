@@ -147,6 +147,23 @@ def test_input_in_an_s3_bucket(bucket, path, rows):
     assert source.plan([bucket(path)], 3, known=plan) is plan
 
 
+def test_input_in_an_s3_bucket_may_grow(bucket):
+    def put(path, *texts):
+        system, _ = fs.FileSystem.from_uri(bucket(""))
+        with system.open_output_stream(f"talks/{path}") as stream:
+            stream.write("".join(f'{{"text": "{text}"}}\n' for text in texts).encode())
+
+    plan = source.plan([bucket("in")], 3, incremental=True)
+    put("in/b.jsonl", "2", "4")
+    put("in/a.jsonl", "5")
+    grown, changed = source.grow([bucket("in")], 3, plan)
+    assert changed == []
+    assert sorted(text for _, text in read_all(grown)) == ["0", "1", "2", "3", "4", "5"]
+    assert read_all(grown)[:4] == read_all(plan)
+    put("in/b.jsonl", "2", "x", "6")
+    assert len(source.grow([bucket("in")], 3, grown)[1]) == 1
+
+
 def test_a_file_with_a_glob_sign_in_its_name_is_itself(tmp_path):
     path = jsonl(tmp_path / "what[1].jsonl", 0, 1)
     assert source.find([str(path)]) == [str(path)]
