@@ -1,5 +1,6 @@
 """The results of a job as one file or folder, in the forms that other programs take."""
 
+import contextlib
 import fcntl
 import heapq
 import itertools
@@ -188,7 +189,8 @@ def _taking_the_place_of(to: Path) -> Iterator[Path]:
             sync_folder(to.parent)
         finally:
             put_back()
-            shutil.rmtree(hidden, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(hidden)
 
 
 @contextmanager
@@ -355,6 +357,8 @@ _HF_NAMES = ("README.md", "data", "data/train-*-of-*.parquet")
 
 
 def _hugging_face(results: Results, made: Path) -> None:
+    if not results.counts["responses"]:
+        raise JobError(f"{results.out}: has no responses, and Hugging Face datasets opens no dataset without rows")
     data = made / "data"
     data.mkdir(parents=True)
     files = _hf_files(results)
