@@ -489,16 +489,20 @@ def test_a_kill_at_any_moment_leaves_no_half_of_it_and_the_next_export_is_whole(
 
 @pytest.fixture
 def large(generate, write_rows):
-    """A job with 200 MB of passed-through text in 50 shards."""
-    rows = [{"text": "Monday", "noise": os.urandom(125_000).hex()} for _ in range(800)]
-    return generate([write_rows(rows)], sampling={"max_tokens": 1}, output={"shard_rows": 16, "columns": ["noise"]})
+    """Makes a job of so many rows with a passed-through text of 250 kB each."""
+
+    def make(rows: int) -> Path:
+        source = write_rows({"text": "Monday", "noise": os.urandom(125_000).hex()} for _ in range(rows))
+        return generate([source], sampling={"max_tokens": 1}, output={"shard_rows": 50, "columns": ["noise"]})
+
+    return make
 
 
 @pytest.mark.parametrize("format", ["parquet", "hf"])
 def test_a_killed_command_leaves_nothing_under_the_name(large, batchgen_process, tmp_path, format):
     to = tmp_path / "made" / FORMATS[format]
     to.parent.mkdir()
-    command = [Path(sys.executable).with_name("batchgen"), "export", large, "--to", to, "--format", format]
+    command = [Path(sys.executable).with_name("batchgen"), "export", large(400), "--to", to, "--format", format]
     process = subprocess.Popen([str(part) for part in command])
     until(lambda: any(path.stat().st_size for path in to.parent.glob(".*/**/*") if path.is_file()))
     process.kill()
@@ -506,3 +510,16 @@ def test_a_killed_command_leaves_nothing_under_the_name(large, batchgen_process,
     assert os.listdir(to.parent) == [f".{to.name}.batchgen"]
     assert batchgen_process(*command[1:]).returncode == 0
     assert os.listdir(to.parent) == [to.name]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_job(large, tmp_path):
+    """1 GB of rows; the command alone takes some 140 MB."""
+    out = large(4000)
+    for format, name in FORMATS.items():
+        command = ["export", str(out), "--to", str(tmp_path / name), "--format", format]
+        code = f"import resource; from batchgen.cli import cli; cli({command}, standalone_mode=False)"
+        code += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        peak = int(subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1]) / 1024
+        print(f"{format}: {peak:.0f} MiB")
+        assert peak < 512
