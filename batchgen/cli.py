@@ -200,7 +200,8 @@ def _print_summary(outcome: Any) -> None:
     if outcome.counts is None:
         click.echo(f"no work left here: other workers are at the last shards of {outcome.out}")
     else:
-        _print_counts(outcome.counts, "done" if totals.rows else "all done already", outcome.out)
+        state = "done" if totals.rows else "all done already"
+        click.echo(f"{state}: {_counted(outcome.counts)} in {outcome.out}")
     if totals.rows:
         seconds = max(outcome.seconds - outcome.engine_start, 1e-9)
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
@@ -211,11 +212,11 @@ def _print_summary(outcome: Any) -> None:
         )
 
 
-def _print_counts(counts: dict[str, Any], state: str, out: Path) -> None:
+def _counted(counts: dict[str, Any]) -> str:
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
-    click.echo(
-        f"{state}: {counts['rows']:,} rows, {counts['responses']:,} responses, "
-        f"{sum(counts['rejects'].values()):,} rejects{f' ({reasons})' if reasons else ''} in {out}"
+    return (
+        f"{counts['rows']:,} rows, {counts['responses']:,} responses, "
+        f"{sum(counts['rejects'].values()):,} rejects{f' ({reasons})' if reasons else ''}"
     )
 
 
@@ -492,6 +493,38 @@ def rejects_command(out: Path, only: str) -> None:
         raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
         click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
     click.echo(f"{len(found):,} rejected rows")
+
+
+@cli.command("export", short_help="Write the results as one file or dataset folder.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="the file, or the folder of hf, to make")
+@click.option(
+    "--format",
+    type=click.Choice(["parquet", "jsonl", "openai-batch", "hf"]),
+    help="of the file; without it the ending tells: .parquet, .jsonl, .jsonl.gz, .jsonl.zst, a folder is hf",
+)
+@click.option("--columns", default="", metavar="NAMES", help="only these columns, in this order, with commas between")
+@click.option("--partial", is_flag=True, help="export what is there of a job that is not finished")
+@click.option("--overwrite", is_flag=True, help="replace what stands there, once the new one is whole")
+def export_command(out: Path, to: Path, format: str | None, columns: str, partial: bool, overwrite: bool) -> None:
+    """Write the results of the job in OUT as one Parquet file, as JSON lines, as lines of OpenAI's batch output
+    files, or as a Hugging Face dataset folder with its card.
+
+    It appears under its name whole or not at all, and is the same, byte for byte, whenever it is made.
+
+    \b
+    Examples:
+      batchgen export out --to all.parquet
+      batchgen export out --to pairs.jsonl.gz --columns id,response
+      batchgen export out --to answers.jsonl --format openai-batch
+      batchgen export out --to my-dataset --format hf
+    """
+    with exit_codes():
+        from .export import export
+
+        done = export(out, to, format or "", columns, partial, overwrite)
+    missing = f", {done.missing:,} shards missing" if done.missing else ""
+    click.echo(f"exported: {_counted(done.counts)}{missing} to {to}")
 
 
 @cli.command("inspect", short_help="Show which model of the series a folder or repository holds.")

@@ -121,7 +121,8 @@ def close(job: Job) -> dict[str, Any]:
     """
     success = job.out / "_SUCCESS"
     with on_disk(job.out):
-        totals = _count(job) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
+        totals = count(job.out, job.plan.shards)
+        totals |= {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
         content = msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
         if not success.exists() or success.read_bytes() != content:
             folder.publish(job.out, success, content)
@@ -130,13 +131,14 @@ def close(job: Job) -> dict[str, Any]:
     return totals
 
 
-def _count(job: Job) -> dict[str, Any]:
+def count(out: Path, shards: list[Shard]) -> dict[str, Any]:
+    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged."""
     totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
-    for planned in job.plan.shards:
+    for planned in shards:
         try:
-            part = shard.read_checksums(job.out, planned).counts
+            part = shard.read_checksums(out, planned).counts
         except ValueError as error:
-            path = folder.shard_path(job.out, planned)
+            path = folder.shard_path(out, planned)
             raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
         for reason, number in part.pop("rejects").items():
             totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number

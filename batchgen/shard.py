@@ -141,6 +141,11 @@ def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def read_checksums(out: Path, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
     return unsealed(checksum_path(out, shard).read_bytes(), Checksums)
@@ -165,7 +170,7 @@ def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
     """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing."""
     sums = read_checksums(out, shard)
     path = shard_path(out, shard)
-    if _digest(path.read_bytes()) != sums.parquet:
+    if _file_digest(path) != sums.parquet:
         return "its content does not fit its checksum"
     if (pq.read_metadata(path).metadata or {}).get(f"{PREFIX}fingerprint".encode()) != fingerprint.encode():
         return "it is a shard of another job"
