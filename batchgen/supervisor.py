@@ -278,14 +278,14 @@ class Supervisor:
                     self._progress.write(f"batchgen: warning: {text}")
                 case Ended() as word:
                     self._gone(slot, worker, word)
+                    return  # the thread that waits for the engine's death may have had one too
 
     def _show(self) -> None:
         workers = [slot.worker for slot in self._slots if slot.worker]
         running, waiting = sum(worker.running for worker in workers), sum(worker.waiting for worker in workers)
         totals = self.totals
-        self._progress.show(
-            totals.rows + totals.open_rows, totals.prompt_tokens, totals.response_tokens, running, waiting
-        )
+        rows = totals.rows + totals.open_rows
+        self._progress.show(rows, totals.prompt_tokens, totals.response_tokens, running, waiting)
 
     # --- stopping
 

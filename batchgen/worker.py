@@ -34,8 +34,8 @@ from .source import Shard
 WINDOW_PER_SEQUENCE = 2
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
 STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeline
-DEADLY = 3  # deaths of the engine in a row with the same item in it, after which the item is rejected
-KILLER = f"the engine died {DEADLY} times in a row with this item in it"
+DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
+KILLER = f"the engine died {DEADLY} times with this item in it, the last time with nothing else"
 AS_ASKED = "stopped as asked; run the same command again to go on"
 TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
 LATEST = 500  # finished items, the slowest of which says how long the next one may take
@@ -275,9 +275,10 @@ class Worker:
         self._in_engine[made.name] = request
 
     def _step(self) -> None:
-        """The supervisor notices a step that never returns; this, steps that return nothing for ever.
+        """One step of the engine. Raises RuntimeError if steps return nothing for ever; one that does not return is
+        the supervisor's to notice.
 
-        A step brings the oldest request on by a token at least, of its prompt or of its response, so that one ends
+        Every step brings the oldest request on by a token, of its prompt or of its response, so that some request ends
         within as many steps as the context has tokens.
         """
         responses = self._engine.step()
@@ -427,11 +428,8 @@ def main() -> None:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
         traceback.print_exc()
-        _end(
-            report,
-            "killed" if was_killed(error) else "died",
-            " ".join(str(error).split())[:300] or type(error).__name__,
-        )
+        how = "killed" if was_killed(error) else "died"
+        _end(report, how, " ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:

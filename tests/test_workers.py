@@ -169,6 +169,26 @@ def test_a_worker_without_restarts_left_is_given_up_and_the_other_finishes_the_j
 
 
 @pytest.mark.slow
+def test_a_worker_that_had_found_no_more_work_comes_back_for_that_of_one_that_is_given_up(
+    start, generate, source, tmp_path, two_gpus
+):
+    expected = generate([source], "expected", output=SHARDS)
+    alone = f"""
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+            def step():
+                while len(os.listdir({str(tmp_path / "out" / "_state" / "workers")!r})) > 1:
+                    time.sleep(0.1)
+                raise RuntimeError("CUDA error: the GPU has fallen off the bus")
+            engine.step = step
+    """
+    watch = Watch(tmp_path, together=2, more=alone)
+    run = start(source, tmp_path / "out", *TWO, "--stale", 2, "--max-restarts", 0, env=watch.environment)
+    assert run.wait(2 * PATIENCE) == 0, run.stderr
+    assert len(workers_in(watch)) == 2  # both on the first GPU
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+@pytest.mark.slow
 def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
     watch = Watch(tmp_path, more='raise RuntimeError("CUDA error: no device")')
     run = start(source, tmp_path / "out", *TWO, env=watch.environment)
