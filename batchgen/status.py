@@ -120,6 +120,10 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
     finished = _counts(out, done, known if known is not None else {})
     rows, rows_done = record.plan.rows, sum(len(shard.row_numbers) for shard in done)
     rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
+    rows_rate, prompt_rate, response_rate = (
+        round(sum(getattr(worker, f"{what}_per_second") for worker in live), 3)
+        for what in ("rows", "prompt_tokens", "response_tokens")
+    )
     # Of those that drain nothing more can be expected.
     pace = sum(worker.rows_per_second for worker in live if worker.state != "draining")
     running = sum(len(worker.shards) for worker in live)
@@ -132,11 +136,11 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
         rows=rows,
         rows_done=rows_done,
         finished=finished,
-        rows_per_second=sum(worker.rows_per_second for worker in live),
-        prompt_tokens_per_second=sum(worker.prompt_tokens_per_second for worker in live),
-        response_tokens_per_second=sum(worker.response_tokens_per_second for worker in live),
+        rows_per_second=rows_rate,
+        prompt_tokens_per_second=prompt_rate,
+        response_tokens_per_second=response_rate,
         response_tokens_per_second_overall=_overall(out, finished.response_tokens),
-        eta=(rows - rows_done) / pace if pace else 0.0 if rows_done == rows else None,
+        eta=round((rows - rows_done) / pace, 1) if pace else 0.0 if rows_done == rows else None,
         clock=clock,
         workers=workers,
     )
@@ -221,7 +225,7 @@ def _overall(out: Path, tokens: int) -> float | None:
         seconds = (out / "_state" / "checksums").stat().st_mtime - begun
     except FileNotFoundError:
         return None
-    return tokens / seconds if tokens and seconds > 0 else None
+    return round(tokens / seconds, 3) if tokens and seconds > 0 else None
 
 
 # --- workers

@@ -311,6 +311,7 @@ def test_a_real_job_from_its_start_over_a_kill_to_its_end(write_rows, tmp_path):
         assert worker.running > 0 and worker.shards and worker.rows > 0 and worker.prompt_tokens > 0
         assert look().eta is not None
         run.kill()
+        until(lambda: look().state == "stopped", timeout=STALE)
         seen = look()
         assert (seen.state, seen.eta, [worker.state for worker in seen.workers]) == ("stopped", None, ["dead"])
         assert seen.workers[0].running == 0 < seen.workers[0].rows
