@@ -25,7 +25,7 @@ from .run import count
 from .source import COMPRESSIONS, Shard
 from .verify import open_finished
 
-BATCH_ROWS = 256  # in memory as Python objects; with 20 log probabilities of 512 tokens each that is some 700 MB
+BATCH_ROWS = 64  # in memory as Python objects; with 20 log probabilities of 512 tokens each that is some 170 MB
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
 HF_FILE_BYTES = 256 << 20  # of shards that go into one file; hubs and readers are slow with thousands of small ones
 _OWN_FACTS = {"shard", "first_row", "counts"}  # what a shard's metadata says of that shard alone
@@ -266,12 +266,12 @@ def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iter
 
 def _without_nanoseconds(batch: pa.RecordBatch) -> pa.Table:
     """Python's times end at microseconds: what lies below needs pandas, and would depend on its being there."""
-    types = [
-        pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) and kind.unit == "ns" else kind
-        for kind in batch.schema.types
-    ]
     table = pa.Table.from_batches([batch])
-    return table.cast(pa.schema(zip(table.column_names, types, strict=True)), safe=False)
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            micro = table.column(index).cast(pa.timestamp("us", field.type.tz), safe=False)
+            table = table.set_column(index, field.name, micro)
+    return table
 
 
 @contextmanager
