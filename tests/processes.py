@@ -1,6 +1,7 @@
 """The installed command as processes of its own: started, watched from outside, stopped, killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,11 @@ def until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
 def is_running(pid: int) -> bool:
     """Whether a process is there, and no zombie."""
     return pid in _processes()
+
+
+def said(stderr: str) -> list[str]:
+    """The lines on stderr but for those of progress, of which a slow machine has one every 30 s."""
+    return [line for line in stderr.splitlines() if not re.match(r"[\d,]+/[\d,]+ rows \(", line)]
 
 
 def dataset(out: Path) -> dict[str, bytes]:

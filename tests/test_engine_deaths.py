@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 from conftest import demo_records
-from processes import Run, Watch, dataset, hook, is_running, starting, until
+from processes import Watch, dataset, hook, is_running, said, starting, until
 
 from batchgen.worker import KILLER
 
@@ -58,11 +58,6 @@ def rejects(out: Path) -> list[tuple[int, str, str]]:
     return [(row["row"], row["reason"], row["detail"]) for row in map(json.loads, lines)]
 
 
-def messages(run: Run) -> list[str]:
-    """What it said, without the lines about its progress."""
-    return [line for line in run.stderr.splitlines() if line.startswith("batchgen: ")]
-
-
 def test_a_row_that_kills_the_engine_is_rejected_after_three_deaths_and_all_others_are_answered(
     start, broken, generate, write_rows, tmp_path
 ):
@@ -93,7 +88,7 @@ def test_after_an_exception_and_a_hang_the_dataset_is_that_of_an_undisturbed_run
     )
     run = start(source, tmp_path / "out", "--shard-rows", 40, "--stall", 4, env=sick)
     assert run.wait() == 0, run.stderr
-    assert messages(run) == [
+    assert said(run.stderr) == [
         "batchgen: warning: the engine died (CUDA error: out of memory); it starts again in 1 s",
         "batchgen: warning: the engine died (no token for 4 s); it starts again in 1 s",
     ]
@@ -110,7 +105,7 @@ def test_an_engine_that_always_dies_ends_the_run_with_one_line_that_names_the_lo
     )
     assert run.wait() == 1
     log = tmp_path / "out" / "_state" / "engine.log"
-    assert messages(run) == [
+    assert said(run.stderr) == [
         "batchgen: warning: the engine died (CUDA error: an illegal memory access); it starts again in 1 s",
         "batchgen: the engine died 2 times in a row: CUDA error: an illegal memory access; "
         f"the whole story is in {log}",
@@ -132,7 +127,7 @@ def patch(engine, vllm):
     )
     run = start(write_rows(demo_records(3)), tmp_path / "out", env=killed)
     assert run.wait() == 0, run.stderr
-    assert messages(run) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
 
 
 def test_an_engine_whose_steps_return_nothing_for_ever_is_noticed(engine, generate, write_rows, monkeypatch):
@@ -195,7 +190,7 @@ def test_a_killed_engine_process_is_noticed_at_once_and_nothing_is_lost(
     killed = time.monotonic()
     until(lambda: "the engine died" in run.stderr, timeout=5)
     assert run.wait() == 0, run.stderr
-    assert messages(run) == [
+    assert said(run.stderr) == [
         "batchgen: warning: the engine died (its process EngineCore ended with exit code -9); it starts again in 1 s"
     ]
     assert dataset(tmp_path / "out") == dataset(expected)

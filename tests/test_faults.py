@@ -26,6 +26,7 @@ from faulty import (
     run_here,
     spec_of,
 )
+from processes import said
 
 WORDS = ["Monday", "Friday", "May 7", "3 pm", "10 pm", "Sunday"]
 ROWS = [{"text": word, "sampling": {"ignore_eos": True, "max_tokens": 1 + i % 4}} for i, word in enumerate(WORDS)]
@@ -266,7 +267,7 @@ def remount(folder: Path, options: str) -> None:
 
 def stopped_with_one_line(result, folder: Path, reason: str) -> None:
     assert result.returncode == 75, result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
+    assert len(said(result.stderr)) == 1, result.stderr
     assert str(folder) in result.stderr
     assert reason in result.stderr
 

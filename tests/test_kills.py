@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_records
-from processes import Finished, Run, Watch, dataset, starting, until
+from processes import Finished, Run, Watch, dataset, said, starting, until
 
 BAD = ["no json", {"text": ""}, b'{"text": "\xff"}', {"text": "Monday", "sampling": {"top_p": 7}}]
 
@@ -144,6 +144,6 @@ def test_a_worker_killed_alone_is_started_again_and_the_run_goes_on(start, gener
     os.kill(worker, signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait() == 0
-    assert run.stderr.splitlines() == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
     assert dataset(tmp_path / "out") == dataset(expected)
     assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), [killed]))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
-from processes import PATIENCE, Run, Watch, dataset, is_running, starting, until
+from processes import PATIENCE, Watch, dataset, is_running, said, starting, until
 
 from batchgen.supervisor import Strikes
 from batchgen.worker import KILLER
@@ -37,10 +37,6 @@ def source(write_rows):
 def two_gpus(monkeypatch):
     """vLLM's CPU build does not look at this: its workers can be told apart by it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-
-
-def messages(run: Run) -> list[str]:
-    return [line for line in run.stderr.splitlines() if line.startswith("batchgen: ")]
 
 
 def workers_in(watch: Watch) -> set[int]:
@@ -93,7 +89,7 @@ def test_one_of_two_is_killed_and_comes_back_while_the_other_goes_on(start, gene
     os.kill(killed, signal.SIGKILL)
     at = time.monotonic()
     assert run.wait() == 0, run.stderr
-    [warning] = messages(run)
+    [warning] = said(run.stderr)
     assert re.fullmatch(
         r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); it starts again in 1 s", warning
     )
@@ -109,7 +105,7 @@ def test_a_signal_drains_both_and_one_worker_can_finish_the_job(start, generate,
     run.process.terminate()
     assert run.wait() == 75, run.stderr
     done = watch.finished()
-    assert messages(run) == [
+    assert said(run.stderr) == [
         "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)",
         f"batchgen: stopped as asked; run the same command again to go on ({len(done)} of 300 rows are done)",
     ]
@@ -160,7 +156,7 @@ def test_a_worker_without_restarts_left_is_given_up_and_the_other_finishes_the_j
     run = start(source, tmp_path / "out", *TWO, "--max-restarts", 0, env=watch.environment)
     assert run.wait() == 0, run.stderr
     log = tmp_path / "out" / "_state" / "engine-2.log"
-    assert messages(run) == [
+    assert said(run.stderr) == [
         "batchgen: warning: worker 2's engine died 1 times in a row: CUDA error: uncorrectable ECC error; "
         f"the whole story is in {log}; the other workers go on"
     ]
@@ -193,7 +189,7 @@ def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
     watch = Watch(tmp_path, more='raise RuntimeError("CUDA error: no device")')
     run = start(source, tmp_path / "out", *TWO, env=watch.environment)
     assert run.wait() == 1
-    warning, end = messages(run)
+    warning, end = said(run.stderr)
     assert re.fullmatch(
         r"batchgen: warning: worker [12]'s engine failed: CUDA error: .*; the other workers go on", warning
     )
@@ -203,7 +199,7 @@ def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
 def test_an_argument_that_vllm_refuses_ends_all(start, source, tmp_path):
     run = start(source, tmp_path / "out", *TWO, "--engine", "dtype=flot16")
     assert run.wait() == 2
-    [line] = messages(run)
+    [line] = said(run.stderr)
     assert line.startswith("batchgen: [engine] vLLM refuses: dtype")
 
 
