@@ -208,7 +208,7 @@ def _readable(error: str) -> str:
     """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`" with the key ahead."""
     message, _, path = error.partition(" - at `$.")
     table, _, key = path.rstrip("`").partition(".")
-    message = message[:1].lower() + message[1:].replace("`", "")
+    message = message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")  # TOML has no null
     if not table:
         return message
     return f"[{table}] {key}: {message}" if key else f"[{table}] {message}"

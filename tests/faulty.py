@@ -38,7 +38,7 @@ class _Here:
 
     engine: Engine
 
-    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]]):
+    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]], until: float | None):
         self.totals, self.rows, self.engine_start = Totals(), 0, 0.0
         self._job, self._progress = job, progress
 
