@@ -1,5 +1,6 @@
 """The command as a user runs it: a process of its own, an engine of its own."""
 
+import io
 import os
 import pty
 import shutil
@@ -14,6 +15,7 @@ from conftest import MODEL, demo_records
 from processes import said
 
 from batchgen.demo.score import score
+from batchgen.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,14 @@ def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
     line = next(line for line in done.stderr.splitlines() if "running 64, waiting 36" in line)
     for part in ("/100 rows (", "ETA ", "prompt ", "response ", " tok/s"):
         assert part in line
+
+
+def test_a_bar_goes_on_after_a_long_sleep_of_the_machine(monkeypatch):
+    now = iter([0, 0, 0, 2, 1000, 1002])
+    monkeypatch.setattr("batchgen.progress.time.monotonic", lambda: next(now))
+    progress = Progress(io.StringIO(), 10, 0)
+    for rows in (1, 2, 3):
+        progress.show(rows, 10 * rows, 10 * rows, 1, 0)
 
 
 def test_damaged_weights_are_one_line_and_exit_1(write_rows, batchgen_process, tmp_path):
