@@ -29,7 +29,7 @@ class Progress:
         if now - self._past[-1][0] < 1:
             return
         self._past.append((now, prompt_tokens, response_tokens))
-        while now - self._past[0][0] > RATE_OVER:
+        while len(self._past) > 2 and now - self._past[0][0] > RATE_OVER:  # two: this process may have been suspended
             self._past.popleft()
         then, prompts, responses = self._past[0]
         seconds = now - then
