@@ -161,7 +161,7 @@ def _read_root(out: Path) -> JobRecord | None:
     path = out / "_job.json"
     with on_disk(out):
         there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if not there.is_dir():
+        if there.is_file():
             raise JobError(f"{there}: is a file; name a folder for the output")
         if not path.exists():
             ours = ("_state", ".huggingface.yaml")

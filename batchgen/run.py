@@ -81,9 +81,12 @@ def _open(prepared: Callable[[], Job]) -> Job:
 
 
 def _as_it_is_now(job: Job) -> Job:
-    """With what another run has let the job grow by meanwhile: whoever finishes the last shard closes it."""
+    """With what another run has let the job grow by meanwhile: whoever finishes the last shard closes it. Raises
+    Stopped."""
     record = folder.read_job(job.out)
-    if record is None or record.fingerprint == job.record.fingerprint:
+    if record is None:
+        raise Stopped(f"{job.out}: has lost its _job.json; mend that and run the same command again")
+    if record.fingerprint == job.record.fingerprint:
         return job
     return dataclasses.replace(job, record=record, plan=record.plan)
 
