@@ -43,7 +43,8 @@ def test_columns_and_types_are_the_documented_ones(out):
         "repetition_penalty: double, presence_penalty: double, frequency_penalty: double, max_tokens: int32, "
         "min_tokens: int32, ignore_eos: bool, stop: list<element: string>, stop_token_ids: list<element: int32>, "
         "include_stop_str_in_output: bool, bad_words: list<element: string>, allowed_token_ids: list<element: int32>, "
-        "logit_bias: list<element: struct<token_id: int32, bias: double>>, structured_outputs: string, logprobs: int32>",
+        "logit_bias: list<element: struct<token_id: int32, bias: double>>, structured_outputs: string, "
+        "logprobs: int32>",
         "expected": "string",
         "prompt": "string",
         "prompt_token_ids": "list<element: int32>",
