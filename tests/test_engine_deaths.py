@@ -155,7 +155,8 @@ def test_a_request_that_vllm_refuses_is_rejected_alone(engine, generate, write_r
 
     monkeypatch.setattr(engine._engine, "add_request", refuse_the_fifth)
     out = generate([write_rows(demo_records(20))])
-    assert rejects(out) == [(4, "engine_error", "this prompt is not to my taste")]
+    refused = int(seen[4][0].partition("-")[0])
+    assert rejects(out) == [(refused, "engine_error", "this prompt is not to my taste")]
     assert ds.dataset(out).count_rows() == 19
 
 
