@@ -1,13 +1,18 @@
 """`batchgen bench` measures the real thing, leaves nothing behind, and puts its timers away."""
 
+import dataclasses
 import json
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import DEMO, MODEL, demo_records
 
 from batchgen import bench, item, journal, models, shard, source
 
+HERE = Path(__file__).parent
 STAGES = ["plan", "read", "render, encode", "admit", "engine", "decode", "journal", "journal's sync", "shard"]
 
 
@@ -98,3 +103,42 @@ def test_texts_have_the_lengths_that_were_asked_for():
     lengths = [1, 20, 119, 500]
     made = [len(tokenizer.encode(text)) for text in bench.texts(tokenizer, lengths)]
     assert made == [pytest.approx(length, abs=2) for length in lengths]
+
+
+@pytest.mark.slow
+def test_the_lines_for_a_gpu_box_run_in_their_tiny_form(tmp_path):
+    """Those of every kind, as a process each; run again, they are all done already."""
+    names = ["some", "unseeded", "llm-generate", "transformers-batched", "replay"]
+    command = [sys.executable, HERE / "bench" / "h100.py", tmp_path / "out", "--tiny", "--work", tmp_path / "work"]
+    for expected in ([f"{name}: done" for name in names], []):
+        done = subprocess.run(
+            [*map(str, command), "--only", ",".join(names)], capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        said = [line.partition(",")[0] for line in done.stdout.splitlines() if not line.startswith(("|", "{"))]
+        assert [line for line in said if line] == expected
+    figures = json.loads((tmp_path / "out" / "figures.json").read_bytes())
+    assert set(figures) == set(names)
+    assert figures["replay"]["replayed"] == "16 of 16"
+    assert all(name in (tmp_path / "out" / "table.md").read_text() for name in names)
+
+
+def test_the_workload_is_the_same_whenever_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(HERE / "bench")
+    import workload
+
+    for name in ("one", "two"):
+        workload.write(tmp_path / name, workload.TINY)
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.*")} for name in ("one", "two"))
+    assert one == two and len(one["rows.jsonl"].splitlines()) == 24
+
+
+def test_the_real_shape_has_the_weights_of_the_4b_model(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(HERE / "bench")
+    import workload
+
+    workload.write(tmp_path, dataclasses.replace(workload.FULL, rows=16))
+    model = models.load(str(tmp_path / "model"))
+    parameters = bench.weight_bytes(model, 1) + 65536 * 2816  # and the input embeddings
+    assert parameters == pytest.approx(3.8e9, rel=0.01)
+    assert bench.kv_bytes(model, "float16", "auto") == 2 * 2 * 36 * 2816
