@@ -30,7 +30,8 @@ NEEDED = ("vllm", "torch", "transformers", "pyarrow", "msgspec", "sentencepiece"
 
 @dataclass(frozen=True)
 class Line:
-    """One process. minutes: that it may take; gpu: not for a CPU; before: what is done ahead of it."""
+    """One process. minutes: that it takes, about (after twice as many it is killed); gpu: not for a CPU; before: what is
+    done ahead of it."""
 
     name: str
     what: str
@@ -93,6 +94,7 @@ def lines(work: Path, result: Path, tiny: bool) -> Iterator[Line]:
         "replay-invariant", "replay, VLLM_BATCH_INVARIANT=1", "replay", environment=invariant, minutes=4, gpu=True
     )
     yield check("replay", "replay", "replay", minutes=4)
+    yield check("demo-float32", "the demo job in float32", "demo", "--engine", "dtype=float32", minutes=4, gpu=True)
     yield with_engine("transformers-backend", "model_impl transformers", "model_impl=transformers", minutes=3)
     yield with_engine("fp8-kv", "KV cache in fp8", "kv_cache_dtype=fp8", gpu=True)
     yield change("no-top-p", "top_p 1.0", "--top-p", 1.0)
@@ -196,7 +198,7 @@ def main() -> None:
         if left < line.minutes * 60:
             print(f"{line.name}: left for later, as it may take {line.minutes:g} minutes", flush=True)
             continue
-        figures[line.name] = run(line, result, given.out / "log.txt", line.minutes * 60)
+        figures[line.name] = run(line, result, given.out / "log.txt", min(left, 2 * line.minutes * 60))
         store.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
         print(
             f"{line.name}: {figures[line.name].get('failed') or 'done'}, {figures[line.name]['wall_seconds']} s",
