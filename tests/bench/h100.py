@@ -30,8 +30,8 @@ NEEDED = ("vllm", "torch", "transformers", "pyarrow", "msgspec", "sentencepiece"
 
 @dataclass(frozen=True)
 class Line:
-    """One process. minutes: that it takes, about (after twice as many it is killed); gpu: not for a CPU; before: what is
-    done ahead of it."""
+    """One process. minutes: that it takes, about (after twice as many it is killed); gpu: not for a CPU; before: what
+    is done ahead of it."""
 
     name: str
     what: str
