@@ -95,10 +95,14 @@ def _memory() -> Figures:
     return figures | ({"gpu_mb": _gpu_memory_mb()} if children and gpus.visible() else {})
 
 
-def _gpu_memory_mb() -> float:
+def _gpu_memory_mb() -> float | None:
+    """As nvidia-smi says, which has no figure for a part of a GPU (MIG)."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    done = subprocess.run([*command, f"--id={','.join(gpus.visible())}"], capture_output=True, text=True)
-    return round(sum(int(line) for line in done.stdout.split()) * 1.048576, 1)
+    try:
+        done = subprocess.run([*command, f"--id={','.join(gpus.visible())}"], capture_output=True, text=True)
+        return round(sum(int(line) for line in done.stdout.splitlines()) * 1.048576, 1)
+    except (OSError, ValueError):
+        return None
 
 
 # --- timers

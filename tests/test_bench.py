@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import DEMO, MODEL, demo_records
@@ -96,6 +97,18 @@ def test_bytes_that_decoding_reads():
     assert bench.kv_bytes(model, "float16", "auto") == 2 * 2 * 4 * 128
     assert bench.kv_bytes(model, "float16", "fp8") == 2 * 4 * 128
     assert bench.tokens_read(10, 3) == 10 + 11 + 12
+
+
+def test_the_share_of_the_bandwidth():
+    """Two steps, and one response of 3 tokens to a prompt of 10, with all time spent on moving the bytes."""
+    model = models.load(str(MODEL))
+    job = SimpleNamespace(model=model, spec=SimpleNamespace(engine={"tensor_parallel_size": 2}))
+    moved = 2 * bench.weight_bytes(model, 2) + (10 + 11 + 12) * bench.kv_bytes(model, "float16", "auto")
+    bare = bench.Round(1.0, 1.0, 10, 3, steps=2, lengths=[(10, 3)])
+    slower = bench.Round(4.0, 1.0, 10, 3)
+    figures = bench._share_of_bandwidth(job, SimpleNamespace(dtype="float16"), [bare], [slower], moved / 2)
+    assert figures["share_of_bandwidth"] == {"bare": 1.0, "pipeline": 0.25}
+    assert figures["bytes"]["read"] == moved
 
 
 def test_texts_have_the_lengths_that_were_asked_for():
