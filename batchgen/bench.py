@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import __version__, demo, engine, folder, gpus, item, journal, shard, source
+from . import __version__, demo, engine, folder, gpus, item, journal, models, shard, source
 from .claim import Claims
 from .engine import Engine, Response, set_up_process
 from .errors import JobError, MachineError, Reject
@@ -524,8 +524,6 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
 
 
 def _tokenizer_of(spec: JobSpec) -> Tokenizer:
-    from . import models
-
     tokenizer = models.load(spec.model.path).tokenizer
     if not isinstance(tokenizer, Tokenizer):
         raise JobError(f"{spec.model.path}: has no spiece.model")

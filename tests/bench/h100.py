@@ -227,7 +227,7 @@ def table(figures: dict[str, dict]) -> str:
     ]
     rows = [[name, one["what"], *_cells(one, some), _rest(one)] for name, one in figures.items()]
     lines = [head, ["---"] * len(head), *rows]
-    circumstances = figures.get("base", next(iter(figures.values()), {}))
+    circumstances = next((one for one in figures.values() if "date" in one), {})
     about = {name: circumstances[name] for name in ("date", "device", "versions", "rows") if name in circumstances}
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{json.dumps(about)}\n"
 
