@@ -527,6 +527,111 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
     click.echo(f"exported: {_counted(done.counts)}{missing} to {to}")
 
 
+@cli.group("bench", short_help="Measure how fast batchgen is here.")
+def bench_group() -> None:
+    """Measure how fast batchgen is here, against what its parts can do. Nothing of a job is touched.
+
+    \b
+    Examples:
+      batchgen bench engine job.toml --rows 500
+      batchgen bench host --rows 100000
+      batchgen bench input --gigabytes 1
+    """
+
+
+json_file = click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures there")
+
+
+@bench_group.command("engine", short_help="The bare vLLM engine, and all of batchgen around it.")
+@click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
+@click.option("--rows", type=click.IntRange(min=1), help="only the first so many rows of the input")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="of each of the two, by turns")
+@click.option("--unseeded", is_flag=True, help="send requests without their seeds, to see what seeds cost")
+@json_file
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
+@job_flags
+def bench_engine_command(
+    inputs: tuple[str, ...],
+    rows: int | None,
+    rounds: int,
+    unseeded: bool,
+    json_file: Path | None,
+    engine: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Compare, on one engine and by turns: vLLM's own loop over prompts that are tokenized beforehand, and everything
+    from the input file to committed shards, in a temporary folder beside the job's output. Takes what `run` takes.
+
+    On a GPU it also says which share of the time its memory bandwidth accounts for. The engine's log goes to stderr.
+
+    \b
+    Example:
+      batchgen bench engine job.toml --rows 2000 --engine max_num_seqs=512 --json figures.json
+    """
+    with exit_codes():
+        spec = _spec(inputs, engine, options)
+        from . import bench
+
+        _print_figures(bench.measure_engine(spec, rows, rounds, unseeded), json_file)
+
+
+@bench_group.command("host", short_help="All but the engine.")
+@click.option("--rows", type=click.IntRange(min=10), default=100_000, show_default=True)
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="of every row, about")
+@click.option("--response-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="of every row")
+@click.option("--model", default="", help="folder of the model whose tokenizer it takes; by default the demo model")
+@json_file
+def bench_host_command(rows: int, prompt_tokens: int, response_tokens: int, model: str, json_file: Path | None) -> None:
+    """Run a job whose engine answers at once: parsing, rendering, tokenizing, journal, decoding, Parquet.
+
+    \b
+    Example:
+      batchgen bench host --rows 1000000
+    """
+    with exit_codes():
+        from . import bench
+
+        _print_figures(bench.measure_host(rows, prompt_tokens, response_tokens, model), json_file)
+
+
+@bench_group.command("input", short_help="Counting and planning a big file.")
+@click.option("--gigabytes", type=click.FloatRange(min=0.001), default=1.0, show_default=True, help="size of the file")
+@json_file
+def bench_input_command(gigabytes: float, json_file: Path | None) -> None:
+    """Plan a big JSONL file, by turns with plain reading of it, and start on its last shard.
+
+    \b
+    Example:
+      batchgen bench input --gigabytes 10
+    """
+    with exit_codes():
+        from . import bench
+
+        _print_figures(bench.measure_input(gigabytes), json_file)
+
+
+def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
+    for name, value in figures.items():
+        click.echo(f"{name:28} {_figure(value)}")
+    if json_file:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
+
+
+def _figure(value: Any) -> str:
+    """A line of it; what has more in it than one line holds is in the JSON."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(part)}" for name, part in value.items() if not _is_table(part)) or "none"
+    if isinstance(value, list):
+        return " ".join(map(_figure, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 @cli.command("inspect", short_help="Show which model of the series a folder or repository holds.")
 @click.argument("model")
 @click.option("--revision", default="", help="branch, tag or commit of a model on the hub")

@@ -158,9 +158,20 @@ class Engine:
 
     def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM does not take it."""
-        stop, wanted = sampling.stop, sampling.structured_outputs
-        greedy = sampling.temperature == 0
-        params = self._sampling_params(
+        try:
+            self._engine.add_request(
+                request_id, {"type": "token", "prompt_token_ids": prompt}, self.params(sampling, seed)
+            )
+        except ValueError as error:
+            raise Reject("engine_error", _one_line(error)) from None
+        if sampling.stop:
+            window = max(len(text.encode()) for text in sampling.stop) + 1
+            self._watched[request_id] = Watch(sampling.stop, sampling.min_tokens, window)
+
+    def params(self, sampling: Sampling, seed: int | None) -> Any:
+        """vLLM's SamplingParams of one request. Raises ValueError if they are not to its liking."""
+        greedy, wanted = sampling.temperature == 0, sampling.structured_outputs
+        return self._sampling_params(
             temperature=sampling.temperature,
             top_p=1.0 if greedy else sampling.top_p,
             top_k=0 if greedy else sampling.top_k,
@@ -180,15 +191,8 @@ class Engine:
             structured_outputs=self._structured_outputs(**msgspec.structs.asdict(wanted)) if wanted else None,
             logprobs=sampling.logprobs,
             detokenize=False,
-            output_kind=self._every_token if stop else self._final_only,
+            output_kind=self._every_token if sampling.stop else self._final_only,
         )
-        try:
-            self._engine.add_request(request_id, {"type": "token", "prompt_token_ids": prompt}, params)
-        except ValueError as error:
-            raise Reject("engine_error", _one_line(error)) from None
-        if stop:
-            window = max(len(text.encode()) for text in stop) + 1
-            self._watched[request_id] = Watch(stop, sampling.min_tokens, window)
 
     def step(self) -> list[Response]:
         """One step of all running requests; the responses that it finished."""
