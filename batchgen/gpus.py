@@ -21,7 +21,7 @@ def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, 
 
     workers: None for as many as there are GPUs for, or 1; engine: vLLM's EngineArgs, which say how many GPUs one takes.
     """
-    each = _size(engine, "tensor_parallel_size") * _size(engine, "pipeline_parallel_size")
+    each = per_worker(engine)
     if gpus := visible():
         # Numbers of nvidia-smi go by the bus, those of CUDA by speed unless it is told so.
         order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -68,6 +68,10 @@ def shares(gpus: list[str], workers: int | None, each: int) -> list[list[str]]:
         needs = f"{workers} workers need {workers * each} GPUs, and {len(gpus)} can be seen"
         raise JobError(f"[output] workers: {needs}; ask for {most} or fewer")
     return [gpus[start : start + each] for start in range(0, each * (workers or most), each)]
+
+
+def per_worker(engine: dict[str, Any]) -> int:
+    return _size(engine, "tensor_parallel_size") * _size(engine, "pipeline_parallel_size")
 
 
 def _size(engine: dict[str, Any], name: str) -> int:

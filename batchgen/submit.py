@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import engine, folder
+from . import engine, folder, gpus
 from .errors import JobError, on_disk, warn
 from .job import JobSpec
 from .prepare import Job
@@ -55,9 +55,9 @@ def array_of(tasks: str) -> str:
 
 def run_options(spec: JobSpec, name: str, given: Options) -> Options:
     """All options of sbatch for a run, or for each run of an array; those that are given win."""
-    gpus = spec.engine.get("tensor_parallel_size", 1) * spec.engine.get("pipeline_parallel_size", 1)
+    wanted = gpus.per_worker(spec.engine) * (spec.output.workers or 1)
     # Every Slurm knows --gres; --gpus-per-task is refused without --ntasks.
-    gres = {"gres": f"gpu:{gpus}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
+    gres = {"gres": f"gpu:{wanted}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
     return {
         "job-name": name,
         **given,  # in their order; once more below, as they win

@@ -97,6 +97,7 @@ def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch)
     for flags, gres in [
         ([], {"--gres=gpu:1"}),
         (["--", "--engine", "tensor_parallel_size=4"], {"--gres=gpu:4"}),
+        (["--", "--workers", "2", "--engine", "tensor_parallel_size=2"], {"--gres=gpu:4"}),
         (["--sbatch", "gres=gpu:a100:2"], {"--gres=gpu:a100:2"}),
         (["--sbatch", "gpus-per-node=2"], {"--gpus-per-node=2"}),
     ]:
