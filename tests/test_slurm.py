@@ -186,7 +186,7 @@ def test_no_engine_starts_when_the_time_is_over(write_rows, batchgen_process, tm
     flags = ["--model", MODEL, "--output", tmp_path / "out", "--stop-at", int(time.time())]
     done = batchgen_process("run", write_rows(demo_records(3)), *flags)
     assert done.returncode == 75
-    assert "there is no time left; run the same command again to go on" in done.stderr
+    assert "the time is nearly up; run the same command again to go on (0 of 3 rows are done)" in done.stderr
     assert not (tmp_path / "out" / "_state" / "engine.log").exists()
 
 
