@@ -37,7 +37,7 @@ from .report import Report, Work
 from .run import close
 from .sampling import Sampling
 from .tokenizer import Tokenizer
-from .worker import WINDOW_PER_SEQUENCE, Worker, _die_with_parent
+from .worker import WINDOW_PER_SEQUENCE, Worker, die_with_parent
 
 WARM_UP = 256  # requests ahead of the first round: kernels are compiled and tuned when they are first met
 CHUNK = 1 << 20
@@ -253,8 +253,8 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
 
 
 def main() -> None:
-    _die_with_parent()
-    os.register_at_fork(after_in_child=_die_with_parent)
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     try:
         figures = _compare(orders)
@@ -595,5 +595,5 @@ def _seconds(work: Callable[[], object]) -> float:
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
-    _die_with_parent()
+    die_with_parent()
     set_up_process()

@@ -432,10 +432,10 @@ def main() -> None:
     # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
     told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     orders = msgspec.json.decode(told.readline(), type=Orders)
-    _die_with_parent()
+    die_with_parent()
     if os.getppid() != orders.supervisor:
         return  # it is gone already
-    os.register_at_fork(after_in_child=_die_with_parent)
+    os.register_at_fork(after_in_child=die_with_parent)
     threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
     lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
@@ -492,7 +492,7 @@ def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
     os._exit(1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux sends this process SIGKILL when its parent is gone: a kill -9 of the supervisor leaves nothing behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -501,5 +501,5 @@ def _die_with_parent() -> None:
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
-    _die_with_parent()
+    die_with_parent()
     set_up_process()
