@@ -102,8 +102,8 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
 def _tokenizer(
     folder: Path, generation_config: dict[str, Any], vocab_size: int, format: str
 ) -> Tokenizer | HfTokenizer:
-    """Ours where there is a spiece.model (it is exact for the series), transformers' for all other models."""
-    if format == "chat-template" or not (folder / "spiece.model").exists():
+    """Ours for the series, whose ids transformers 5 gets wrong; transformers' own for all other models."""
+    if format == "chat-template" or not _is_of_the_series(folder):
         tokenizer = HfTokenizer.load(folder, generation_config)
         if format == "chat-template" and not tokenizer.has_template:
             raise JobError(f"{folder}: its tokenizer has no chat template; choose another [prompt] format")
@@ -120,6 +120,14 @@ def _tokenizer(
             f"(vocab_size in config.json); the tokenizer belongs to another model"
         )
     return ours
+
+
+def _is_of_the_series(folder: Path) -> bool:
+    """By the tokenizer, of which spiece.model may be missing: that is to be said, not to be worked around."""
+    if (folder / "spiece.model").exists():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.exists() and str(_config(path).get("tokenizer_class")).startswith("T5Tokenizer")
 
 
 def _kv_width(config: dict[str, Any], folder: Path) -> int:

@@ -224,6 +224,7 @@ def test_two_runs_on_one_folder_share_the_work_and_give_the_dataset_of_one(start
     assert max(Counter(done.item for done in watch.finished()).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_lost_its_shard_ends_well_when_it_is_continued(start, generate, source, tmp_path):
     expected = generate([source], "expected", output={"shard_rows": 20})
     flags = [source, tmp_path / "out", "--shard-rows", 20, "--stale", 3]

@@ -75,6 +75,7 @@ def test_a_row_that_kills_the_engine_is_rejected_after_three_deaths_and_all_othe
     ]
 
 
+@pytest.mark.slow
 def test_after_an_exception_and_a_hang_the_dataset_is_that_of_an_undisturbed_run(
     start, broken, generate, write_rows, tmp_path
 ):

@@ -127,7 +127,9 @@ def job_in_a_folder(request, job):
 # --- every single call
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)], ids=errno.errorcode.get
+)
 def test_a_call_that_fails_stops_the_run_with_one_line_and_the_next_run_completes_it(job_in_a_folder, error):
     job, calls = job_in_a_folder, job_in_a_folder.calls()
     for at, call in enumerate(calls):

@@ -518,6 +518,7 @@ def test_a_shard_of_another_nights_input_is_known_for_a_stranger(night, talks, b
 # --- real processes
 
 
+@pytest.mark.slow
 def test_a_night_that_is_killed_and_two_runs_at_once_after_it(night, talks, command, batchgen):
     """kill -9 in the second night; then two commands at once, of an input that has grown yet again."""
     append(talks / "a.jsonl", 0, 60)

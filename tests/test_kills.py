@@ -134,6 +134,7 @@ def test_killed_while_generating_and_resumed_the_dataset_is_the_same(start, gene
     assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), kills))
 
 
+@pytest.mark.slow
 def test_a_worker_killed_alone_is_started_again_and_the_run_goes_on(start, generate, write_rows, tmp_path):
     source = write_rows(mixed_rows(400))
     expected = generate([source], "expected", output={"shard_rows": 40})

@@ -42,11 +42,13 @@ def test_a_retry_answers_the_picked_rows_under_their_old_numbers_and_ids(out, ba
     assert again.stdout.startswith(f"all done already: {len(cut)} rows")
 
 
+@pytest.mark.slow
 def test_rejected_rows_can_be_retried_too(out, batchgen_process, tmp_path):
     done = batchgen_process("retry", out, "--only", "bad_sampling,invalid_json", "--output", tmp_path / "new")
     assert "done: 2 rows, 0 responses, 2 rejects (bad_sampling 1, invalid_json 1)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_retry_of_parquet_input(generate, batchgen_process, tmp_path):
     texts = [record["conversation"][-1]["text"] for record in demo_records(20)]
     table = pa.table({"text": texts, "when": pa.array(range(20), pa.timestamp("us"))})

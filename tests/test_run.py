@@ -79,6 +79,7 @@ def test_on_a_terminal_a_bar_shows_rows_rates_and_requests(write_rows, tmp_path)
         assert part in drawn.decode(), drawn.decode()
 
 
+@pytest.mark.slow
 def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
     rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": 400}}] * 100
     code = "import sys, batchgen.progress as p; p.LOG_EVERY = 0; from batchgen.cli import cli; cli(sys.argv[1:])"

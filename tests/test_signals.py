@@ -80,6 +80,7 @@ def test_drain_0_stops_without_waiting_for_running_requests(start, write_rows, t
     assert len(watch.finished()) < len(watch.added())
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_that_was_synced(start, generate, write_rows, tmp_path):
     source, flags = write_rows(rows(60, 100)), ["--shard-rows", 20]
     expected = generate([source], "expected", output={"shard_rows": 20})
