@@ -158,7 +158,7 @@ _TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 def shape_of(record: dict[str, Any]) -> str:
     """The name of the first shape whose columns the record has. Raises Reject(bad_shape)."""
     for name, shape in SHAPES.items():
-        if all(record.get(column) is not None for column in shape.columns):
+        if None not in map(record.get, shape.columns):
             text = record[shape.columns[0]]
             is_transcript = name in ("prompt", "text") and isinstance(text, str) and _TRANSCRIPT.match(text)
             return "hh" if is_transcript else name

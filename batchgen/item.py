@@ -161,8 +161,7 @@ def _within(params: Sampling, room: int) -> Sampling:
         return params
     if params.min_tokens > room:
         raise Reject("too_long", f"min_tokens is {params.min_tokens}, but the context leaves {room}")
-    values = {name: getattr(params, name) for name in Sampling.__struct_fields__}
-    return Sampling(**(values | {"max_tokens": room}))
+    return msgspec.structs.replace(params, max_tokens=room)
 
 
 def _seed(spec: JobSpec, own: int | None, id: str, sample: int) -> int:

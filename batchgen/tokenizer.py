@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Tokenizer:
                 What plain `encode` finds in a text ([CLS], [SEP], [MASK] in these models) is always text.
         """
         table = self._bytes if skip_special_tokens else self._bytes_and_names
-        return b"".join(table.get(i, b"") for i in ids).decode(errors="replace")
+        return b"".join(map(table.get, ids, repeat(b""))).decode(errors="replace")
 
     def decode_hf(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids exactly as the reference has it: stripped, with spaces before special tokens.
