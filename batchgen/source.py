@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -27,6 +28,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
 CHUNK = 1 << 20
+NEWLINE = ord("\n")
 # Types of passed-through columns are read off this many rows at the head of each JSONL file.
 SAMPLE_ROWS = 1000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs put it at the head of a file
@@ -333,17 +335,13 @@ def _scan_lines(
     for chunk in _chunks(path, position=start, end=until):
         if end == 0 and _ending(path) == ".json" and chunk.lstrip()[:1] == b"[":
             raise JobError(f"{path}: holds one JSON array; write one object per line (JSONL)")
-        count = chunk.count(b"\n")
-        at, passed = -1, lines
-        while wanted <= lines + count:
-            while passed < wanted:
-                at = chunk.index(b"\n", at + 1)
-                passed += 1
-            positions.append(end + at + 1)
-            wanted += step
-        lines += count
+        newlines = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE)
+        asked = newlines[wanted - lines - 1 :: step]
+        positions += (asked + end + 1).tolist()
+        wanted += step * len(asked)
+        lines += len(newlines)
         end += len(chunk)
-        if count:
+        if len(newlines):
             digest.update(tail)
             tail.clear()
         behind = chunk.rfind(b"\n") + 1
