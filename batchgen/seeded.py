@@ -17,6 +17,7 @@ import torch
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CUDA_STEP = 4  # a CUDA generator's offset moves in fours; by as many vLLM takes back a draw that it throws away
 
+_unseeded = np.random.default_rng()
 _drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens so far, by a CPU request's generator
 
 
@@ -53,11 +54,10 @@ def _position(generator: torch.Generator) -> int:
 def random_sample(probs: torch.Tensor, generators: dict[int, torch.Generator], *_: Any) -> torch.Tensor:
     """In the place of vLLM's function of this name: token ids [B] of probabilities [B, V], generators by row.
 
-    Rows without a generator are greedy, and their draw is not used.
+    Rows without a generator are greedy, whose draw is not used, or have no seed.
     """
-    seeds = np.zeros(probs.shape[0], np.uint64)
-    positions = np.zeros(probs.shape[0], np.uint64)
-    for row, generator in generators.items():
-        seeds[row], positions[row] = generator.initial_seed(), _position(generator)
-    chance = torch.from_numpy(uniform(seeds, positions)).to(probs.device, non_blocking=True)
-    return pick(probs, chance)
+    chance = _unseeded.random(probs.shape[0])
+    seeds = np.array([generator.initial_seed() for generator in generators.values()], np.uint64)
+    positions = np.array([_position(generator) for generator in generators.values()], np.uint64)
+    chance[list(generators)] = uniform(seeds, positions)
+    return pick(probs, torch.from_numpy(chance).to(probs.device, non_blocking=True))

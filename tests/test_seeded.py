@@ -59,6 +59,11 @@ def test_a_request_draws_the_same_alone_and_in_any_row():
         assert [random_sample(probs[row : row + 1], alone).tolist()[0] for _ in range(20)] == [s[row] for s in steps]
 
 
+def test_rows_without_a_generator_are_drawn_at_random():
+    probs = torch.full((1000, 1000), 1 / 1000)
+    assert len(set(random_sample(probs, {}).tolist())) > 500
+
+
 def test_rows_without_a_generator_leave_the_others_as_they_are():
     probs = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
     both = random_sample(probs, {2: torch.Generator().manual_seed(5)})
