@@ -16,12 +16,12 @@ from conftest import MODEL
 import batchgen.engine
 import batchgen.models
 import batchgen.run
-from batchgen import journal
+from batchgen import folder, journal, shard
 from batchgen.claim import Claims
 from batchgen.engine import Engine
 from batchgen.errors import Stopped, on_disk
 from batchgen.job import JobSpec, load
-from batchgen.prepare import Job
+from batchgen.prepare import Job, prepare
 from batchgen.progress import Progress
 from batchgen.report import Report, Totals, Warned
 from batchgen.run import Outcome
@@ -65,6 +65,17 @@ def spec_of(
     input = {"path": [str(source)], "incremental": incremental}
     tables = {"input": input, "model": {"path": str(MODEL)}, "output": output}
     return load(None, {**tables, "sampling": {"max_tokens": 4, **sampling}})
+
+
+def finished_in_shards_of_one(source: Path, out: Path) -> Job:
+    """A job whose every row has a shard of its own, with an answer that no engine gave; nothing is synced."""
+    job = prepare(spec_of(source, out, shard_rows=1))
+    facts = {"prompt_tokens": 1, "response_tokens": 1, "sample": 0}
+    with mock.patch.object(os, "fsync"):
+        folder.open_job(job.out, job.record)
+        for planned in job.plan.shards:
+            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.shape, {})
+    return job
 
 
 def run_here(engine: Engine, spec: JobSpec) -> Outcome:

@@ -1,11 +1,13 @@
 """The installed command as processes of its own: started, watched from outside, stopped, killed."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +137,29 @@ class Run:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Shown(NamedTuple):
+    """What a command on a terminal printed, and what it drew there."""
+
+    returncode: int
+    stdout: str
+    drawn: str
+
+
+def on_a_terminal(*arguments: object, env: dict[str, str] | None = None) -> Shown:
+    """The installed command with a terminal of 160 columns for its stderr."""
+    command = [str(part) for part in (Path(sys.executable).with_name("batchgen"), *arguments)]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=env, text=True)
+    os.close(theirs)
+    drawn = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            drawn += part
+    stdout, _ = process.communicate()
+    return Shown(process.returncode, stdout, drawn.decode())
 
 
 @contextmanager

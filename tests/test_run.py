@@ -1,18 +1,15 @@
 """The command as a user runs it: a process of its own, an engine of its own."""
 
 import io
-import os
-import pty
 import shutil
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
-from processes import said
+from processes import on_a_terminal, said
 
 from batchgen.demo.score import score
 from batchgen.progress import Progress
@@ -61,22 +58,10 @@ def test_run_again_all_is_done_and_no_engine_starts(demo, batchgen_process):
 
 def test_on_a_terminal_a_bar_shows_rows_rates_and_requests(write_rows, tmp_path):
     rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": 400}}] * 100
-    command = [str(Path(sys.executable).with_name("batchgen")), "run", str(write_rows(rows))]
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 160))
-    process = subprocess.Popen(
-        [*command, "--model", str(MODEL), "--output", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=theirs
-    )
-    os.close(theirs)
-    drawn = b""
-    try:
-        while part := os.read(ours, 4096):
-            drawn += part
-    except OSError:  # the other end is closed
-        pass
-    assert process.wait() == 0
+    shown = on_a_terminal("run", write_rows(rows), "--model", MODEL, "--output", tmp_path / "out")
+    assert shown.returncode == 0
     for part in ("/100 [", "row", "prompt ", "response ", " tok/s", "running 64, waiting 36"):
-        assert part in drawn.decode(), drawn.decode()
+        assert part in shown.drawn, shown.drawn
 
 
 @pytest.mark.slow

@@ -1,18 +1,13 @@
 """Several workers under one command: they share the work, and what one of them suffers stays with it."""
 
 import os
-import pty
 import re
 import signal
-import subprocess
-import sys
-import termios
 import time
-from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
-from processes import PATIENCE, Watch, dataset, is_running, said, starting, until
+from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, starting, until
 
 from batchgen.supervisor import Strikes
 from batchgen.worker import KILLER
@@ -48,34 +43,15 @@ def test_two_workers_make_the_dataset_of_one_under_one_bar_and_one_summary(gener
     source = write_rows([{**record, "sampling": long} for record in demo_records(100)])
     expected = generate([source], "expected", output=SHARDS)
     watch = Watch(tmp_path, together=2)
-    command = [
-        Path(sys.executable).with_name("batchgen"),
-        "run",
-        source,
-        "--model",
-        MODEL,
-        "--output",
-        tmp_path / "out",
-    ]
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 160))
-    arguments = [str(part) for part in [*command, *TWO]]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=theirs, env=watch.environment, text=True)
-    os.close(theirs)
-    drawn = b""
-    try:
-        while part := os.read(ours, 4096):
-            drawn += part
-    except OSError:  # the other end is closed
-        pass
-    stdout, _ = process.communicate()
-    assert process.returncode == 0, drawn.decode()
+    arguments = ["run", source, "--model", MODEL, "--output", tmp_path / "out", *TWO]
+    shown = on_a_terminal(*arguments, env=watch.environment)
+    assert shown.returncode == 0, shown.drawn
     assert dataset(tmp_path / "out") == dataset(expected)
     assert len(workers_in(watch)) == 2
-    assert "running 16, waiting 16" in drawn.decode(), drawn.decode()
-    assert "100/100 [" in drawn.decode()
-    assert "\n" not in drawn.decode().strip()
-    assert re.search(r"this run: 100 rows, [\d,]+ prompt and 20,000 response tokens", stdout), stdout
+    assert "running 16, waiting 16" in shown.drawn, shown.drawn
+    assert "100/100 [" in shown.drawn
+    assert "\n" not in shown.drawn.strip()
+    assert re.search(r"this run: 100 rows, [\d,]+ prompt and 20,000 response tokens", shown.stdout), shown.stdout
     logs = sorted(path.name for path in (tmp_path / "out" / "_state").glob("*.log"))
     assert logs == ["engine-2.log", "engine.log"]
 
