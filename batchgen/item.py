@@ -77,8 +77,11 @@ def make(row: Row, job: Job) -> list[Item]:
     id = conversation.row_id(record, spec.input.id, row.number)
     prefix, turns = _turns(record, job)
     params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record)
-    if params is not job.sampling:
-        _check(params, job)
+    if params is not job.sampling:  # which was checked as the job was prepared
+        try:
+            structure.check(params, job.model.vocab_size)
+        except ValueError as error:
+            raise Reject("bad_sampling", str(error)) from None
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
     policy = spec.prompt.on_overlength
     limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
@@ -105,16 +108,6 @@ def _turns(record: dict[str, Any], job: Job) -> tuple[Conversation, Conversation
     if system and job.format == "chat-template":
         return [Utterance(conversation.SYSTEM, system), *prefix], turns
     return prefix, conversation.with_system_ahead(system, turns)
-
-
-def _check(params: Sampling, job: Job) -> None:
-    """What a row's own parameters must fit beside their ranges. Raises Reject(bad_sampling)."""
-    try:
-        params.check_ids(job.model.vocab_size)
-        if params.structured_outputs:
-            structure.check(params.structured_outputs)
-    except ValueError as error:
-        raise Reject("bad_sampling", str(error)) from None
 
 
 def _as_written(params: Sampling, format: str) -> Sampling:

@@ -117,9 +117,7 @@ def _sampling(spec: JobSpec, model: Model, format: str) -> tuple[JobSpec, Sampli
     try:
         resolved = spec.sampling.with_defaults(model.sampling_defaults(format))
         for_rows = resolved.for_rows()
-        for_rows.check_ids(model.vocab_size)
-        if for_rows.structured_outputs:
-            structure.check(for_rows.structured_outputs)
+        structure.check(for_rows, model.vocab_size)
     except ValueError as error:
         raise JobError(f"[sampling] {error}") from None
     return msgspec.structs.replace(spec, sampling=resolved), for_rows

@@ -4,16 +4,18 @@ from functools import lru_cache
 
 import msgspec
 
-from .sampling import StructuredOutputs
+from .sampling import Sampling, StructuredOutputs
 
 
 def as_json(wanted: StructuredOutputs) -> str:
     return msgspec.json.encode(wanted, order="deterministic").decode()
 
 
-def check(wanted: StructuredOutputs) -> None:
-    """Raises ValueError with what xgrammar, vLLM's own backend for this, has against it."""
-    if problem := _problem(as_json(wanted)):
+def check(params: Sampling, vocab_size: int) -> None:
+    """What parameters must fit beside their ranges: the model's ids, and xgrammar, vLLM's own backend for structured
+    outputs. Raises ValueError."""
+    params.check_ids(vocab_size)
+    if params.structured_outputs and (problem := _problem(as_json(params.structured_outputs))):
         raise ValueError(f"structured_outputs: {problem}")
 
 

@@ -92,6 +92,15 @@ def batchgen():
 
 
 @pytest.fixture
+def start():
+    """Starts `batchgen run` in processes of its own (processes.Run), none of which outlasts the test."""
+    from processes import starting  # which takes MODEL from here
+
+    with starting() as begin:
+        yield begin
+
+
+@pytest.fixture
 def batchgen_process():
     """The installed command in a process of its own, engine and all."""
 

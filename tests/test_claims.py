@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 from conftest import demo_records
-from processes import Watch, dataset, starting, until
+from processes import Watch, dataset, until
 
 from batchgen.claim import Claims
 
@@ -199,12 +199,6 @@ def test_of_many_workers_each_shard_is_taken_by_exactly_one(out, before):
 
 
 # --- whole runs
-
-
-@pytest.fixture
-def start():
-    with starting() as begin:
-        yield begin
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 from conftest import demo_records
-from processes import Watch, dataset, hook, is_running, said, starting, until
+from processes import Watch, dataset, hook, is_running, said, until
 
 from batchgen.worker import KILLER
 
@@ -34,12 +34,6 @@ def patch(engine, vllm):
     engine.add, engine.step = watched_add, broken_step
 def broken(names):
 """
-
-
-@pytest.fixture
-def start():
-    with starting() as begin:
-        yield begin
 
 
 @pytest.fixture

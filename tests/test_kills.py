@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_records
-from processes import Finished, Run, Watch, dataset, said, starting, until
+from processes import Finished, Run, Watch, dataset, said, until
 
 BAD = ["no json", {"text": ""}, b'{"text": "\xff"}', {"text": "Monday", "sampling": {"top_p": 7}}]
-
-
-@pytest.fixture
-def start():
-    with starting() as begin:
-        yield begin
 
 
 def mixed_rows(number: int) -> list:

@@ -8,15 +8,9 @@ from collections import Counter
 
 import pytest
 from conftest import demo_records
-from processes import Run, Watch, dataset, hook, is_running, starting, until
+from processes import Run, Watch, dataset, hook, is_running, until
 
 LONG = {"ignore_eos": True, "max_tokens": 400}
-
-
-@pytest.fixture
-def start():
-    with starting() as begin:
-        yield begin
 
 
 def terminate(run: Run) -> None:

@@ -7,19 +7,13 @@ import time
 
 import pytest
 from conftest import MODEL, demo_records
-from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, starting, until
+from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
 
 from batchgen.supervisor import Strikes
 from batchgen.worker import KILLER
 
 SHARDS = {"shard_rows": 25}
 TWO = ["--workers", 2, "--shard-rows", 25, "--engine", "max_num_seqs=8"]
-
-
-@pytest.fixture
-def start():
-    with starting() as begin:
-        yield begin
 
 
 @pytest.fixture
