@@ -1,11 +1,13 @@
 """The results of a job as one file or folder, in the forms that other programs take."""
 
 import contextlib
+import errno
 import fcntl
 import heapq
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,11 +178,11 @@ def _taking_the_place_of(to: Path) -> Iterator[Path]:
         if replaced.exists() and not to.exists():  # it went wrong between the two renames
             replaced.rename(to)
 
-    hidden.mkdir(exist_ok=True)
-    with _locked(hidden):
+    with contextlib.suppress(FileExistsError):
+        hidden.mkdir(mode=0o700)
+    with _locked(hidden) as folder_of_ours:
         put_back()
-        for left in hidden.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _empty(folder_of_ours)
         try:
             yield made
             if to.is_dir():  # a rename replaces a file, but no folder
@@ -193,11 +195,33 @@ def _taking_the_place_of(to: Path) -> Iterator[Path]:
                 shutil.rmtree(hidden)
 
 
+def _empty(folder: int) -> None:
+    """Removes what lies in an open folder. By its descriptor: a name may lead elsewhere by the time it is used."""
+    for name in os.listdir(folder):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+            shutil.rmtree(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Raises JobError if another process has it. Where the file system has no locks, so be it."""
-    file = os.open(path, os.O_RDONLY)
+def _locked(path: Path) -> Iterator[int]:
+    """Opens a folder of ours that no other process has locked; gives its descriptor. On a file system without locks
+    two exports to one place are not kept apart.
+
+    Raises JobError if another export has it, or if it is not ours alone: in a folder that others may write to,
+    whatever stands there under this name may be a link to something that must not be emptied.
+    """
     try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise JobError(f"{path}: is no folder that an export made; remove it, or export to another place") from None
+        raise
+    try:
+        about = os.fstat(file)
+        if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise JobError(f"{path}: another user owns it or may write to it; remove it, or export to another place")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(file), os.stat(path))
@@ -207,7 +231,7 @@ def _locked(path: Path) -> Iterator[None]:
             ours = True
         if not ours:
             raise JobError(f"{path}: another export is at work there")
-        yield
+        yield file
     finally:
         os.close(file)
 

@@ -34,7 +34,8 @@ class HfTokenizer:
         from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
 
         try:
-            theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
+            theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever its many tokenizers raise
             why = " ".join(str(error).split())[:200]
             raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why}") from None
@@ -64,6 +65,20 @@ class HfTokenizer:
         return text
 
 
+def refuse_code(folder: Path) -> None:
+    """Raises JobError if a config of a model asks for code or weights from elsewhere: what runs must be what was
+    checked and recorded."""
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        try:
+            config = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever needs the file says what is wrong with it
+        for key in ("auto_map", "speculators_config", "custom_generate"):
+            if isinstance(config, dict) and config.get(key):
+                what = "weights of another model" if key == "speculators_config" else "Python code of its own"
+                raise JobError(f"{folder / name}: {key} asks for {what}, which batchgen never loads")
+
+
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json, empty if there is none. Raises JobError."""
     path = folder / "generation_config.json"
@@ -71,7 +86,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path}: is not JSON ({error})") from None
     return config if isinstance(config, dict) else {}
 

@@ -72,6 +72,7 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
     folder, name, commit = hub.find(path, revision)
     hub.refuse_images(os.listdir(folder), name)
     config = _config(folder / "config.json")
+    hf_tokenizer.refuse_code(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
     # A model of text and images has its language model's numbers in a part of its own.
     text_config = config.get("text_config", config)

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ def array_of(tasks: str) -> str:
 
 def run_options(spec: JobSpec, name: str, given: Options) -> Options:
     """All options of sbatch for a run, or for each run of an array; those that are given win."""
+    for key, value in {"job-name": name, **given}.items():
+        # A newline would end the comment that sbatch reads, and bash would run the rest.
+        if any(unicodedata.category(sign) == "Cc" for sign in value):
+            raise JobError(f"--{key} {value!r}: has a control character; sbatch takes one line")
+    if "/" in name:
+        raise JobError(f"--job-name {name}: has a slash, and the logs are named after it; give another name")
     wanted = gpus.per_worker(spec.engine) * (spec.output.workers or 1)
     # Every Slurm knows --gres; --gpus-per-task is refused without --ntasks.
     gres = {"gres": f"gpu:{wanted}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}

@@ -1,6 +1,7 @@
 """Models of other kinds: their own Hugging Face tokenizer and chat template. A small Llama stands for all of them."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -154,3 +155,21 @@ def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, 
     assert done.returncode == 0, done.stderr
     answers = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet")["response"].to_pylist()
     assert set(answers) <= {"はい", "no way"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wish"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
+        ("config.json", {"speculators_config": {"verifier": {"name_or_path": "somebody/else"}}}),
+    ],
+)
+def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batchgen, tmp_path, name, wish):
+    model = shutil.copytree(llama, tmp_path / "model")
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | wish))
+    shown = batchgen("inspect", model)
+    assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
+    assert f"{name}: {next(iter(wish))} asks for" in shown.stderr
+    assert not (tmp_path / "ran").exists()

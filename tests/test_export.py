@@ -525,3 +525,31 @@ def test_memory_does_not_grow_with_the_job(large, tmp_path):
         peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # ru_maxrss would begin with this process's own
         print(f"{format}: {peak:.0f} MiB")
         assert peak < 512
+
+
+def test_a_link_in_the_place_of_its_hidden_folder_is_refused_and_what_it_leads_to_stays(out, refused, tmp_path):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("x")
+    (tmp_path / ".all.parquet.batchgen").symlink_to(thesis)
+    assert ".all.parquet.batchgen: is no folder that an export made" in refused(out, "all.parquet")
+    assert (thesis / "chapter.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize("made", ["by another user", "open to all"])
+def test_a_hidden_folder_that_others_may_write_to_is_refused(out, refused, tmp_path, made):
+    hidden = tmp_path / ".all.parquet.batchgen"
+    hidden.mkdir()
+    os.chown(hidden, 1001, 1001) if made == "by another user" else hidden.chmod(0o777)
+    assert "another user owns it or may write to it" in refused(out, "all.parquet")
+
+
+def test_a_link_that_a_kill_left_in_the_hidden_folder_is_removed_and_not_followed(out, exported, tmp_path):
+    hidden = tmp_path / ".all.parquet.batchgen"
+    hidden.mkdir(mode=0o700)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (hidden / "link").symlink_to(tmp_path / "precious")
+    assert pq.read_table(exported(out, "all.parquet")).num_rows == 12
+    assert (tmp_path / "precious" / "file").exists()
+    assert not hidden.exists()
