@@ -283,10 +283,9 @@ def _why_not(one: pa.Array, column: Column) -> Reject:
 
 
 def _unfit(value: Any, column: Column) -> Reject:
-    value = value if isinstance(value, str) else repr(value)
     return Reject(
         "bad_shape",
-        f"column {column.source}: {value:.80} is not {column.kind}; declare the column as {column.source}:json",
+        f"column {column.source}: {value!r:.80} is not {column.kind}; declare the column as {column.source}:json",
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from .errors import JobError, Stopped, warn
+from .job import recordable_path
 
 GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -67,15 +68,6 @@ def local(path: str) -> str | None:
             raise JobError(f"{shown(path)}: a file:// URI names a file of this machine: file:///folder/file")
         return os.fsdecode(unquote_to_bytes("/" + rest))
     return None if "://" in path else os.path.abspath(os.path.expanduser(path))
-
-
-def recordable(path: str) -> str:
-    """A path as JSON can hold it: one whose bytes are not UTF-8 as a file:// URI."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "file://" + quote(os.fsencode(path), safe="/*")
-    return path
 
 
 def shown(path: str) -> str:
@@ -284,7 +276,7 @@ def _find_local(path: str, inner: str, out: str | None) -> list[_Found]:
             raise _no_regular_file(path)
         raise JobError(f"{shown(path)}: no such file or folder")
     if os.path.isdir(inner):
-        return list(_data_of(inner, _walk(inner, out)))
+        return _data_of(inner, _walk(inner, out))
     if not os.path.isfile(inner) or inner.startswith(("/dev/", "/proc/")):
         raise _no_regular_file(path)
     return [_found(inner)]
@@ -299,16 +291,18 @@ def _no_regular_file(path: str) -> JobError:
 
 def _found(path: str) -> _Found:
     info = os.stat(path)
-    return _Found(recordable(path), (info.st_dev, info.st_ino), os.path.islink(path))
+    return _Found(recordable_path(path), (info.st_dev, info.st_ino), os.path.islink(path))
 
 
-def _walk(folder: str, out: str | None, deep: bool = True, hidden: bool = False) -> Iterator[str]:
-    """The files of a folder and those below it. Without names that begin with `.` or `_` (but with `hidden`), and
-    without results of batchgen. Links are followed, but no folder is entered twice."""
+def _walk(folder: str, out: str | None, patterns: list[str] | None = None) -> Iterator[str]:
+    """The files of a folder and those below it, or of these those that match the patterns; without results of
+    batchgen, and without names that begin with `.` or `_` where no pattern asks for them. Links are followed, but no
+    folder is entered twice."""
     above = itertools.accumulate(folder.split("/")[1:], lambda left, part: f"{left}/{part}", initial="")
     seen = {_identity(part or "/") for part in above}
     own = _identity(out) if out and os.path.isdir(out) else None
-    folders, links = [folder], list[str]()
+    patterns = ["**", "*"] if patterns is None else patterns
+    folders, links, outputs = [folder], list[str](), list[str]()
     while folders or links:
         here = folders.pop() if folders else links.pop(0)
         if here is not folder:
@@ -316,19 +310,22 @@ def _walk(folder: str, out: str | None, deep: bool = True, hidden: bool = False)
                 continue
             seen.add(identity)
             if identity == own or _is_output(here):
+                outputs += [here] * (identity != own)
                 continue
         parts = _saved_parts(here)
+        names = os.path.relpath(here, folder).split("/") if here is not folder else []
         for entry in sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True):
-            if entry.name[0] in "._" and not hidden:
-                continue
             if entry.is_dir():
-                if deep:
+                if _may_match_below([*names, entry.name], patterns):
                     (links if entry.is_symlink() else folders).append(entry.path)
+            elif not _matches([*names, entry.name], patterns):
+                continue
             elif entry.is_file():
                 if parts is None or entry.name in parts:
                     yield entry.path
             elif entry.is_symlink() and _may_be_data(entry.name):
                 warn(f"{shown(entry.path)}: a link to nothing; passed over")
+    _tell(folder, "an output folder of batchgen in the input; passed over", outputs)
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -338,10 +335,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 def _is_output(folder: str) -> bool:
     """Whether batchgen made it: its shards would be rows of the next run."""
-    is_output = os.path.isfile(f"{folder}/_job.json") and os.path.isdir(f"{folder}/_state")
-    if is_output:
-        warn(f"{shown(folder)}: an output folder of batchgen in the input; passed over")
-    return is_output
+    return os.path.isfile(f"{folder}/_job.json") and os.path.isdir(f"{folder}/_state")
 
 
 def _saved_parts(folder: str) -> set[str] | None:
@@ -352,45 +346,64 @@ def _saved_parts(folder: str) -> set[str] | None:
 
 
 def _glob(pattern: str, out: str | None) -> list[_Found]:
+    folder, patterns = _fixed(pattern)
+    return _data_of(folder, _walk(folder, out, patterns)) if os.path.isdir(folder) else []
+
+
+def _fixed(pattern: str) -> tuple[str, list[str]]:
+    """The folder in which a glob looks, and the patterns of what is below it."""
     parts = pattern.split("/")
     fixed = next(number for number, part in enumerate(parts) if _is_glob(part))
-    folder = "/".join(parts[:fixed]) or "/"
-    if not os.path.isdir(folder):
-        return []
-    hidden = any(part[:1] in ("_", ".") for part in parts[fixed:])
-    files = _walk(folder, out, deep=fixed < len(parts) - 1, hidden=hidden)
-    return list(_data_of(folder, (file for file in files if _matches(file.split("/")[fixed:], parts[fixed:]))))
+    return "/".join(parts[:fixed]) or "/", parts[fixed:]
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
-    """Segment by segment; `**` stands for any number of folders. As in a shell, a name that begins with `.` or `_`
-    needs a pattern that does."""
+    """Segment by segment; `**` stands for any number of folders."""
     if not patterns or not names:
         return names == patterns
     if patterns[0] == "**":
         return _matches(names, patterns[1:]) or (names[0][:1] not in "._" and _matches(names[1:], patterns))
-    first = names[0][:1]
-    if first in ("_", ".") and patterns[0][:1] != first:
-        return False
-    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+    return _matches_name(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
-def _data_of(folder: str, files: Iterable[str]) -> Iterator[_Found]:
+def _matches_name(name: str, pattern: str) -> bool:
+    """As in a shell, a name that begins with `.` (here also with `_`) needs a pattern that does."""
+    return (name[:1] not in "._" or pattern[:1] == name[:1]) and fnmatch.fnmatchcase(name, pattern)
+
+
+def _may_match_below(folders: list[str], patterns: list[str]) -> bool:
+    """Whether a file in this folder, or below it, may match."""
+    for name, pattern in itertools.zip_longest(folders, patterns[: len(folders)]):
+        if pattern == "**":
+            return name[:1] not in "._"
+        if pattern is None or not _matches_name(name, pattern):
+            return False
+    return len(patterns) > len(folders)
+
+
+def _data_of(folder: str, files: Iterable[str]) -> list[_Found]:
     """Those of a listing that are data; what may be data of another kind is told of once."""
-    others = []
+    found, others = [], []
     for file in files:
         if _is_data(file):
-            yield _found(file)
-        elif base_ending(os.path.basename(file)) in _OTHER_DATA:
+            found.append(_found(file))
+        elif base_ending(file) in _OTHER_DATA:
             others.append(os.path.basename(file))
-    _tell_of_others(folder, others)
+    _tell_of_others(folder, others, bool(found))
+    return found
 
 
-def _tell_of_others(folder: str, names: list[str]) -> None:
+def _tell_of_others(folder: str, names: list[str], is_more: bool) -> None:
+    """is_more: there are files that are read; without any there will be an error anyway."""
+    if is_more:
+        _tell(folder, "batchgen does not read such files; passed over", names)
+
+
+def _tell(folder: str, what: str, names: list[str]) -> None:
     if names:
-        some = ", ".join(map(shown, sorted(names)[:3]))
+        some = ", ".join(shown(os.path.relpath(name, folder) if name[0] == "/" else name) for name in sorted(names)[:3])
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        warn(f"{shown(folder)}: passed over what batchgen does not read: {some}{more}")
+        warn(f"{shown(folder)}: {some}{more}: {what}")
 
 
 def _is_data(path: str) -> bool:
@@ -431,7 +444,7 @@ def _find_remote(path: str) -> list[_Found]:
             raise JobError(f"{shown(path)}: no such file or folder")
         names = [PurePosixPath(file).name for file in files]
         data = [file for file, name in zip(files, names, strict=True) if _is_remote_data(name)]
-        _tell_of_others(path, [name for name in names if base_ending(name) in _OTHER_DATA])
+        _tell_of_others(path, [name for name in names if base_ending(name) in _OTHER_DATA], bool(data))
     return [_Found(_full_name(path, inner, file)) for file in sorted(data)]
 
 
@@ -450,13 +463,11 @@ def _list(system: fs.FileSystem, folder: str, recursive: bool = True) -> list[st
 
 
 def _remote_glob(system: fs.FileSystem, pattern: str) -> list[str]:
-    parts = pattern.split("/")
-    fixed = next(number for number, part in enumerate(parts) if _is_glob(part))
-    folder = "/".join(parts[:fixed])
-    if system.get_file_info(folder or "/").type != fs.FileType.Directory:
+    folder, patterns = _fixed(pattern)
+    if system.get_file_info(folder).type != fs.FileType.Directory:
         return []
-    files = _list(system, folder, recursive=fixed < len(parts) - 1)
-    return [file for file in files if _matches(file.split("/")[fixed:], parts[fixed:])]
+    files = _list(system, folder, recursive=len(patterns) > 1)
+    return [file for file in files if _matches(file.removeprefix(folder).strip("/").split("/"), patterns)]
 
 
 def _full_name(path: str, inner: str, file: str) -> str:

@@ -137,7 +137,7 @@ def _is_spread(head: bytes) -> bool:
 def _is_json(text: bytes) -> bool:
     try:
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
@@ -294,7 +294,8 @@ class UnfitRow(dict[str, Any]):
 def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
     """The rows of CSV or TSV with a header, by the names of their columns. Raises JobError."""
     tab = base_ending(name_of(path)) == ".tsv"
-    text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines(pieces))
+    bare = (line.removeprefix(BYTE_ORDER_MARK) if not number else line for number, line in enumerate(lines(pieces)))
+    text = (line.decode("utf-8", "surrogateescape") + "\n" for line in bare)
     reader = csv.reader(text, delimiter="\t" if tab else ",")
     names: list[str] | None = None
     while True:
@@ -311,7 +312,6 @@ def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
             continue  # a blank line
         if names is None:
             names = fields
-            names[0] = names[0].removeprefix("\ufeff")
             check_names(path, names)
         elif len(fields) != len(names):
             why = Reject("bad_shape", f"the row has {len(fields)} fields, the header {len(names)}")
