@@ -116,7 +116,7 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
     """
     seconds: dict[str, float] = {}
     places: list[tuple[Any, str, str]] = [
-        (source, "read", "read"),
+        (source.Reader, "read", "read"),
         (item, "make", "render, encode"),
         (engine_class, "add", "admit"),
         (engine_class, "step", "engine"),
@@ -314,7 +314,8 @@ def _nearest(path: Path) -> Path:
 def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
     """The job on the first so many rows, as JSONL."""
     job = prepare(spec)
-    read = (row for planned in job.plan.shards for row in source.read(job.plan, planned, item.columns_read(job)))
+    reader = item.reader(job)
+    read = (row for planned in job.plan.shards for row in reader.read(planned))
     path = scratch / "rows.jsonl"
     with path.open("w", encoding="utf-8") as lines:
         lines.writelines(row.raw_text().rstrip("\r\n") + "\n" for row in itertools.islice(read, rows))
@@ -324,8 +325,9 @@ def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
 def _requests(job: Job, runner: Engine) -> list[Request]:
     """All requests of a job, as vLLM takes them."""
     requests = []
+    reader = item.reader(job)
     for planned in job.plan.shards:
-        for row in source.read(job.plan, planned, item.columns_read(job)):
+        for row in reader.read(planned):
             with contextlib.suppress(Reject):
                 for made in item.make(row, job):
                     requests.append(Request(made.name, made.prompt_token_ids, runner.params(made.written, made.seed)))

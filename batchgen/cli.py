@@ -488,11 +488,12 @@ def rejects_command(out: Path, only: str) -> None:
     with exit_codes():
         from .retry import check_reasons, rejected
 
-        found = rejected(out, check_reasons(only) if only else [])
-    for place, line in found:
-        raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
-        click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
-    click.echo(f"{len(found):,} rejected rows")
+        count = 0
+        for place, line in rejected(out, check_reasons(only) if only else []):
+            count += 1
+            raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
+            click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
+        click.echo(f"{count:,} rejected rows")
 
 
 @cli.command("export", short_help="Write the results as one file or dataset folder.")

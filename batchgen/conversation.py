@@ -34,13 +34,20 @@ Conversation = list[Utterance]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input record: its number over all files, and the record as read (a JSON line, or a dict)."""
+    """One input record: its number over all files, and the record as read (a JSON line, or a dict).
+
+    cells: of a columnar file, its passed-through values, by Column; fault: what is wrong with it already.
+    """
 
     number: int
     raw: bytes | dict[str, Any]
+    cells: Callable[[Any], Any] | None = None
+    fault: Reject | None = None
 
     def record(self) -> dict[str, Any]:
         """The record as a dict. Raises Reject(invalid_utf8 | invalid_json | bad_shape | empty)."""
+        if self.fault:
+            raise self.fault
         if isinstance(self.raw, dict):
             return self.raw
         return _parse_line(self.raw)

@@ -24,7 +24,8 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class JobRecord(msgspec.Struct, kw_only=True):
     """`_job.json`. results: all that decides what the shards hold; fingerprint: its digest; spec: as resolved;
     after: the fingerprint of the job that was in the folder when this one was prepared; retry_of: the job whose rows
-    these are, and why they were picked, if it is a retry."""
+    these are, and why they were picked, if it is a retry; schema: the Arrow types of the passed-through columns
+    (passed.written), empty in jobs of the first version."""
 
     fingerprint: str
     results: dict[str, Any]
@@ -33,6 +34,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     plan: Plan
     after: str | None = None
     retry_of: dict[str, Any] | None = None
+    schema: str = ""
 
 
 def shard_path(out: Path, shard: Shard) -> Path:

@@ -7,12 +7,13 @@ import msgspec
 
 from . import conversation, prompt, sampling, structure
 from .conversation import Conversation, Row, Utterance
+from .cursor import passed_value
 from .engine import Logprobs
 from .errors import Reject
 from .job import JobSpec
 from .prepare import Job
 from .sampling import Sampling
-from .source import column_value
+from .source import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,12 @@ class Item:
             "response_tokens": len(token_ids),
             "seed": self.seed,
             "sampling": _as_column(self.sampling),
-            **self.columns,
             "prompt": self.prompt,
             "prompt_token_ids": self.prompt_token_ids,
             "response_token_ids": token_ids,
             "logprobs": logprobs
             and [[{"token_id": token, "logprob": value} for token, value in step] for step in logprobs],
+            **self.columns,  # the input's own `prompt` too, where the job writes none
         }
 
     def _stop_ids(self, job: Job) -> set[int]:
@@ -88,7 +89,7 @@ def make(row: Row, job: Job) -> list[Item]:
     fitted = prompt.fit(turns, prefix, job.render, job.model.tokenizer.encode, limit, policy)
     params = _within(params, job.context - len(fitted.token_ids))
     written = _as_written(params, job.format)
-    passed = {name: column_value(record.get(name), kind, name) for name, kind in job.columns.items()}
+    passed = {column.name: passed_value(row, record, column) for column in job.columns}
     return [
         Item(row.number, sample, id, *fitted, params, written, _seed(spec, seed, id, sample), passed)
         for sample in range(n)
@@ -135,9 +136,14 @@ def _cut_at(text: str, stop: list[str], keep: bool) -> str:
 
 
 def columns_read(job: Job) -> list[str]:
-    """The columns of a Parquet input that `make` looks at."""
+    """The columns of a columnar input that `make` looks at."""
     shape = job.template.columns if job.template else conversation.COLUMNS
-    return [*shape, job.spec.input.id, "seed", "sampling", *job.columns]
+    return [*shape, job.spec.input.id, "seed", "sampling"]
+
+
+def reader(job: Job, running: bool = False) -> Reader:
+    """What reads the rows of a job's shards for `make`. running: see Reader."""
+    return Reader(job.plan, columns_read(job), job.columns, running)
 
 
 def best_id(row: Row, column: str) -> str:

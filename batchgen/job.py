@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
@@ -27,7 +28,9 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class InputTable(_Table, frozen=True):
-    path: Annotated[list[str], Meta(description="JSONL or Parquet: files, folders, globs or URIs")]
+    path: Annotated[
+        list[str], Meta(description="JSONL, JSON, Parquet, Arrow, CSV or TSV: files, folders, globs or URIs")
+    ]
     id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
     format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
@@ -65,8 +68,8 @@ class OutputTable(_Table, frozen=True):
     columns: Annotated[
         list[str],
         Meta(
-            description="input columns to pass through: `name` or `name:type` with type one of "
-            "string, int64, double, bool, json"
+            description="input columns to pass through: `name`, `name=other` to call it so in the output, each perhaps "
+            "with `:type`, one of string, int64, double, bool, json, int32, float"
         ),
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
@@ -162,7 +165,7 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
             return [absolute(part) for part in path]
         if not isinstance(path, str) or "://" in path:
             return path
-        return os.path.normpath(folder / Path(path).expanduser())
+        return recordable_path(os.path.normpath(folder / os.path.expanduser(path)))
 
     for table in ("input", "model", "output"):
         values = tables.get(table)
@@ -172,6 +175,15 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
                 continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+
+
+def recordable_path(path: str) -> str:
+    """A path as JSON can hold it: one whose bytes are not UTF-8 as a file:// URI."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path), safe="/*")
 
 
 def model_path(path: str, folder: Path) -> str:

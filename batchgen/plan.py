@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from . import folder, item, source
+from . import folder, item
 from .errors import Reject
 from .item import Item
 from .job import JobSpec
@@ -76,9 +76,9 @@ def show(forecast: Forecast, prompts: int) -> list[Item]:
 def _items(forecast: Forecast) -> Iterator[Item | Reject]:
     """One item per row (its first sample), or why there is none."""
     job = forecast.job
-    columns = item.columns_read(job)
+    reader = item.reader(job)
     for planned in job.plan.shards:
-        for row in source.read(job.plan, planned, columns):
+        for row in reader.read(planned):
             try:
                 yield item.make(row, job)[0]
             except Reject as why:

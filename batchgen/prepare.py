@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import __version__, engine, folder, job, models, prompt, shard, source, structure
+from . import __version__, engine, folder, job, models, passed, prompt, shard, source, structure
+from .columns import Column, check_names
 from .conversation import Template
 from .errors import JobError, on_disk
 from .folder import JobRecord
@@ -32,7 +33,7 @@ class Job:
     sampling: Sampling
     template: Template | None
     plan: Plan
-    columns: dict[str, str | pa.DataType]
+    columns: list[Column]
     record: JobRecord
 
     @cached_property
@@ -65,9 +66,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         plan = _plan(spec, out, old)
     template = _template(spec)
     source.check_columns(plan.files, spec.input.format, template)
-    columns = source.column_types(plan.files, spec.output.columns)
-    if clash := sorted(shard.RESERVED & set(columns)):
-        raise JobError(f"[output] columns: {clash[0]} is a column of batchgen's own; rename it in the input")
+    columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
@@ -81,6 +80,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
         versions={"batchgen": __version__, **engine.versions()},
         plan=plan,
         after=old.fingerprint if old else None,
+        schema=passed.written(columns),
     )
     return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
 
@@ -90,8 +90,8 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None) -> Plan:
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     known = old.plan if old and old.results["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
-        return source.plan(paths, shard_rows, known, incremental)
-    plan, changed = source.grow(paths, shard_rows, known)
+        return source.plan(paths, shard_rows, known, incremental, str(out))
+    plan, changed = source.grow(paths, shard_rows, known, str(out))
     if not incremental:
         more = plan.files[len(known.files) :]
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
@@ -100,7 +100,23 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None) -> Plan:
     with on_disk(out):
         if folder.finished(out, known):
             raise folder.drift(out, changed)
-    return source.plan(paths, shard_rows, None, incremental)
+    return source.plan(paths, shard_rows, None, incremental, str(out))
+
+
+def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
+    """The passed-through columns, with the types that the job in the folder has, if it began with the same input."""
+    texts = spec.output.columns
+    recorded = {}
+    if old and texts and _first_digests(old.plan) == _first_digests(plan):
+        kinds = old.results["output"]["columns"]
+        recorded = passed.read(plan.files, old.spec["output"]["columns"], kinds, old.schema)
+    columns = passed.resolve(plan.files, texts, recorded)
+    check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
+    return columns
+
+
+def _first_digests(plan: Plan) -> list[str]:
+    return [file.digest for file in plan.files if not file.generation]
 
 
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
@@ -131,9 +147,10 @@ def _template(spec: JobSpec) -> Template | None:
 
 
 def _results(
-    spec: JobSpec, model: Model, context: int, format: str, plan: Plan, columns: dict[str, str | pa.DataType]
+    spec: JobSpec, model: Model, context: int, format: str, plan: Plan, columns: list[Column]
 ) -> dict[str, Any]:
     """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
+    renamed = {column.name: column.source for column in columns if column.name != column.source}
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     return {
         "input": {
@@ -150,7 +167,8 @@ def _results(
         | {"max_model_len": context},
         "output": {
             "shard_rows": spec.output.shard_rows,
-            "columns": {name: str(kind) for name, kind in columns.items()},
+            "columns": {column.name: column.kind for column in columns},
             "include": sorted(spec.output.include),
-        },
+        }
+        | ({"sources": renamed} if renamed else {}),
     }

@@ -1,5 +1,6 @@
 """A new job for the rows of a finished one that went wrong, with changed parameters."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[in
     return rows
 
 
-def rejected(out: Path, only: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
     record, _ = open_finished(out)
-    lines = [line for planned in record.plan.shards for line in shard.read_rejects(out, planned)]
-    return [(source.place(record.plan, line["row"]), line) for line in lines if not only or line["reason"] in only]
+    place = source.places(record.plan)
+    lines = (line for planned in record.plan.shards for line in shard.read_rejects(out, planned))
+    return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)

@@ -1,6 +1,7 @@
 """Shards: the output schema, the commit, and reading their facts back."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .columns import Column, assemble
 from .conversation import Row
 from .errors import Reject
 from .folder import checksum_path, make_folder, publish, rejects_path, sealed, shard_path, sync_folder, unsealed
-from .source import TYPES, Shard
+from .source import Shard
 
 PREFIX = "batchgen."
 
@@ -57,7 +59,8 @@ _OPTIONAL = {
     "response_token_ids": pa.list_(pa.int32()),
     "logprobs": pa.list_(pa.list_(pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())]))),
 }
-RESERVED = frozenset([*(name for name, _ in _COLUMNS), *_OPTIONAL])
+
+RAW = 4096  # bytes of a rejected row that its line shows
 
 
 class Checksums(msgspec.Struct):
@@ -69,11 +72,16 @@ class Checksums(msgspec.Struct):
     counts: dict[str, Any]
 
 
-def schema(include: Iterable[str], columns: dict[str, str | pa.DataType], logprobs: bool) -> pa.Schema:
-    """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
-    passed = [(name, TYPES[kind] if isinstance(kind, str) else kind) for name, kind in columns.items()]
+def own_columns(include: Iterable[str], logprobs: bool) -> list[str]:
+    """The names of the columns that a job writes itself."""
     wanted = {*include, *(["logprobs"] if logprobs else [])}
-    return pa.schema([*_COLUMNS, *passed, *((name, kind) for name, kind in _OPTIONAL.items() if name in wanted)])
+    return [name for name, _ in _COLUMNS] + [name for name in _OPTIONAL if name in wanted]
+
+
+def schema(include: Iterable[str], columns: Iterable[Column], logprobs: bool) -> pa.Schema:
+    """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
+    optional = [(name, _OPTIONAL[name]) for name in own_columns(include, logprobs) if name in _OPTIONAL]
+    return pa.schema([*_COLUMNS, *((column.name, column.type) for column in columns), *optional])
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -82,8 +90,24 @@ def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
         "id": id,
         "reason": reject.reason,
         "detail": reject.detail,
-        "raw": row.raw_text(),
+        "raw": _raw(row),
     }
+
+
+def _raw(row: Row) -> str:
+    """The row for people, and how long it is if it is cut."""
+    if isinstance(row.raw, bytes) and len(row.raw) > RAW:  # without a copy of all of it
+        text = Row(row.number, row.raw[:RAW]).raw_text()
+        return f"{_whole(text)}... ({len(row.raw):,} bytes in all)"
+    text = row.raw_text()
+    if len(text) <= RAW:
+        return text
+    return f"{text[:RAW]}... ({len(text.encode('utf-8', 'surrogatepass')):,} bytes in all)"
+
+
+def _whole(text: str) -> str:
+    """Without the bytes of a letter that was cut."""
+    return re.sub(r"(\\x[89a-f][0-9a-f]){1,3}$", "", text)
 
 
 def counts(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -126,9 +150,10 @@ def commit(
 
 
 def _parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
+    table = pa.table([assemble([answer.get(field.name) for answer in answers], field.type) for field in shape], shape)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, shape, compression="zstd") as writer:
-        writer.write_table(pa.Table.from_pylist(answers, schema=shape))
+        writer.write_table(table)
         writer.add_key_value_metadata({PREFIX + key: _text(value) for key, value in about.items()})
     return memoryview(sink.getvalue())
 

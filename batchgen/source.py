@@ -5,33 +5,30 @@ that are known) goes to its end, as new entries of `files` and new shards over t
 shards their names, wherever in the input's order a new row stands; the last shard of a generation may be short.
 """
 
-import contextlib
-import fnmatch
+import bisect
 import hashlib
 import itertools
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
+from . import files as filing
+from .columns import Column
 from .conversation import SHAPES, Row, Template
+from .cursor import Cursor, cursor_at
 from .errors import JobError, Reject, warn
+from .files import find, shown
+from .formats import BYTE_ORDER_MARK, COLUMNAR, Table, chunks, csv_rows, detect, elements
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
-CHUNK = 1 << 20
 NEWLINE = ord("\n")
-# Types of passed-through columns are read off this many rows at the head of each JSONL file.
+# Names of the columns of JSONL are read off this many rows at the head of each file.
 SAMPLE_ROWS = 1000
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs put it at the head of a file
+# Compressions by ending, as the first version knew them; exports are written by them too.
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
 class InputFile(msgspec.Struct, frozen=True):
@@ -39,7 +36,8 @@ class InputFile(msgspec.Struct, frozen=True):
     to byte `end`.
 
     path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: SHA-256 of the content up to
-    `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them.
+    `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them; kind,
+    compression: as its content says (formats.detect). The first version recorded neither: it went by the ending.
     """
 
     path: str
@@ -50,11 +48,37 @@ class InputFile(msgspec.Struct, frozen=True):
     end: int
     start: int = 0
     generation: int = 0
+    kind: str = ""
+    compression: str = ""
+
+    @property
+    def format(self) -> tuple[str, str]:
+        """(kind, compression)"""
+        return (self.kind, self.compression) if self.kind else _first_format(self.path)
+
+    @property
+    def is_columnar(self) -> bool:
+        return self.format[0] in COLUMNAR
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether it can get longer and still hold what it held: only lines that are not compressed can."""
+        return self.format == ("jsonl", "")
+
+
+def _first_format(path: str) -> tuple[str, str]:
+    """What the first version took a file for."""
+    ending = _ending(path)
+    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSIONS.get(ending, ""))
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
 
 
 class Shard(msgspec.Struct, frozen=True, array_like=True):
     """Rows first_row .. first_row + rows - 1, which start in file `file` of the plan at `position`: a byte of
-    the text of JSONL, a row of Parquet. A shard may go on into the next files.
+    the text of JSONL and JSON, a row of all others. A shard may go on into the next files.
 
     of: how many shards the job had when this one was planned, as its name says; picked: if given, the shard has only
     these of its rows (`batchgen retry`).
@@ -96,140 +120,92 @@ class Plan(msgspec.Struct, frozen=True):
         return {file.path: file for file in self.files}
 
 
-# --- finding files
-
-
-def find(paths: Iterable[str]) -> list[str]:
-    """Every input file of files, folders, globs and URIs, in the order given, each sorted by name. Raises JobError."""
-    found = [file for path in paths for file in _find_one(path)]
-    if len(set(found)) < len(found):
-        twice = next(file for file in found if found.count(file) > 1)
-        raise JobError(f"{twice}: named twice in the input; each row is answered once")
-    return found
-
-
-def _find_one(path: str) -> list[str]:
-    system, inner = _open_system(path)
-    try:
-        info = system.get_file_info(inner)
-        if info.type == fs.FileType.File:
-            files = [inner]
-        elif info.type == fs.FileType.Directory:
-            files = [file for file in _walk(system, inner) if _is_data(file[len(inner) :])]
-            what = "folder without .jsonl, .json, .ndjson or .parquet files"
-        elif any(sign in inner for sign in GLOB_SIGNS):
-            files = _glob(system, inner)
-            what = "no file matches"
-        else:
-            raise JobError(f"{path}: no such file or folder")
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{path}: cannot be listed: {error}") from None
-    if not files:
-        raise JobError(f"{path}: {what}")
-    return [_full_name(path, inner, file) for file in sorted(files)]
-
-
-def _open_system(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path inside it."""
-    if "://" not in path:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    try:
-        return fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise JobError(f"{path}: not a URI that can be opened: {error}") from None
-
-
-def _full_name(path: str, inner: str, file: str) -> str:
-    """`file`, found in the file system of `path`, named so that it opens from anywhere: with the URI's query."""
-    if "://" not in path or path.startswith("file://"):
-        return file
-    before, _, query = path.partition("?")
-    return unquote(before).removesuffix("/").removesuffix(inner) + quote(file) + (f"?{query}" if query else "")
-
-
-def _walk(system: fs.FileSystem, folder: str, recursive: bool = True) -> list[str]:
-    infos = system.get_file_info(fs.FileSelector(folder, recursive=recursive))
-    return [info.path for info in infos if info.type == fs.FileType.File]
-
-
-def _is_data(relative: str) -> bool:
-    parts = relative.strip("/").split("/")
-    name, extension = os.path.splitext(parts[-1])
-    name = name if extension in COMPRESSIONS else parts[-1]
-    return not any(part[0] in "._" for part in parts) and name.endswith((*JSON_ENDINGS, ".parquet"))
-
-
-def _glob(system: fs.FileSystem, pattern: str) -> list[str]:
-    parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in GLOB_SIGNS))
-    folder = "/".join(parts[:fixed]) or "/"
-    if system.get_file_info(folder).type != fs.FileType.Directory:
-        return []
-    files = _walk(system, folder, recursive=fixed < len(parts) - 1)
-    return [file for file in files if _matches(file.split("/"), parts)]
-
-
-def _matches(names: list[str], patterns: list[str]) -> bool:
-    """Segment by segment; `**` stands for any number of folders."""
-    if not patterns or not names:
-        return names == patterns
-    if patterns[0] == "**":
-        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
-    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
-
-
 # --- the shard plan
 
 
 class _Part(NamedTuple):
-    """A file from a byte of its text on, and the digest of what stands before."""
+    """A file from a byte of its text on, and the digest of what stands before; old: what is known of the file."""
 
     path: str
     start: int
     digest: "hashlib._Hash"
+    old: InputFile | None = None
 
 
-def plan(paths: Iterable[str], shard_rows: int, known: Plan | None = None, incremental: bool = False) -> Plan:
+def plan(
+    paths: Iterable[str],
+    shard_rows: int,
+    known: Plan | None = None,
+    incremental: bool = False,
+    out: str | None = None,
+) -> Plan:
     """Counts and digests every file, one pass each, and cuts the rows into shards of shard_rows.
 
     known: an earlier plan with the same shard_rows. If every file still has its path, size and time of
-    change, it is returned as it is, without reading anything. incremental: the plan is going to grow. Raises JobError.
+    change, it is returned as it is, without reading anything. incremental: the plan is going to grow; out: the output
+    folder, which is no input. Raises JobError or Stopped.
     """
-    found = find(paths)
+    latest = known.latest if known else {}
+    found = _as_before(find(paths, out), latest)
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
-    planned = _extend(Plan([], []), [_Part(path, 0, hashlib.sha256()) for path in found], shard_rows, incremental)
+    parts = [_Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
+    planned = _extend(Plan([], []), parts, shard_rows, incremental)
     if not planned.shards:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
     return planned
 
 
-def grow(paths: Iterable[str], shard_rows: int, known: Plan) -> tuple[Plan, list[str]]:
+def _as_before(found: list[str], latest: dict[str, InputFile]) -> list[str]:
+    """The input of a job that the first version began is what that would find: files by their endings, metadata too."""
+    if not any(not file.kind for file in latest.values()):
+        return found
+    taken = [path for path in found if path in latest or _first_took(path)]
+    missing = [path for path in latest if path not in set(taken)]
+    if set(taken) <= latest.keys() and all(_is_still_there(path) for path in missing):
+        return list(latest)
+    return taken
+
+
+def _first_took(path: str) -> bool:
+    name = filing.name_of(path)
+    stem, ending = os.path.splitext(name)
+    return (stem if ending in COMPRESSIONS else name).endswith((*_FIRST_JSON_ENDINGS, ".parquet"))
+
+
+def _is_still_there(path: str) -> bool:
+    inner = filing.local(path)
+    return inner is not None and os.path.isfile(inner)
+
+
+def grow(paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = None) -> tuple[Plan, list[str]]:
     """The known plan with a generation more for what the input has got since, or as it is if there is nothing; and, one
     line each, what of the known part is not as it was: then there is no plan. A file is known by its path.
 
     Only uncompressed JSONL may get longer. If size or time of change are others, the known part is read again.
     Raises JobError.
     """
-    found = find(paths)
-    changed = [f"{path}: is no longer in the input" for path in known.latest if path not in set(found)]
+    latest = known.latest
+    found = _as_before(find(paths, out), latest)
+    there = set(found)
+    changed = [f"{shown(path)}: is no longer in the input" for path in latest if path not in there]
     parts = []
     for path in found:
-        old = known.latest.get(path)
+        old = latest.get(path)
         if old is None:
             parts.append(_Part(path, 0, hashlib.sha256()))
         elif not _is_untouched(old):
-            digest = _digest(path, old.end if _may_grow(path) else None)
+            digest = _digest(old, old.end if old.may_grow else None)
             if digest.hexdigest() != old.digest:
-                changed.append(f"{path}: the {old.end:,} bytes that were read are not what they were")
-            elif _may_grow(path):
+                changed.append(f"{shown(path)}: the {old.end:,} bytes that were read are not what they were")
+            elif old.may_grow:
                 between = _line_end(old)
                 if between is None:
-                    changed.append(f"{path}: its last line, which was read without an end, goes on now")
+                    changed.append(f"{shown(path)}: its last line, which was read without an end, goes on now")
                 else:
                     digest.update(between)
-                    parts.append(_Part(path, old.end + len(between), digest))
-        elif old.end < old.size and _may_grow(path):
+                    parts.append(_Part(path, old.end + len(between), digest, old))
+        elif old.end < old.size and old.may_grow:
             _warn_of_unfinished(path)
     return known if changed else _extend(known, parts, shard_rows, incremental=True), changed
 
@@ -261,20 +237,15 @@ def changes(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
     """The files of a plan whose content is not what it was. trust_times: files of the same size and time of change
     count as unchanged without being read; growing: they may have got longer. Raises JobError."""
     return [
-        file.path
+        shown(file.path)
         for file in plan.latest.values()
         if not (trust_times and _is_untouched(file))
-        and _digest(file.path, file.end if growing and _may_grow(file.path) else None).hexdigest() != file.digest
+        and _digest(file, file.end if growing and file.may_grow else None).hexdigest() != file.digest
     ]
 
 
-def _may_grow(path: str) -> bool:
-    """Whether a file can get longer and still hold what it held: neither Parquet nor compressed files can."""
-    return not is_parquet(path) and _ending(path) not in COMPRESSIONS
-
-
 def _is_untouched(file: InputFile) -> bool:
-    return _stat(file.path) == (file.path, file.size, file.mtime_ns)
+    return filing.facts(file.path) == (file.size, file.mtime_ns)
 
 
 def _line_end(file: InputFile) -> bytes | None:
@@ -282,44 +253,60 @@ def _line_end(file: InputFile) -> bytes | None:
     yet. None if the line has got longer."""
     last, more = b"\n", b""
     if file.end:
-        around = b"".join(_chunks(file.path, position=file.end - 1, end=file.end + 2))
+        around = b"".join(chunks(file.path, position=file.end - 1, end=file.end + 2))
         last, more = around[:1], around[1:]
     if last == b"\n" or more in (b"", b"\r"):
         return b""
     return next((end for end in (b"\n", b"\r\n") if more.startswith(end)), None)
 
 
-def _stat(path: str) -> tuple[str, int, int]:
-    system, inner = _open_system(path)
-    info = system.get_file_info(inner)
-    return path, info.size, info.mtime_ns or 0
-
-
-def is_parquet(path: str) -> bool:
-    return _ending(path) == ".parquet"
-
-
-def _ending(path: str) -> str:
-    return os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
-
-
 def _scan(part: _Part, first: int, step: int, generation: int, incremental: bool) -> tuple[InputFile, list[int]]:
     """A part's facts, and the positions of its rows first, first + step, first + 2 step, ..."""
     path = part.path
-    _, size, mtime_ns = _stat(path)
-    if is_parquet(path):
-        rows = open_parquet(path).metadata.num_rows
+    size, mtime_ns = filing.facts(path)
+    known_kind = part.old is not None and (part.start or not part.old.kind)
+    kind, compression = part.old.format if part.old and known_kind else detect(path)
+    file = InputFile(path, size, mtime_ns, "", 0, size, part.start, generation, kind, compression)
+    if part.old and not part.old.kind:
+        file = msgspec.structs.replace(file, kind="", compression="")
+    if file.is_columnar:
+        rows = Table(path, kind).rows()
         positions = list(range(first, rows, step))
-        end, digest = size, _digest(path).hexdigest()
+        end, digest = size, _digest(file).hexdigest()
+    elif kind == "jsonl":
+        rows, positions, end, digest = _scan_lines(part, file, first, step, incremental and file.may_grow)
     else:
-        # Of a file that is being written to, what was there when its size was asked for.
-        until = size if _may_grow(path) else None
-        rows, positions, end, digest = _scan_lines(part, until, first, step, incremental and _may_grow(path))
-    return InputFile(path, size, mtime_ns, digest, rows, end, part.start, generation), positions
+        rows, positions, end, digest = _scan_rows(file, first, step)
+    return msgspec.structs.replace(file, digest=digest, rows=rows, end=end), positions
+
+
+def _scan_rows(file: InputFile, first: int, step: int) -> tuple[int, list[int], int, str]:
+    """Rows, positions, where the text ends, and the digest of all of it, of JSON and CSV."""
+    kind, compression = file.format
+    digest = hashlib.sha256()
+    end = 0
+
+    def digested() -> Iterator[bytes]:
+        nonlocal end
+        for chunk in chunks(file.path, compression):
+            digest.update(chunk)
+            end += len(chunk)
+            yield chunk
+
+    if kind == "csv":
+        begins = (number for number, _ in enumerate(csv_rows(digested(), file.path)))
+    else:
+        begins = (begin for begin, _, _ in elements(digested(), kind, 0))
+    rows = 0
+    positions = []
+    for rows, begin in enumerate(begins, 1):
+        if (rows - 1 - first) % step == 0 and rows > first:
+            positions.append(begin)
+    return rows, positions, end, digest.hexdigest()
 
 
 def _scan_lines(
-    part: _Part, until: int | None, first: int, step: int, incremental: bool
+    part: _Part, file: InputFile, first: int, step: int, incremental: bool
 ) -> tuple[int, list[int], int, str]:
     """Lines, positions, where the text ends, and the digest of all of it.
 
@@ -327,20 +314,25 @@ def _scan_lines(
     yet: a writer may be in the midst of it, so it is left for the run that finds its end. (An object ends with its
     closing bracket: no line that goes on passes for a whole one.)
     """
-    path, start, digest = part
+    path, start, digest, _ = part
+    # Of a file that is being written to, what was there when its size was asked for.
+    until = file.size if file.may_grow else None
     lines, end = 0, start  # whole lines, and where the text ends, before this chunk
     positions = [start] if first == 0 else []
     wanted = first or step  # the next line, counted from 0, whose first byte is asked for
-    tail = bytearray()  # what stands behind the last newline
-    for chunk in _chunks(path, position=start, end=until):
-        if end == 0 and _ending(path) == ".json" and chunk.lstrip()[:1] == b"[":
-            raise JobError(f"{path}: holds one JSON array; write one object per line (JSONL)")
+    tail = bytearray()  # what stands behind the last newline, of which an incremental job may leave it out
+    is_open = False  # whether there is any
+    for chunk in chunks(path, file.format[1], position=start, end=until):
         newlines = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE)
         asked = newlines[wanted - lines - 1 :: step]
         positions += (asked + end + 1).tolist()
         wanted += step * len(asked)
         lines += len(newlines)
         end += len(chunk)
+        is_open = not chunk.endswith(b"\n")
+        if not incremental:
+            digest.update(chunk)
+            continue
         if len(newlines):
             digest.update(tail)
             tail.clear()
@@ -351,7 +343,7 @@ def _scan_lines(
         end -= len(tail)
         if tail.strip():
             _warn_of_unfinished(path)
-    elif tail:
+    elif is_open:
         digest.update(tail)
         lines += 1
     # A position right behind the last newline begins no line.
@@ -367,76 +359,77 @@ def _is_object(line: bytes) -> bool:
 
 
 def _warn_of_unfinished(path: str) -> None:
-    warn(f"{path}: its last line has no newline and is no whole object yet; it is left for a later run")
+    warn(f"{shown(path)}: its last line has no newline and is no whole object yet; it is left for a later run")
 
 
-def _digest(path: str, end: int | None = None) -> "hashlib._Hash":
-    """Over a file's text, or that of Parquet over its bytes; up to `end`, if given."""
+def _digest(file: InputFile, end: int | None = None) -> "hashlib._Hash":
+    """Over a file's text, or that of a columnar one over its bytes; up to `end`, if given."""
     digest = hashlib.sha256()  # processors have instructions for it: 2.3 times as fast as blake2b
-    for chunk in _chunks(path, end=end):
+    for chunk in chunks(file.path, file.format[1], end=end):
         digest.update(chunk)
     return digest
-
-
-def _chunks(path: str, position: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file from `position` on (up to `end`, if given), decompressed by its ending. Raises JobError."""
-    system, inner = _open_system(path)
-    compression = COMPRESSIONS.get(_ending(path))
-    read = 0
-    try:
-        if compression is None:
-            stream = system.open_input_file(inner)
-            stream.seek(position)
-            read = position
-        else:
-            stream = system.open_input_stream(inner, compression=compression)
-        with stream:
-            while read < position:
-                read += len(stream.read(min(CHUNK, position - read)))
-            while chunk := stream.read(CHUNK if end is None else min(CHUNK, max(0, end - read))):
-                read += len(chunk)
-                yield chunk
-    except (OSError, pa.ArrowException) as error:
-        what = f"cut off or damaged {compression} after {read} bytes of text" if compression else "cannot be read"
-        raise JobError(f"{path}: {what}: {error}") from None
-
-
-def open_parquet(path: str) -> pq.ParquetFile:
-    system, inner = _open_system(path)
-    try:
-        return pq.ParquetFile(system.open_input_file(inner))
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
 
 
 # --- reading a shard
 
 
 def read(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
-    """The rows of one shard in order; of Parquet only the given columns. Raises JobError."""
-    rows = _read_on(plan, shard, columns)
-    if shard.picked is None:
-        yield from rows
-    else:
-        picked = set(shard.picked)
-        yield from (row for row in rows if row.number in picked)
+    """The rows of one shard in order; of columnar files only the given columns. Raises JobError or Stopped."""
+    return Reader(plan, columns).read(shard)
 
 
-def _read_on(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
-    """All rows from the shard's first to its last, from one file into the next."""
-    number, end = shard.first_row, shard.first_row + shard.rows
-    position = shard.position
-    ends = list(itertools.accumulate(file.rows for file in plan.files))
-    for index in range(shard.file, len(plan.files)):
-        file, stop = plan.files[index], min(end, ends[index])
-        records = _records(file.path, position if index == shard.file else file.start, columns)
-        for raw in itertools.islice(records, stop - number):
-            yield Row(number, raw)
-            number += 1
-        if number < stop:
-            raise JobError(f"{file.path}: ends before row {number}; the input changed while the job ran")
-        if number == end:
-            return
+class Reader:
+    """Reads shards, one that follows another without a new beginning: a file is decompressed or decoded once, whatever
+    the number of its shards."""
+
+    def __init__(self, plan: Plan, used: Iterable[str], passed: Iterable[Column] = (), running: bool = False):
+        """used: columns that are looked at; passed: those that are passed through; running: a file that cannot be read
+        stops the run, resumable, as it was there before."""
+        self._plan = plan
+        self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
+        self._ends = list(itertools.accumulate(file.rows for file in plan.files))
+        self._left: tuple[int, Cursor] | None = None  # where the last shard ended, and in which file
+
+    def read(self, shard: Shard) -> Iterator[Row]:
+        """The rows of a shard in order. Raises JobError or Stopped."""
+        rows = self._read_on(shard)
+        if shard.picked is None:
+            yield from rows
+        else:
+            picked = set(shard.picked)
+            yield from (row for row in rows if row.number in picked)
+
+    def _read_on(self, shard: Shard) -> Iterator[Row]:
+        """All rows from the shard's first to its last, from one file into the next."""
+        number, end = shard.first_row, shard.first_row + shard.rows
+        for index in range(shard.file, len(self._plan.files)):
+            file, stop = self._plan.files[index], min(end, self._ends[index])
+            if number == stop:
+                continue  # a file without rows
+            cursor = self._cursor(index, shard.position if index == shard.file else file.start)
+            for row in cursor.take(stop - number, number):
+                yield row
+                number += 1
+            if number < stop:
+                raise JobError(f"{shown(file.path)}: ends before row {number}; the input changed while the job ran")
+            self._leave(index, cursor)
+            if number == end:
+                return
+
+    def _cursor(self, index: int, position: int) -> Cursor:
+        left, self._left = self._left, None  # two shards that are read at once do not share it
+        if left and left[0] == index and left[1].position <= position:
+            left[1].go_to(position)
+            return left[1]
+        if left:
+            left[1].close()
+        file = self._plan.files[index]
+        return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running)
+
+    def _leave(self, index: int, cursor: Cursor) -> None:
+        if self._left:
+            self._left[1].close()
+        self._left = index, cursor
 
 
 def pick(plan: Plan, rows: Iterable[int]) -> Plan:
@@ -451,170 +444,55 @@ def pick(plan: Plan, rows: Iterable[int]) -> Plan:
     return Plan(plan.files, shards)
 
 
-def place(plan: Plan, row: int) -> str:
-    """Where a row stands, for people: `file:line` of JSONL (lines from 1), `file row N` of Parquet (from 0)."""
-    lines: Counter[str] = Counter()  # of each file, in the generations before
+def places(plan: Plan) -> Callable[[int], str]:
+    """What says where a row stands, for people: `file:line` of JSONL (from 1), `file row N` of others (from 0)."""
+    ends = list(itertools.accumulate(file.rows for file in plan.files))
+    before: list[int] = []  # rows of the same file in the generations before
+    counted: dict[str, int] = {}
     for file in plan.files:
-        if row < file.rows:
-            row += lines[file.path]
-            return f"{file.path} row {row}" if is_parquet(file.path) else f"{file.path}:{row + 1}"
-        row -= file.rows
-        lines[file.path] += file.rows
-    return "beyond the input"
+        before.append(counted.get(file.path, 0))
+        counted[file.path] = before[-1] + file.rows
+
+    def place(row: int) -> str:
+        index = bisect.bisect_right(ends, row)
+        if index == len(ends):
+            return "beyond the input"
+        file = plan.files[index]
+        number = row - (ends[index] - file.rows) + before[index]
+        path = shown(file.path)
+        return f"{path}:{number + 1}" if file.format[0] == "jsonl" else f"{path} row {number}"
+
+    return place
 
 
-def _records(path: str, position: int, columns: Iterable[str]) -> Iterator[bytes | dict[str, Any]]:
-    return _parquet_records(path, position, columns) if is_parquet(path) else _lines(path, position)
+def place(plan: Plan, row: int) -> str:
+    """Where one row stands; for many, ask `places` once."""
+    return places(plan)(row)
 
 
-def _lines(path: str, position: int) -> Iterator[bytes]:
-    lines = _split(path, position)
-    if position == 0:
-        for first in lines:
-            yield first.removeprefix(BYTE_ORDER_MARK)
-            break
-    yield from lines
-
-
-def _split(path: str, position: int) -> Iterator[bytes]:
-    tail = b""
-    for chunk in _chunks(path, position=position):
-        lines = (tail + chunk).split(b"\n")
-        tail = lines.pop()
-        yield from lines
-    if tail:
-        yield tail
-
-
-def _parquet_records(path: str, position: int, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
-    file = open_parquet(path)
-    group = 0
-    while position >= (rows := file.metadata.row_group(group).num_rows):
-        position -= rows
-        group += 1
-    wanted = [name for name in columns if name in file.schema_arrow.names]
-    groups = list(range(group, file.num_row_groups))
-    try:
-        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=wanted):
-            if position >= batch.num_rows:
-                position -= batch.num_rows
-                continue
-            yield from batch.slice(position).to_pylist()
-            position = 0
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{path}: damaged Parquet file: {error}") from None
-
-
-# --- passed-through columns
-
-# name of a type in the job file -> Arrow type; json is any value, written as JSON text
-TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "json": pa.string()}
-_PYTHON_TYPES = {"string": (str,), "int64": (int,), "double": (int, float), "bool": (bool,)}
+# --- columns
 
 
 def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:
-    """Every file must have the columns of the template or, Parquet files, of some shape. Raises JobError.
+    """Every file with rows must have the columns of the template or, columnar ones, of some shape. Raises JobError.
 
     The lines that an incremental job has got since are judged one by one.
     """
+    from .passed import names_of
+
     for file in files:
-        if file.generation and not is_parquet(file.path):
+        has_schema = file.is_columnar or file.format[0] == "csv"
+        if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
             continue
-        names = _columns_of(file)
+        names = names_of(file)
         if template and (missing := [name for name in template.columns if name not in names]):
             raise JobError(
-                f"{file.path}: [prompt] template names {missing[0]}, which the file does not have; "
+                f"{shown(file.path)}: [prompt] template names {missing[0]}, which the file does not have; "
                 f"it has {', '.join(names)}"
             )
-        if template or not is_parquet(file.path):
+        if template:
             continue
         shapes = SHAPES.values() if format == "auto" else [SHAPES[format]]
         if not any(column in names for shape in shapes for column in shape.columns):
             ways = ", ".join(shape.columns[0] for shape in shapes)
-            raise JobError(f"{file.path}: none of the columns {ways}; it has {', '.join(names)}")
-
-
-def _columns_of(file: InputFile) -> list[str]:
-    """The columns of a Parquet file, or the keys of the first SAMPLE_ROWS rows of a JSONL file."""
-    if is_parquet(file.path):
-        return list(open_parquet(file.path).schema_arrow.names)
-    return list(dict.fromkeys(name for record in _sample(file) for name in record))
-
-
-def _sample(file: InputFile) -> Iterator[dict[str, Any]]:
-    for line in itertools.islice(_lines(file.path, file.start), min(SAMPLE_ROWS, file.rows)):
-        with contextlib.suppress(Reject):
-            yield Row(0, line).record()
-
-
-def column_types(files: list[InputFile], columns: Iterable[str]) -> dict[str, str | pa.DataType]:
-    """name -> type of the passed-through columns: as declared (`name:type`), as in the Parquet schema, or as
-    the first SAMPLE_ROWS rows of each JSONL file suggest; for an incremental job, of the files that it began with: its
-    shards are one dataset. Raises JobError."""
-    first = [file for file in files if not file.generation]
-    types: dict[str, str | pa.DataType] = {}
-    for column in columns:
-        name, _, declared = column.partition(":")
-        if declared and declared not in TYPES:
-            raise JobError(f"column {column}: type must be one of {', '.join(TYPES)}")
-        types[name] = declared or _type_of(first, name)
-        for file in files[len(first) :]:
-            _check_type(file, name, types[name])
-    return types
-
-
-def _check_type(file: InputFile, name: str, kind: str | pa.DataType) -> None:
-    """A type that a Parquet file gave binds the files that came later; values of the others are judged row by row."""
-    if isinstance(kind, str):
-        return
-    schema = open_parquet(file.path).schema_arrow if is_parquet(file.path) else pa.schema([])
-    here = schema.field(name).type if name in schema.names else "no Parquet column"
-    if here != kind:
-        raise JobError(f"{file.path}: column {name} is {here} here and {kind} in the files that the job began with")
-
-
-def _type_of(files: list[InputFile], name: str) -> str | pa.DataType:
-    found: dict[str, str | pa.DataType] = {}
-    for file in files:
-        if is_parquet(file.path):
-            schema = open_parquet(file.path).schema_arrow
-            if name not in schema.names:
-                raise JobError(f"{file.path}: no column {name} to pass through; it has {', '.join(schema.names)}")
-            found[file.path] = schema.field(name).type
-        elif sampled := _sampled_type(file, name):
-            found[file.path] = sampled
-    if not found:
-        raise JobError(
-            f"column {name}: not in the first {SAMPLE_ROWS} rows of the input; if it comes later, "
-            f"give its type: {name}:string"
-        )
-    kinds = set(found.values())
-    if kinds == {"int64", "double"}:
-        return "double"
-    if len(kinds) > 1:
-        listed = ", ".join(f"{kind} in {path}" for path, kind in found.items())
-        raise JobError(f"column {name}: {listed}; give one type for all, such as {name}:json")
-    return kinds.pop()
-
-
-def _sampled_type(file: InputFile, name: str) -> str | None:
-    values = [record[name] for record in _sample(file) if name in record]
-    kinds = {type(value) for value in values if value is not None}
-    if not values:
-        return None
-    for kind, python_types in _PYTHON_TYPES.items():
-        if kinds <= set(python_types):
-            return kind
-    return "json"
-
-
-def column_value(value: Any, kind: str | pa.DataType, name: str) -> Any:
-    """A passed-through value as its column takes it. Raises Reject(bad_shape)."""
-    if value is None or isinstance(kind, pa.DataType):
-        return value
-    if kind == "json":
-        return msgspec.json.encode(value).decode()
-    fits = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
-    if not fits or (kind == "int64" and not -(2**63) <= value < 2**63):
-        raise Reject("bad_shape", f"column {name}: {value!r:.80} is not {kind}; declare the column as {name}:json")
-    return value
+            raise JobError(f"{shown(file.path)}: none of the columns {ways}; it has {', '.join(names)}")

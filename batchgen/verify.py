@@ -19,7 +19,7 @@ from .folder import JobRecord
 from .job import JobSpec
 from .prepare import Job, prepare
 from .run import close, run
-from .source import Shard
+from .source import Reader, Shard
 
 
 @dataclass
@@ -60,8 +60,9 @@ def verify(out: Path) -> Verdict:
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict
+    reader = item.reader(job)
     for planned in record.plan.shards:
-        _verify_shard(job, planned, verdict)
+        _verify_shard(job, planned, reader, verdict)
     if not verdict.problems and not _is_closed(out, record):
         close(job)
         verdict.closed = True
@@ -74,7 +75,7 @@ def _is_closed(out: Path, record: JobRecord) -> bool:
     return success.exists() and record.fingerprint.encode() in success.read_bytes()
 
 
-def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
+def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict) -> None:
     out = job.out
     path = folder.shard_path(out, planned)
     if not path.exists():
@@ -91,7 +92,7 @@ def _verify_shard(job: Job, planned: Shard, verdict: Verdict) -> None:
     verdict.responses += len(answers)
     verdict.rejects += len(rejects)
     found = list(_found(answers, rejects))
-    expected = list(_expected(job, planned, {line["row"] for line in rejects}))
+    expected = list(_expected(job, planned, reader, {line["row"] for line in rejects}))
     for has, should in zip(found, expected, strict=False):
         if has != should:
             verdict.problems.append(f"{path}: has {has}, the input says {should}")
@@ -107,9 +108,9 @@ def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iter
     yield from sorted(lines, key=lambda line: line[:2])
 
 
-def _expected(job: Job, planned: Shard, rejected: set[int]) -> Iterator[tuple[Any, ...]]:
+def _expected(job: Job, planned: Shard, reader: Reader, rejected: set[int]) -> Iterator[tuple[Any, ...]]:
     """What the input says they must hold. Whether the engine failed on a row only the engine can say."""
-    for row in source.read(job.plan, planned, item.columns_read(job)):
+    for row in reader.read(planned):
         try:
             items = item.make(row, job)
         except Reject as why:

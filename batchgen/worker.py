@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 
 import msgspec
 
-from . import deadline, folder, item, journal, shard, source
+from . import deadline, folder, item, journal, shard
 from .beat import Activity, Pace
 from .claim import Claims
 from .conversation import Row
@@ -113,7 +113,7 @@ class Worker:
         self._took: deque[float] = deque(maxlen=LATEST)  # seconds from admission to finish
         self._pace = Pace(0, 0, 0)
         self._shape = job.shape
-        self._columns = item.columns_read(job)
+        self._reader = item.reader(job, running=True)
         self._facts = {
             "versions": job.record.versions,
             "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.model.digests},
@@ -172,7 +172,7 @@ class Worker:
     def _read(self, opened: OpenShard) -> Iterator[Request]:
         """What of a shard is to be generated, in order. Bad rows are rejected on the way, journaled items answered."""
         job = self._job
-        for row in source.read(job.plan, opened.shard, self._columns):
+        for row in self._reader.read(opened.shard):
             try:
                 items = item.make(row, job)
             except Reject as why:

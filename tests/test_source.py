@@ -7,19 +7,27 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from batchgen import source
+from batchgen import passed, source
 from batchgen.errors import JobError
-from batchgen.source import CHUNK, COMPRESSIONS
+from batchgen.formats import CHUNK, detect
+from batchgen.source import COMPRESSIONS
 
 
 def jsonl(path: Path, first: int, count: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(first, first + count)))
     return path
+
+
+def is_lines(path: Path) -> bool:
+    try:
+        return detect(str(path)) == ("jsonl", "")
+    except JobError:
+        return False
 
 
 def read_all(plan, columns=("text",)) -> list[tuple[int, str]]:
@@ -61,6 +69,7 @@ def test_any_bytes_are_as_many_rows_as_lines(tmp_path_factory, lines, shard_rows
     path = tmp_path_factory.mktemp("source") / "in.jsonl"
     content = b"\n".join(lines) + (b"\n" if final_newline and lines else b"")
     path.write_bytes(content)
+    assume(is_lines(path))  # and no bytes that begin another kind of file
     expected = content.split(b"\n")
     expected = expected[:-1] if expected[-1] == b"" else expected
     if not expected:
@@ -70,7 +79,7 @@ def test_any_bytes_are_as_many_rows_as_lines(tmp_path_factory, lines, shard_rows
     plan = source.plan([str(path)], shard_rows)
     rows = [row for shard in plan.shards for row in source.read(plan, shard, ())]
     assert [row.number for row in rows] == list(range(len(expected)))
-    assert [row.raw for row in rows] == [expected[0].removeprefix(b"\xef\xbb\xbf"), *expected[1:]]
+    assert [row.raw for row in rows] == [line.removeprefix(b"\xef\xbb\xbf") for line in expected]
 
 
 def test_lines_longer_than_a_read_are_whole(tmp_path):
@@ -210,4 +219,4 @@ def test_json_and_parquet_that_disagree_on_a_columns_type(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "x": [1]}), tmp_path / "b.parquet")
     plan = source.plan([str(tmp_path)], 4)
     with pytest.raises(JobError, match=r"column x: string in .*a\.jsonl, int64 in .*b\.parquet"):
-        source.column_types(plan.files, ["x"])
+        passed.resolve(plan.files, ["x"])
