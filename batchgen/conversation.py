@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from . import lengths
 from .errors import Reject
 
 USER = "ユーザー"
@@ -257,12 +258,15 @@ class Template:
     def __init__(self, template: str):
         """Raises ValueError if it is no such template."""
         self._template = template
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        parts = [(field, format) for _, field, format, _ in string.Formatter().parse(template) if field is not None]
+        fields = [field for field, _ in parts]
         # Only columns by name: `{a.b}` and `{a[0]}` would reach into Python's objects.
         if wrong := [field for field in fields if not field or any(sign in field for sign in ".[]")]:
             raise ValueError(f"{{{wrong[0]}}} is not the name of a column")
         if not fields:
             raise ValueError("it names no column, such as {text}")
+        for _, format in parts:
+            lengths.check_width(format or "")
         self.columns = list(dict.fromkeys(fields))
 
     def fill(self, record: dict[str, Any]) -> Conversation:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import lengths
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation
 from .errors import JobError, Reject
 
@@ -27,6 +28,8 @@ class HfTokenizer:
         self.eos_ids = eos_ids
         self.vocab_size: int = len(theirs)
         self.has_template = bool(theirs.chat_template)
+        self._normalizer: Any = None
+        self._longest = self._longest_token()
 
     @classmethod
     def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
@@ -60,6 +63,36 @@ class HfTokenizer:
         ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
         return ids
 
+    def exceeds(self, text: str, tokens: int) -> bool:
+        """Whether a text surely has more tokens than so many, without encoding it; False says nothing."""
+        return self._longest is not None and lengths.exceeds(text, tokens, self._longest, self._least)
+
+    def _least(self, text: str) -> int:
+        letters = "".join(text.split())  # some tokens take any number of blanks around them away
+        return len(self._normalizer.normalize_str(letters) if self._normalizer else letters)
+
+    def _longest_token(self) -> int | None:
+        """Its characters, where each character that is no blank becomes part of a token: with byte-level BPE. Others
+        may have one token for any number of characters that they do not know."""
+        backend = getattr(self._theirs, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        made = json.loads(backend.to_str())
+        model, vocabulary = made["model"], self._theirs.get_vocab()
+        steps = list(_steps(made["pre_tokenizer"]))
+        if any(step.get("behavior", "Isolated") == "Removed" for step in steps):
+            return None
+        if model.get("byte_fallback"):
+            alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+        elif any(step["type"] == "ByteLevel" for step in steps):
+            alphabet = _byte_alphabet()
+        else:
+            return None
+        if model.get("type") != "BPE" or not vocabulary.keys() >= set(alphabet):
+            return None
+        self._normalizer = backend.normalizer
+        return max(map(len, vocabulary))
+
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
@@ -77,6 +110,20 @@ def refuse_code(folder: Path) -> None:
             if isinstance(config, dict) and config.get(key):
                 what = "weights of another model" if key == "speculators_config" else "Python code of its own"
                 raise JobError(f"{folder / name}: {key} asks for {what}, which batchgen never loads")
+
+
+def _steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The steps of a pre-tokenizer, as tokenizer.json has them."""
+    if part:
+        yield part
+        for step in part.get("pretokenizers", []):
+            yield from _steps(step)
+
+
+def _byte_alphabet() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return list(ByteLevel.alphabet())
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

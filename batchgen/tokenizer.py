@@ -19,6 +19,8 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
+from . import lengths
+
 # The order in which the reference numbers those that spiece.model lacks (tokenization_utils.py, _add_tokens).
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REQUIRED_ROLES = {"bos_token", "eos_token", "unk_token", "pad_token"}
@@ -63,6 +65,11 @@ class Tokenizer:
         # the longer. (The Trie differs for tokens that can overlap in a text; rinna's cannot.)
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+        self._longest = max(map(len, pieces))
+        # Without pieces for bytes any number of unknown characters in a row are one token.
+        has_bytes = any(map(model.is_byte, range(self.vocab_size)))
+        self._letters = None if has_bytes else frozenset(piece for piece in pieces if len(piece) == 1)
 
         self._bytes = {i: _piece_bytes(model, i) for i in range(self.vocab_size) if not _is_silent(model, i)}
         self._bytes_and_names = {i: self._bytes.get(i, piece.encode()) for i, piece in enumerate(pieces)}
@@ -114,6 +121,15 @@ class Tokenizer:
             return self._splice(parts, map(self.encode, parts[::2]))
         ids: list[int] = self.model.encode(text.encode())
         return ids
+
+    def exceeds(self, text: str, tokens: int) -> bool:
+        """Whether a text surely has more tokens than so many, at a cost that does not grow with what it has more;
+        encoding takes 30 bytes of memory a character. False says nothing."""
+        return lengths.exceeds(text, tokens, self._longest, self._least)
+
+    def _least(self, text: str) -> int:
+        normal: str = self.model.normalize(text)
+        return len(normal) if self._letters is None else sum(map(self._letters.__contains__, normal))
 
     def encode_batch(
         self,

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from batchgen import models as batchgen_models
 from batchgen.errors import JobError
+from batchgen.hf_tokenizer import HfTokenizer
 from batchgen.item import make
 from batchgen.job import load
 from batchgen.prepare import prepare
@@ -173,3 +174,46 @@ def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batch
     assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
     assert f"{name}: {next(iter(wish))} asks for" in shown.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_long_text_is_rejected_before_it_is_encoded(llama):
+    tokenizer = batchgen_models.load(str(llama)).tokenizer
+    for text in ("Monday is fine. " * 50_000, "月曜" * 400_000, "\n\n- " * 200_000, "a" * 800_000):
+        assert tokenizer.exceeds(text, 100)
+        count = len(tokenizer.encode(text[:100_000]))
+        assert not tokenizer.exceeds(text[:100_000], count)
+    assert not tokenizer.exceeds(" " * 1_000_000, 10)  # blanks are left out of the count: it may be one token
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "BPE without bytes", "blanks and letters are removed"])
+def test_a_tokenizer_that_may_take_any_length_for_one_token_is_asked_itself(kind):
+    model = {
+        "WordPiece": lambda: models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+        "Unigram": lambda: models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0),
+        "BPE without bytes": lambda: models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>", fuse_unk=True),
+        "blanks and letters are removed": lambda: models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>"),
+    }[kind]()
+    theirs = Tokenizer(model)
+    if "removed" in kind:
+        theirs.pre_tokenizer = pre_tokenizers.Split("b", "removed")
+    tokenizer = HfTokenizer(PreTrainedTokenizerFast(tokenizer_object=theirs), [0])
+    text = "b" * 1_000_000
+    assert len(tokenizer.encode(text)) <= 1
+    assert not tokenizer.exceeds(text, 1)
+
+
+def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):
+    folder = shutil.copytree(llama, tmp_path / "short")
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content[:10] }}")
+    row = {"text": "Monday is fine. " * 50_000}
+    job = prepare(
+        load(
+            None,
+            {
+                "input": {"path": [str(write_rows([row]))]},
+                "model": {"path": str(folder)},
+                "output": {"path": str(tmp_path / "out")},
+            },
+        )
+    )
+    assert [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
