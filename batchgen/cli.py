@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 import click
 import msgspec
 
-from . import __version__
+from . import __version__, console
 from .errors import JobError, MachineError, Stopped
 from .job import TABLES, JobSpec, load, model_path
 
@@ -22,7 +22,20 @@ EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 DEAD_SHOWN = 5  # workers that died last; those of a long job are many
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Command(click.Group):
+    """All commands, with streams that cannot end them."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        console.set_up()
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:  # of stdout: all else is caught where it happens
+            fail(f"stdout: {error.strerror or error}", EXIT_BROKEN)
+        finally:
+            console.settle()
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="batchgen")
 def cli() -> None:
     """Offline generation over whole datasets: conversations in, responses out, nothing lost on the way."""
@@ -143,7 +156,8 @@ def exit_codes() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         # Not an exception: whatever is being imported may catch it. Files appear whole or not at all, so this is safe.
-        os.write(2, b"batchgen: stopped as asked; run the same command again to go on\n")
+        with suppress(OSError):
+            os.write(2, b"batchgen: stopped as asked; run the same command again to go on\n")
         os._exit(EXIT_STOPPED)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
@@ -198,14 +212,14 @@ def _print_outcome(outcome: Any, max_rejects: int | None) -> None:
 def _print_summary(outcome: Any) -> None:
     totals = outcome.totals
     if outcome.counts is None:
-        click.echo(f"no work left here: other workers are at the last shards of {outcome.out}")
+        console.say(f"no work left here: other workers are at the last shards of {outcome.out}")
     else:
         state = "done" if totals.rows else "all done already"
-        click.echo(f"{state}: {_counted(outcome.counts)} in {outcome.out}")
+        console.say(f"{state}: {_counted(outcome.counts)} in {outcome.out}")
     if totals.rows:
         seconds = max(outcome.seconds - outcome.engine_start, 1e-9)
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
-        click.echo(
+        console.say(
             f"this run: {totals.rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
             f"{totals.response_tokens:,} response tokens in {outcome.seconds:,.1f} s, engine start "
             f"{outcome.engine_start:,.1f} s; then {totals.response_tokens / seconds:,.0f} response tokens/s"
@@ -263,10 +277,10 @@ def submit_command(
             click.echo(submit.script(options, ["run", *arguments]), nl=False)
             return
         done = submit.submit(job, options, arguments)
-    click.echo(f"submitted: job {done.job}; the script is {done.script}, logs come beside it")
+    console.say(f"submitted: job {done.job}; the script is {done.script}, logs come beside it")
     if done.verification:
-        click.echo(f"after it: job {done.verification}, batchgen verify")
-    click.echo(f"to see how it stands: batchgen status {job.out}")
+        console.say(f"after it: job {done.verification}, batchgen verify")
+    console.say(f"to see how it stands: batchgen status {job.out}")
 
 
 @cli.command("plan", short_help="See what a job will be, without an engine.")
@@ -442,14 +456,14 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
             click.echo(f"batchgen: {line}", err=True)
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
-        click.echo(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
+        console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
         if verdict.closed:
-            click.echo(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
+            console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
         if replay:
             again = verify.replay(out, replay, replay_seed)
-            click.echo(f"replayed: {again.matches} of {again.items} responses are the same")
+            console.say(f"replayed: {again.matches} of {again.items} responses are the same")
             if again.first:
-                click.echo(f"first difference: {again.first}")
+                console.say(f"first difference: {again.first}")
 
 
 @cli.command("retry", short_help="Generate again what went wrong, with other parameters.")
@@ -525,7 +539,7 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
 
         done = export(out, to, format or "", columns, partial, overwrite)
     missing = f", {done.missing:,} shards missing" if done.missing else ""
-    click.echo(f"exported: {_counted(done.counts)}{missing} to {to}")
+    console.say(f"exported: {_counted(done.counts)}{missing} to {to}")
 
 
 @cli.group("bench", short_help="Measure how fast batchgen is here.")
@@ -673,4 +687,4 @@ def demo_command(folder: Path) -> None:
 
     with exit_codes():
         job = write(folder)
-    click.echo(f"wrote {folder}/model, {folder}/data and {job}; next: batchgen run {job}")
+    console.say(f"wrote {folder}/model, {folder}/data and {job}; next: batchgen run {job}")

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .errors import JobError, Reject
 from .job import nearest
 from .models import Model
 from .sampling import Sampling
+from .stop import StopSearch
 from .tokenizer import Tokenizer
 
 # EngineArgs that batchgen itself decides: the rest of the pipeline rests on them.
@@ -44,25 +45,27 @@ CPU_KV_CACHE_BYTES = 4 << 30
 Logprobs = list[list[tuple[int, float]]]
 
 
+WHOLE = -1  # of a response's text: no stop text ended it
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """token_ids: as generated, the stop token or the tokens of the stop text included; finish_reason: stop | length,
-    or what else vLLM says; logprobs: one list per token, if they were asked for."""
+    or what else vLLM says; logprobs: one list per token, if they were asked for; text_end: how many characters of the
+    tokens' text are the response, WHOLE for all of it."""
 
     request_id: str
     token_ids: list[int]
     finish_reason: str
     logprobs: Logprobs | None = None
+    text_end: int = WHOLE
 
 
 @dataclass(slots=True)
 class Watch:
-    """A request with stop texts. vLLM's own search needs a tokenizer of its own; here ours looks at each token."""
+    """A request with stop texts, and what came of it so far."""
 
-    stop: list[str]
-    not_before: int  # tokens: min_tokens holds for stop texts too
-    window: int  # tokens that may hold the longest stop text, as each one is at least one byte
-    token_ids: list[int] = field(default_factory=list)
+    search: StopSearch
     logprobs: Logprobs | None = None
 
 
@@ -171,8 +174,7 @@ class Engine:
         except ValueError as error:
             raise Reject("engine_error", _one_line(error)) from None
         if sampling.stop:
-            window = max(len(text.encode()) for text in sampling.stop) + 1
-            self._watched[request_id] = Watch(sampling.stop, sampling.min_tokens, window)
+            self._watched[request_id] = Watch(StopSearch(sampling, self._tokenizer.decode))
 
     def params(self, sampling: Sampling, seed: int | None) -> Any:
         """vLLM's SamplingParams of one request. Raises ValueError if they are not to its liking."""
@@ -231,22 +233,21 @@ class Engine:
 
     def _look_for_stop(self, request_id: str, watch: Watch, new: Any) -> Response | None:
         """Takes a request's new tokens; its response, if they end it."""
-        logprobs = _logprobs(new.logprobs, new.token_ids)
+        search, logprobs = watch.search, _logprobs(new.logprobs, new.token_ids)
         for position, token in enumerate(new.token_ids):
-            watch.token_ids.append(token)
             if logprobs is not None:
                 watch.logprobs = [*(watch.logprobs or []), logprobs[position]]
-            if len(watch.token_ids) > watch.not_before:
-                tail = self._tokenizer.decode(watch.token_ids[-watch.window :])
-                if any(text in tail for text in watch.stop):
-                    del self._watched[request_id]
-                    if not new.finish_reason:
-                        self._engine.abort_request([request_id])
-                    return Response(request_id, watch.token_ids, "stop", watch.logprobs)
+            text_end = search.take(token)
+            last = position == len(new.token_ids) - 1
+            if text_end is not None and not (last and new.finish_reason == "stop"):  # a stop token's text is none
+                del self._watched[request_id]
+                if not new.finish_reason:
+                    self._engine.abort_request([request_id])
+                return Response(request_id, search.token_ids, "stop", watch.logprobs, text_end)
         if not new.finish_reason:
             return None
         del self._watched[request_id]
-        return Response(request_id, watch.token_ids, str(new.finish_reason), watch.logprobs)
+        return Response(request_id, search.token_ids, str(new.finish_reason), watch.logprobs)
 
     def when_process_dies(self, tell: Callable[[str], None]) -> None:
         """Calls `tell` with the reason as soon as a process of the engine ends; vLLM's `step` may wait for ever."""

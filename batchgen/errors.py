@@ -1,9 +1,10 @@
 """What can go wrong, sorted by what has to be done about it."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from . import console
 
 
 class JobError(Exception):
@@ -37,7 +38,7 @@ class TimeUp(Stopped):
 
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know though it stops nothing."""
-    print(f"batchgen: warning: {text}", file=sys.stderr)
+    print(f"batchgen: warning: {text}", file=console.stderr())
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import msgspec
 from . import conversation, prompt, sampling, structure
 from .conversation import Conversation, Row, Utterance
 from .cursor import passed_value
-from .engine import Logprobs
+from .engine import WHOLE
 from .errors import Reject
 from .job import JobSpec
+from .journal import Entry
 from .prepare import Job
 from .sampling import Sampling
 from .source import Reader
@@ -41,31 +42,39 @@ class Item:
         """What the engine and the supervisor call it."""
         return f"{self.row}-{self.sample}"
 
-    def answer(self, token_ids: list[int], finish_reason: str, logprobs: Logprobs | None, job: Job) -> dict[str, Any]:
+    def answer(self, entry: Entry, job: Job) -> dict[str, Any]:
         """Its row of the shard, with all optional columns; the schema picks."""
-        text = job.model.tokenizer.decode(token_ids)
-        stop = self.written.stop
-        if stop and finish_reason == "stop" and token_ids[-1] not in self._stop_ids(job):
-            text = _cut_at(text, stop, self.sampling.include_stop_str_in_output)
+        text = job.model.tokenizer.decode(entry.token_ids)
+        end = self._text_end(text, entry, job) if entry.text_end is None else entry.text_end
+        text = text if end == WHOLE else text[:end]
         return {
             "id": self.id,
             "row": self.row,
             "sample": self.sample,
             "conversation": [utterance._asdict() for utterance in self.conversation],
             "response": prompt.response_text(text, job.format),
-            "finish_reason": finish_reason,
+            "finish_reason": entry.finish_reason,
             "prompt_tokens": len(self.prompt_token_ids),
             "truncated": self.truncated,
-            "response_tokens": len(token_ids),
+            "response_tokens": len(entry.token_ids),
             "seed": self.seed,
             "sampling": _as_column(self.sampling),
             "prompt": self.prompt,
             "prompt_token_ids": self.prompt_token_ids,
-            "response_token_ids": token_ids,
-            "logprobs": logprobs
-            and [[{"token_id": token, "logprob": value} for token, value in step] for step in logprobs],
+            "response_token_ids": entry.token_ids,
+            "logprobs": entry.logprobs
+            and [[{"token_id": token, "logprob": value} for token, value in step] for step in entry.logprobs],
             **self.columns,  # the input's own `prompt` too, where the job writes none
         }
+
+    def _text_end(self, text: str, entry: Entry, job: Job) -> int:
+        """Where the response ends in the text of an entry of batchgen 0.1.0, by that version's rule: before the stop
+        text that ends last, if no stop token ended it."""
+        found = [stop for stop in self.written.stop if stop in text]
+        if entry.finish_reason != "stop" or entry.token_ids[-1] in self._stop_ids(job) or not found:
+            return WHOLE
+        end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
+        return end if self.sampling.include_stop_str_in_output else start
 
     def _stop_ids(self, job: Job) -> set[int]:
         """Token ids that end this item: a response that ends with one of them was not ended by a stop text."""
@@ -127,13 +136,6 @@ def _as_column(params: Sampling) -> dict[str, Any]:
         "logit_bias": [{"token_id": token, "bias": bias} for token, bias in params.logit_bias.items()],
         "structured_outputs": structure.as_json(wanted) if wanted else None,
     }
-
-
-def _cut_at(text: str, stop: list[str], keep: bool) -> str:
-    """The text without the stop text that ended it (with it, if `keep`): the one that ends last, as generation ended
-    with the token that completed it."""
-    end, start = max((text.rfind(each) + len(each), text.rfind(each)) for each in stop if each in text)
-    return text[: end if keep else start]
 
 
 def columns_read(job: Job) -> list[str]:

@@ -21,13 +21,18 @@ _HEAD = struct.Struct("<II")
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """A finished item: what the engine gave for it. All else can be read off the input again."""
+    """A finished item: what the engine gave for it. All else can be read off the input again.
+
+    text_end: as in engine.Response; None in journals of batchgen 0.1.0, which did not write it. New fields go to the
+    end, with a default: older journals are read without them.
+    """
 
     row: int
     sample: int
     token_ids: list[int]
     finish_reason: str
     logprobs: list[list[tuple[int, float]]] | None = None
+    text_end: int | None = None
 
 
 def path_of(out: Path, shard: int, worker: str) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from . import deadline, folder, gpus, shard, slurm
-from .errors import Stopped, TimeUp, on_disk
+from . import console, deadline, folder, gpus, shard, slurm
+from .errors import Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
 from .progress import Progress
@@ -52,7 +51,7 @@ def run_job(prepared: Callable[[], Job]) -> Outcome:
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
-    progress = Progress(sys.stderr, job.plan.rows, rows_done)
+    progress = Progress(console.stderr(), job.plan.rows, rows_done)
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     try:
         supervisor.run()
@@ -105,7 +104,7 @@ def _set_damaged_aside(job: Job) -> None:
                 path = folder.shard_path(job.out, planned)
                 (job.out / "_SUCCESS").unlink(missing_ok=True)
                 aside = folder.quarantine(job.out, path)
-                print(f"batchgen: warning: {path}: {what}; moved to {aside}, to be made again", file=sys.stderr)
+                warn(f"{path}: {what}; moved to {aside}, to be made again")
 
 
 def _warn_of_other_versions(job: Job) -> None:
@@ -113,7 +112,7 @@ def _warn_of_other_versions(job: Job) -> None:
     first = folder.read_job(job.out)
     if first and first.versions != job.record.versions:
         was, now = msgspec.json.encode(first.versions).decode(), msgspec.json.encode(job.record.versions).decode()
-        print(f"batchgen: warning: this job was begun with {was} and goes on with {now}", file=sys.stderr)
+        warn(f"this job was begun with {was} and goes on with {now}")
 
 
 def close(job: Job) -> dict[str, Any]:

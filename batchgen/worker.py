@@ -324,7 +324,9 @@ class Worker:
             why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
             self._reject(request.shard, request.row, made.id, why)
             return
-        entry = Entry(made.row, made.sample, response.token_ids, response.finish_reason, response.logprobs)
+        entry = Entry(
+            made.row, made.sample, response.token_ids, response.finish_reason, response.logprobs, response.text_end
+        )
         request.shard.journal.append(entry)
         self.totals.prompt_tokens += len(made.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
@@ -355,7 +357,7 @@ class Worker:
             return
         # A row of which one sample failed is rejected as a whole.
         good = [(made, entry) for made, entry in opened.finished if made.row not in opened.rejects]
-        answers = [made.answer(entry.token_ids, entry.finish_reason, entry.logprobs, self._job) for made, entry in good]
+        answers = [made.answer(entry, self._job) for made, entry in good]
         rejects = list(opened.rejects.values())
         with on_disk(self._job.out):
             if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from batchgen import folder
+from batchgen import folder, item, source
 from batchgen.claim import Claims
 from batchgen.cli import cli
 from batchgen.engine import Engine
+from batchgen.item import Item
 from batchgen.job import load
 from batchgen.models import load as load_model
-from batchgen.prepare import prepare
+from batchgen.prepare import Job, prepare
 from batchgen.run import close, missing_shards
 from batchgen.worker import Worker
 
@@ -76,6 +77,20 @@ def generate(engine, tmp_path):
         return job.out
 
     return run
+
+
+@pytest.fixture
+def item_of(write_rows, tmp_path):
+    """The item of one record, by a job with these tables, and the job."""
+
+    def make(record: dict, **tables) -> tuple[Item, Job]:
+        tables = {"model": {"path": str(MODEL)}, "output": {"path": str(tmp_path / "of one")}, **tables}
+        tables["input"] = {"path": [str(write_rows([record], "one.jsonl"))]}
+        job = prepare(load(None, tables))
+        [row] = source.read(job.plan, job.plan.shards[0], item.columns_read(job))
+        return item.make(row, job)[0], job
+
+    return make
 
 
 @pytest.fixture
