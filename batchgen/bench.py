@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import __version__, demo, engine, folder, gpus, item, journal, models, shard, source
+from . import __version__, demo, engine, gpus, item, journal, models, opening, shard, source
 from .claim import Claims
 from .engine import Engine, Response, set_up_process
 from .errors import JobError, MachineError, Reject
@@ -201,7 +201,7 @@ def pipeline(
             output = msgspec.structs.replace(spec.output, path=str(Path(out) / "out"))
             job = prepare(msgspec.structs.replace(spec, output=output))
             prepared = time.perf_counter() - begin
-            folder.open_job(job.out, job.record)
+            opening.open_job(job.out, job.record)
             worker = Worker(job, runner, Claims(job.out, spec.output.stale), _timed(report, "reports", seconds))
             worker.run(job.plan.shards)
             counts = close(job)

@@ -33,26 +33,27 @@ class Seen(NamedTuple):
 
 
 class Claims:
-    """The claims of one worker, and its beat. stale: seconds of silence after which a worker counts as dead."""
+    """The claims of one worker, and its beat. stale: seconds of silence after which a worker counts as dead; beats: the
+    folder in `_state` where it beats among its like."""
 
-    def __init__(self, out: Path, stale: float):
+    def __init__(self, out: Path, stale: float, beats: str = "workers"):
         self._stale = stale
         self._claims = out / "_state" / "claims"
-        self._workers = out / "_state" / "workers"
+        self._workers = out / "_state" / beats
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
         self._who = beat.identity(self.worker, stale)
         self._activity: Callable[[], Activity] = Activity
         self._beats = 0
         self._beating = threading.Lock()
-        self._held: set[int] = set()
+        self._held: set[int | str] = set()
         self._seen: dict[str, Seen] = {}  # by worker
         self._stop = threading.Event()
         self.beat()
         threading.Thread(target=self._beat_on, daemon=True).start()
 
-    def take(self, shard: int) -> bool:
-        """Claims a shard, if nobody who is alive holds it."""
+    def take(self, shard: int | str) -> bool:
+        """Claims a shard, or what else goes by a name, if nobody who is alive holds it."""
         path = self._path(shard)
         holder = _read(path)
         if holder is not None:
@@ -75,7 +76,7 @@ class Claims:
         self._held.add(shard)
         return True
 
-    def release(self, shard: int) -> None:
+    def release(self, shard: int | str) -> None:
         """Gives a shard back; a claim that somebody took over meanwhile stays theirs."""
         self._held.discard(shard)
         if _read(self._path(shard)) == self._me:
@@ -124,8 +125,8 @@ class Claims:
         with self._beating:  # one more beat would bring the file back
             (self._workers / self.worker).unlink(missing_ok=True)
 
-    def _path(self, shard: int) -> Path:
-        return self._claims / f"part-{shard:05}"
+    def _path(self, shard: int | str) -> Path:
+        return self._claims / (shard if isinstance(shard, str) else f"part-{shard:05}")
 
     def _take_away(self, path: Path, holder: bytes) -> bool:
         """Removes the claim of a dead worker. Of several watchers one succeeds; where there are no locks, two may."""

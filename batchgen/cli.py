@@ -138,6 +138,7 @@ def _flags(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, 
 def _spec_of_run(arguments: list[str]) -> JobSpec:
     """The job that `batchgen run` with these arguments would do."""
     given = dict(run_command.make_context("run", list(arguments)).params)
+    del given["discard"]
     return _spec(given.pop("inputs"), given.pop("engine"), given)
 
 
@@ -181,8 +182,9 @@ def exit_codes() -> Iterator[None]:
 @cli.command("run", short_help="Generate a response for every conversation.")
 @click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
+@click.option("--discard", is_flag=True, help="drop what a job that differs has left in the output folder")
 @job_flags
-def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], **options: Any) -> None:
+def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool, **options: Any) -> None:
     """Generate a response for every conversation of the input, or go on where the last run stopped.
 
     A job file, flags, or both; a flag wins over the file.
@@ -197,13 +199,14 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], **options: Any
         spec = _spec(inputs, engine, options)
         from .run import run
 
-        outcome = run(spec)
-    _print_outcome(outcome, spec.output.max_rejects)
+        outcome = run(spec, discard)
+    _print_outcome(outcome)
 
 
-def _print_outcome(outcome: Any, max_rejects: int | None) -> None:
+def _print_outcome(outcome: Any) -> None:
     """The summary; exits 3 if more rows were rejected than the job allows."""
     _print_summary(outcome)
+    max_rejects = outcome.max_rejects
     rejected = sum((outcome.counts or {"rejects": {}})["rejects"].values())
     if max_rejects is not None and rejected > max_rejects:
         fail(f"{rejected} rows were rejected, max_rejects allows {max_rejects}; see batchgen rejects", EXIT_REJECTS)
@@ -485,7 +488,7 @@ def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any)
         from .retry import retry
 
         outcome = retry(out, only, _flags((), engine, options))
-    _print_outcome(outcome, options["output__max_rejects"])
+    _print_outcome(outcome)
 
 
 @cli.command("rejects", short_help="Show the rows that got no response.")

@@ -10,26 +10,33 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from . import __version__
 from .errors import JobError, on_disk
-from .job import differences, fingerprint
+from .job import TABLES, JobSpec, fingerprint
 from .source import InputFile, Plan, Shard
-
-# Hugging Face datasets does not pass over names with `_`: without this it may take _rejects/ for the data.
-_HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
 # What a file system without hard links says to a link.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# What one says that cannot sync folders: some FUSE and network file systems, and those of virtual machines.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+# Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
+# differs from the defaults. Whatever a later format is, this field and the digest stay: so it is known for what it is.
+FORMAT = 2
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
-    """`_job.json`. results: all that decides what the shards hold; fingerprint: its digest; spec: as resolved;
-    after: the fingerprint of the job that was in the folder when this one was prepared; retry_of: the job whose rows
-    these are, and why they were picked, if it is a retry; schema: the Arrow types of the passed-through columns
-    (passed.written), empty in jobs of the first version."""
+    """`_job.json`. results: all that decides what the shards hold, in the words of the format that the folder was begun
+    in; fingerprint: its digest; spec: as resolved by the run that opened the folder last; after: the fingerprint of the
+    job that was in the folder when this one was prepared; retry_of: the job whose rows these are, and why they were
+    picked, if it is a retry; schema: the Arrow types of the passed-through columns (passed.written), empty in jobs of
+    the first version."""
 
+    format: int = 1
     fingerprint: str
-    results: dict[str, Any]
-    spec: dict[str, Any]
+    results: dict[str, dict[str, Any]]
+    spec: dict[str, dict[str, Any]]
     versions: dict[str, str]
     plan: Plan
     after: str | None = None
@@ -61,9 +68,10 @@ def publish(out: Path, path: Path, content: bytes | memoryview, new: bool = Fals
     new: it must not be there. Of several that try at once one succeeds, the others get FileExistsError; on a file
     system without hard links, those that try within the same milliseconds may all succeed, and the last counts.
     """
-    temporary = out / "_state" / f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
+    # Hosts may have one name, and their containers one process id: neither tells two writers apart.
+    temporary = out / "_state" / f"{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with temporary.open("wb") as stream:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -106,12 +114,20 @@ Facts = TypeVar("Facts", bound=msgspec.Struct)
 def unsealed(content: bytes, kind: type[Facts]) -> Facts:
     """What `sealed` made. Raises ValueError if any of it has changed since."""
     try:
-        table = msgspec.json.decode(content, type=dict[str, Any])
-        if table.pop("digest", "") != fingerprint(table):
-            raise ValueError("it does not fit its own digest")
-        return msgspec.convert(table, kind)
-    except msgspec.DecodeError as error:
+        return msgspec.convert(opened(content), kind)
+    except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def opened(content: bytes) -> dict[str, Any]:
+    """The same, whatever its fields are."""
+    try:
+        table = msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if table.pop("digest", "") != fingerprint(table):
+        raise ValueError("it does not fit its own digest")
+    return table
 
 
 def make_folder(folder: Path) -> None:
@@ -122,10 +138,13 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder, new or gone, outlast a power loss."""
+    """Makes the names in a folder, new or gone, outlast a power loss, on file systems that can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -158,6 +177,14 @@ def read_job(out: Path) -> JobRecord | None:
     return None
 
 
+def job_of(out: Path) -> JobRecord:
+    """The job of a folder that is to have one. Raises JobError."""
+    record = read_job(out) if (out / "_job.json").exists() else None
+    if record is None:
+        raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
+    return record
+
+
 def _read_root(out: Path) -> JobRecord | None:
     """`_job.json` as it is. Runs that let the job grow write it too, and a slow one may write an old one."""
     path = out / "_job.json"
@@ -165,60 +192,51 @@ def _read_root(out: Path) -> JobRecord | None:
         there = next(folder for folder in (out, *out.parents) if folder.exists())
         if there.is_file():
             raise JobError(f"{there}: is a file; name a folder for the output")
-        if not path.exists():
-            ours = ("_state", ".huggingface.yaml")
-            others = [name for name in sorted(os.listdir(out)) if name not in ours] if there == out else []
+        ours = ("_state", ".huggingface.yaml")
+        others = [name for name in sorted(os.listdir(out)) if name not in ours] if there == out else []
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # after the listing: one that another run has just made is not something else
             if others:
-                raise JobError(f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder")
+                raise JobError(
+                    f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder"
+                ) from None
             return None
-        content = path.read_bytes()
     try:
-        return unsealed(content, JobRecord)
-    except ValueError as error:
+        table = opened(content)
+        if (format := table.get("format", 1)) > FORMAT:
+            raise _newer(out, f"format {format}, and this one ({__version__}) knows formats up to {FORMAT}")
+        record = msgspec.convert(table, JobRecord)
+        _check_spec(out, record.spec)
+    except (ValueError, TypeError, msgspec.ValidationError) as error:
         raise JobError(f"{path}: damaged, or not batchgen's ({error}); name another output folder") from None
+    return record
 
 
-def open_job(out: Path, job: JobRecord) -> bool:
-    """Makes `out` the folder of this job, or goes on with the same job there, which may grow to this one. False if the
-    job there is not the one any more that this one was prepared after: another run was faster; prepare it again.
+def _check_spec(out: Path, spec: dict[str, Any]) -> None:
+    """Refuses keys that this version does not know: it cannot know what they mean. Raises JobError."""
+    for table, values in spec.items():
+        if table != "engine" and table not in TABLES:
+            raise _newer(out, f"its job has a table [{table}], which this one ({__version__}) does not know")
+        for key in values:
+            if table != "engine" and key not in TABLES[table].__struct_fields__:
+                raise _newer(out, f"its job has [{table}] {key}, which this one ({__version__}) does not know")
 
-    Raises JobError on drift.
-    """
-    old = read_job(out)
-    if (old.fingerprint if old else None) != job.after:
-        return False
-    grows = old is not None and fingerprints(job)[-2:-1] == [old.fingerprint]
-    if old and old.fingerprint != job.fingerprint and not grows and finished(out, old.plan):
-        raise drift(out, differences(old.results, job.results))
-    state = out / "_state"
-    parts = (state / name for name in ("claims", "workers", "journal", "checksums"))
-    for part in (*reversed(out.parents), out, state, *parts):
-        make_folder(part)
+
+def spec_of(out: Path, record: JobRecord) -> JobSpec:
+    """The job that a folder was made by, as if it were asked for again, with its results there. Raises JobError."""
     try:
-        if old is None:
-            publish(out, out / ".huggingface.yaml", _HUGGING_FACE)
-            publish(out, out / "_job.json", _written(job), new=True)
-        elif grows:
-            _grow(out, old, job)
-        elif old.fingerprint != job.fingerprint:  # nothing was finished yet: a mended job may take the folder
-            _growth_path(out, job.fingerprint).unlink(missing_ok=True)  # if it was here before, and has grown
-            publish(out, out / "_job.json", _written(job))
-        elif old.plan != job.plan or _is_behind(out, old):  # the input has moved, or a kill or a slow run came between
-            publish(out, out / "_job.json", _written(msgspec.structs.replace(old, plan=job.plan)))
-    except FileExistsError:
-        return False
-    return True
+        spec = msgspec.convert(record.spec, JobSpec, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise JobError(f"{out}/_job.json: its job is none that this batchgen ({__version__}) can do: {error}") from None
+    return msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, path=str(out.absolute())))
 
 
-def drift(out: Path, changes: list[str]) -> JobError:
-    lines = "\n".join(f"  {line}" for line in changes)
-    return JobError(
-        f"{out}: holds results of a job that differs in\n{lines}\n"
-        "go on with the old values, or name another output folder"
-    )
+def _newer(out: Path, what: str) -> JobError:
+    return JobError(f"{out}: made by a newer batchgen: {what}; update batchgen, or name another output folder")
 
 
-def _written(job: JobRecord) -> bytes:
+def written(job: JobRecord) -> bytes:
     return msgspec.json.format(sealed(job), indent=1)
 
 
@@ -240,7 +258,7 @@ def fingerprints(job: JobRecord) -> list[str]:
     """The job's fingerprint after each generation."""
     brought = [file.generation for file in job.plan.files]
     return [
-        fingerprint(_with_files(job.results, job.plan.files[: bisect.bisect_right(brought, generation)]))
+        fingerprint(with_files(job.results, job.plan.files[: bisect.bisect_right(brought, generation)]))
         for generation in range(job.plan.generation + 1)
     ]
 
@@ -250,29 +268,40 @@ def facts_of(files: list[InputFile]) -> list[dict[str, Any]]:
     return [{"digest": file.digest, "rows": file.rows} for file in files]
 
 
-def _with_files(results: dict[str, Any], files: list[InputFile]) -> dict[str, Any]:
+def with_files(results: dict[str, Any], files: list[InputFile]) -> dict[str, Any]:
     return {**results, "input": {**results["input"], "files": facts_of(files)}}
 
 
 def _grown(job: JobRecord, more: Plan) -> JobRecord:
     plan = Plan(job.plan.files + more.files, job.plan.shards + more.shards)
-    results = _with_files(job.results, plan.files)
+    results = with_files(job.results, plan.files)
     return msgspec.structs.replace(
         job, plan=plan, results=results, fingerprint=fingerprint(results), after=job.fingerprint
     )
 
 
-def _grow(out: Path, old: JobRecord, job: JobRecord) -> None:
+def is_growth(old: JobRecord, job: JobRecord) -> bool:
+    """Whether a job is the other with a generation more."""
+    return fingerprints(job)[-2:-1] == [old.fingerprint]
+
+
+def grow(out: Path, old: JobRecord, job: JobRecord) -> None:
     """Raises FileExistsError if another run has let the job grow before."""
     path = _growth_path(out, old.fingerprint)
     make_folder(path.parent)
     (out / "_SUCCESS").unlink(missing_ok=True)
     more = Plan(job.plan.files[len(old.plan.files) :], job.plan.shards[len(old.plan.shards) :])
     publish(out, path, sealed(more), new=True)
-    publish(out, out / "_job.json", _written(msgspec.structs.replace(job, versions=old.versions)))
+    publish(out, out / "_job.json", written(msgspec.structs.replace(job, versions=old.versions)))
 
 
-def _is_behind(out: Path, job: JobRecord) -> bool:
+def forget_growth(out: Path, job: JobRecord) -> None:
+    """So that a job which was in the folder before, and grew there, begins where it is now."""
+    _growth_path(out, job.fingerprint).unlink(missing_ok=True)
+
+
+def is_behind(out: Path, job: JobRecord) -> bool:
+    """Whether `_job.json` is that of a time before the job grew: a kill or a slow run came between."""
     root = _read_root(out)
     return root is not None and root.fingerprint != job.fingerprint
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 from . import deadline
 from .errors import JobError
 from .hub import is_name
-from .sampling import JobSampling
+from .sampling import JobSampling, Sampling
 
 InputFormat = Literal["auto", "speaker", "openai", "openai-batch", "sharegpt", "hh", "flan", "alpaca", "prompt", "text"]
 PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
@@ -43,7 +43,7 @@ class ModelTable(_Table, frozen=True):
     allow_withdrawn: Annotated[bool, Meta(description="go on with the withdrawn weights of 2023-07-31")] = False
 
 
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One utterance of `[prompt] prefix`."""
 
     speaker: Literal["ユーザー", "システム"]
@@ -110,7 +110,15 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "output": OutputTable,
 }
 
-# EngineArgs that decide how fast and where, not what: a job may go on with others of these.
+# What decides how fast, where and until when, not what: a job may go on with others of these. Every other key of these
+# tables is a result. Of the model its files' digests are results, whatever its path.
+MEANS = {
+    "input": frozenset({"path", "incremental"}),
+    "prompt": frozenset(),
+    "sampling": frozenset(),
+    "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue".split()),
+}
+# The same of vLLM's EngineArgs; tests say of each name why. Some are names of older or newer vLLMs than that here.
 ENGINE_MEANS = frozenset(
     """
     async_scheduling block_size compilation_config cpu_offload_gb disable_custom_all_reduce
@@ -120,6 +128,7 @@ ENGINE_MEANS = frozenset(
     stream_interval swap_space tensor_parallel_size
     """.split()
 )
+DUMMY = "dummy"  # the load_format that makes weights up: it is a result
 
 
 def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
@@ -226,6 +235,53 @@ def _readable(error: str) -> str:
     return f"[{table}] {key}: {message}" if key else f"[{table}] {message}"
 
 
+def results_of(spec: "JobSpec") -> dict[str, dict[str, Any]]:
+    """The keys that decide results, by table, as the spec has them."""
+    tables = msgspec.to_builtins(spec)
+    chosen = {
+        table: {key: value for key, value in tables[table].items() if key not in means}
+        for table, means in MEANS.items()
+    }
+    return chosen | {"engine": {name: value for name, value in spec.engine.items() if not is_means(name, value)}}
+
+
+def is_means(name: str, value: Any) -> bool:
+    """Whether an engine argument cannot change results."""
+    return name in ENGINE_MEANS and not (name == "load_format" and value == DUMMY)
+
+
+def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
+    """What of a job's results differs from the defaults: a key that a later version adds changes nothing where it is
+    not used. So a default must stay as it is for ever, and a key that is gone must have had its default."""
+    return {
+        table: {key: value for key, value in values.items() if not _is_default(table, key, value)}
+        for table, values in results.items()
+    }
+
+
+def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
+    """The same for people: what is not stated has its default."""
+    return {table: {**_DEFAULTS.get(table, {}), **values} for table, values in results.items()}
+
+
+def _is_default(table: str, key: str, value: Any) -> bool:
+    return key in _DEFAULTS.get(table, {}) and value == _DEFAULTS[table][key]
+
+
+def _defaults(table: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of the keys that have one, as plain values."""
+    fields = msgspec.structs.fields(table)
+    values = {field.name: field.default for field in fields if field.default is not msgspec.NODEFAULT}
+    made = {field.name: field.default_factory() for field in fields if field.default_factory is not msgspec.NODEFAULT}
+    return msgspec.to_builtins(values | made)
+
+
+# As results have them: sampling is what it was resolved to, where None says nothing, and columns have their types.
+_DEFAULTS = {name: _defaults(TABLES[name]) for name in MEANS}
+_DEFAULTS["sampling"] |= msgspec.to_builtins(Sampling())
+_DEFAULTS["output"]["columns"] = {}
+
+
 def fingerprint(results: dict[str, Any]) -> str:
     """32 hex digits over all that decides what a job's shards hold."""
     encoded = msgspec.json.encode(results, order="deterministic")
@@ -233,8 +289,8 @@ def fingerprint(results: dict[str, Any]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line per field that differs, `field: old -> new`."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    """One line per field in which two jobs' results differ, `field: old -> new`."""
+    before, after = dict(_flatten(with_defaults(old))), dict(_flatten(with_defaults(new)))
     fields = [*before, *(field for field in after if field not in before)]
     return [
         f"{field}: {_show(before, field)} -> {_show(after, field)}"

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import __version__, engine, folder, job, models, passed, prompt, shard, source, structure
+from . import __version__, engine, folder, job, models, opening, passed, prompt, shard, source, structure
 from .columns import Column, check_names
 from .conversation import Template
-from .errors import JobError, on_disk
+from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec
 from .models import Model
@@ -53,17 +53,20 @@ class Job:
         return folder.fingerprints(self.record)
 
 
-def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
+def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = None, discard: bool = False) -> Job:
     """Checks engine arguments, output folder, model and input, and plans the shards; writes nothing.
 
-    plan: one that was made before, to be taken as it is. Raises JobError.
+    plan: one that was made before, to be taken as it is; begun: the job that this is, whatever is in the folder now;
+    discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
     out = Path(spec.output.path).absolute()
     engine.check_args(spec.engine)
-    old = folder.read_job(out)
+    old = begun or folder.read_job(out)
     spec, model = _model(spec)
+    if begun:
+        plan = begun.plan
     if plan is None:
-        plan = _plan(spec, out, old)
+        plan = _plan(spec, out, old, discard)
     template = _template(spec)
     source.check_columns(plan.files, spec.input.format, template)
     columns = _columns(spec, plan, old)
@@ -73,7 +76,12 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
     spec, for_rows = _sampling(spec, model, format)
     results = _results(spec, model, context, format, plan, columns)
+    if begun:
+        _check_same(begun, results)
+        return Job(spec, out, model, context, format, for_rows, template, plan, columns, begun)
+    version, results = _in_words_of(old, results)
     record = JobRecord(
+        format=version,
         fingerprint=job.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec),
@@ -85,10 +93,27 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
 
 
-def _plan(spec: JobSpec, out: Path, old: JobRecord | None) -> Plan:
+def _in_words_of(old: JobRecord | None, results: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The format and the results of a job: those of the folder that it goes on in, if it is the same but for its input.
+    So the shards of an older folder, made and to be made, have one fingerprint."""
+    if old:
+        files = results["input"]["files"]
+        as_before = {**old.results, "input": {**old.results["input"], "files": files}}
+        if job.without_defaults(as_before) == results:
+            return old.format, as_before
+    return folder.FORMAT, results
+
+
+def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
+    if changes := job.differences(job.without_defaults(begun.results), results):
+        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+        raise JobError(f"what the job was made with has changed: {changes[0]}{more}")
+
+
+def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
-    known = old.plan if old and old.results["output"]["shard_rows"] == shard_rows else None
+    known = old.plan if old and job.with_defaults(old.results)["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
         return source.plan(paths, shard_rows, known, incremental, str(out))
     plan, changed = source.grow(paths, shard_rows, known, str(out))
@@ -97,9 +122,8 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None) -> Plan:
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
     if not changed:
         return plan
-    with on_disk(out):
-        if folder.finished(out, known):
-            raise folder.drift(out, changed)
+    if not discard and opening.held_in(out):
+        raise opening.drift(out, changed)
     return source.plan(paths, shard_rows, None, incremental, str(out))
 
 
@@ -108,8 +132,8 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     texts = spec.output.columns
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
-        kinds = old.results["output"]["columns"]
-        recorded = passed.read(plan.files, old.spec["output"]["columns"], kinds, old.schema)
+        was = job.with_defaults(old.results)["output"]["columns"]
+        recorded = passed.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
     columns = passed.resolve(plan.files, texts, recorded)
     check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
     return columns
@@ -149,26 +173,21 @@ def _template(spec: JobSpec) -> Template | None:
 def _results(
     spec: JobSpec, model: Model, context: int, format: str, plan: Plan, columns: list[Column]
 ) -> dict[str, Any]:
-    """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
+    """Everything that decides what the shards hold and differs from the defaults; a job goes on only where all of it is
+    the same. Keys of the job file are in it by themselves, unless they are listed as means."""
     renamed = {column.name: column.source for column in columns if column.name != column.source}
     picked = [row for planned in plan.shards for row in planned.picked or ()]
-    return {
-        "input": {
-            "files": folder.facts_of(plan.files),
-            "id": spec.input.id,
-            "format": spec.input.format,
-            "drop_last_response": spec.input.drop_last_response,
-        }
+    asked = job.results_of(spec)
+    more: dict[str, dict[str, Any]] = {
+        "input": {"files": folder.facts_of(plan.files)}
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
-        "model": model.digests,
-        "prompt": msgspec.to_builtins(spec.prompt) | {"format": format},
-        "sampling": msgspec.to_builtins(spec.sampling),
-        "engine": {name: value for name, value in spec.engine.items() if name not in job.ENGINE_MEANS}
-        | {"max_model_len": context},
+        "prompt": {"format": format},
+        "engine": {"max_model_len": context},
         "output": {
-            "shard_rows": spec.output.shard_rows,
             "columns": {column.name: column.kind for column in columns},
             "include": sorted(spec.output.include),
         }
         | ({"sources": renamed} if renamed else {}),
     }
+    tables = {table: values | more.get(table, {}) for table, values in asked.items()}
+    return job.without_defaults(tables) | {"model": model.digests}

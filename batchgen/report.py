@@ -44,10 +44,12 @@ class Accused(msgspec.Struct):
 
 
 class Orders(msgspec.Struct):
-    """What the supervisor asks for. report_to: file descriptor; supervisor: process id; until: when
-    running requests have to end, in epoch seconds."""
+    """What the supervisor asks for. job_from: file descriptor of the job's JobRecord as JSON, which is the one that was
+    opened, whatever another run writes into the folder meanwhile; report_to: file descriptor; supervisor: process id;
+    until: when running requests have to end, in epoch seconds."""
 
     spec: JobSpec
+    job_from: int
     report_to: int
     supervisor: int
     accused: Accused

@@ -44,7 +44,7 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     if "shard_rows" in flags.get("output", {}):
         raise JobError("--shard-rows: a retry keeps the shards of its job")
     spec = _changed(old, flags)
-    if Path(spec.output.path) == out.absolute():
+    if Path(spec.output.path).resolve() == out.resolve():
         raise JobError(f"--output {out}: a retry needs a folder of its own")
     if changed := source.changes(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from . import console, deadline, folder, gpus, shard, slurm
+from . import console, deadline, folder, gpus, opening, shard, slurm
 from .errors import Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
+from .presence import Presence
 from .progress import Progress
 from .report import Totals
 from .source import Shard
@@ -22,30 +23,68 @@ from .supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Outcome:
-    """totals: what this run did; counts: the whole job's accounting, None while other workers are still at it;
-    seconds: of this run, and of its engine starts."""
+    """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
+    workers are still at it; seconds: of this run, and of its engine starts."""
 
     out: Path
+    max_rejects: int | None = None
     totals: Totals = field(default_factory=Totals)
     counts: dict[str, Any] | None = None
     seconds: float = 0.0
     engine_start: float = 0.0
 
 
-def run(spec: JobSpec) -> Outcome:
-    """Brings a job to its end. Raises JobError, MachineError or Stopped."""
-    return run_job(lambda: prepare(spec))
+def run(spec: JobSpec, discard: bool = False) -> Outcome:
+    """Brings a job to its end. discard: drops what another job has left in the folder. Raises JobError, MachineError or
+    Stopped."""
+    return run_job(lambda: prepare(spec, discard=discard), discard)
 
 
-def run_job(prepared: Callable[[], Job]) -> Outcome:
+def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     """The same for a job that is prepared in another way."""
-    job = _open(prepared)
+    job = prepared()
+    if (counts := _done_already(job)) is not None:
+        return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
+    with on_disk(job.out):
+        opening.make_folders(job.out)
+        presence = Presence(job.out, job.spec.output.stale)
+    with presence:
+        return _at_work(_opened(job, prepared, presence, discard), presence)
+
+
+def _done_already(job: Job) -> dict[str, Any] | None:
+    """The accounting of a job that lacks nothing, so that nothing is to be written: its folder may be read-only."""
+    with on_disk(job.out):
+        old = folder.read_job(job.out)
+        if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
+            return None
+        if old.spec["output"]["path"] != str(job.out) or folder.spec_of(job.out, old) != job.spec:
+            return None
+        if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
+            return None
+        opening.check_shards(job.out, old)
+        success = job.out / "_SUCCESS"
+        totals = _totals(job)
+        return totals if success.exists() and success.read_bytes() == _as_success(totals) else None
+
+
+def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
+    """A job whose folder is its own; prepared again if another run was at the folder meanwhile."""
+    while True:
+        with on_disk(job.out):
+            if opening.open_job(job.out, job.record, presence, discard):
+                return job
+        job = prepared()
+
+
+def _at_work(job: Job, presence: Presence) -> Outcome:
     begin = time.monotonic()
+    opening.check_shards(job.out, job.record)
     with on_disk(job.out):
         _set_damaged_aside(job)
     missing = missing_shards(job)
     if not missing:
-        return Outcome(job.out, counts=close(job))
+        return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
     with on_disk(job.out):  # of a time when none was missing
         (job.out / "_SUCCESS").unlink(missing_ok=True)
     _warn_of_other_versions(job)
@@ -66,25 +105,22 @@ def run_job(prepared: Callable[[], Job]) -> Outcome:
     finally:
         progress.close(supervisor.rows)
     job = _as_it_is_now(job)
-    counts = close(job) if not missing_shards(job) else None
-    return Outcome(job.out, supervisor.totals, counts, time.monotonic() - begin, supervisor.engine_start)
+    counts = _closed(job, presence) if not missing_shards(job) else None
+    seconds = time.monotonic() - begin
+    return Outcome(job.out, job.spec.output.max_rejects, supervisor.totals, counts, seconds, supervisor.engine_start)
 
 
-def _open(prepared: Callable[[], Job]) -> Job:
-    """A job whose folder is its own; prepared again if another run was at the folder meanwhile."""
-    while True:
-        job = prepared()
-        with on_disk(job.out):
-            if folder.open_job(job.out, job.record):
-                return job
+def _closed(job: Job, presence: Presence) -> dict[str, Any]:
+    counts = close(job)
+    with on_disk(job.out):
+        presence.tidy()
+    return counts
 
 
 def _as_it_is_now(job: Job) -> Job:
     """With what another run has let the job grow by meanwhile: whoever finishes the last shard closes it. Raises
-    Stopped."""
-    record = folder.read_job(job.out)
-    if record is None:
-        raise Stopped(f"{job.out}: has lost its _job.json; mend that and run the same command again")
+    JobError or Stopped."""
+    record = opening.check_owner(job.out, job.record.fingerprint)
     if record.fingerprint == job.record.fingerprint:
         return job
     return dataclasses.replace(job, record=record, plan=record.plan)
@@ -116,21 +152,31 @@ def _warn_of_other_versions(job: Job) -> None:
 
 
 def close(job: Job) -> dict[str, Any]:
-    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped.
+    """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped, or
+    JobError if there are shards of another job.
 
     A run that lets the job grow removes `_SUCCESS`, before and after: either it finds the one written here, or its
     growth is found here.
     """
     success = job.out / "_SUCCESS"
+    opening.check_shards(job.out, job.record)
     with on_disk(job.out):
-        totals = count(job.out, job.plan.shards)
-        totals |= {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
-        content = msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
+        totals = _totals(job)
+        content = _as_success(totals)
         if not success.exists() or success.read_bytes() != content:
             folder.publish(job.out, success, content)
             if _as_it_is_now(job) is not job:
                 success.unlink(missing_ok=True)
     return totals
+
+
+def _totals(job: Job) -> dict[str, Any]:
+    shards = job.plan.shards
+    return count(job.out, shards) | {"shards": len(shards), "fingerprint": job.record.fingerprint}
+
+
+def _as_success(totals: dict[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
 
 
 def count(out: Path, shards: list[Shard]) -> dict[str, Any]:

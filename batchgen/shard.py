@@ -64,12 +64,14 @@ RAW = 4096  # bytes of a rejected row that its line shows
 
 
 class Checksums(msgspec.Struct):
-    """blake2b of a shard's Parquet file and of its rejects, the Parquet file's size, and the shard's accounting."""
+    """blake2b of a shard's Parquet file and of its rejects, the Parquet file's size, the shard's accounting, and the
+    fingerprint of the job that made it; empty in folders of format 1, where only the Parquet file has it."""
 
     parquet: str
     rejects: str | None
     size: int
     counts: dict[str, Any]
+    fingerprint: str = ""
 
 
 def own_columns(include: Iterable[str], logprobs: bool) -> list[str]:
@@ -144,7 +146,8 @@ def commit(
     elif (left := rejects_path(out, shard)).exists():  # by a job that was mended since
         left.unlink(missing_ok=True)
         sync_folder(left.parent)
-    sums = Checksums(_digest(content), _digest(rejected) if rejects else None, len(content), accounting)
+    digests = _digest(content), _digest(rejected) if rejects else None
+    sums = Checksums(*digests, len(content), accounting, facts.get("fingerprint", ""))
     publish(out, checksum_path(out, shard), sealed(sums))
     publish(out, shard_path(out, shard), content)
 
@@ -197,11 +200,33 @@ def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
     path = shard_path(out, shard)
     if _file_digest(path) != sums.parquet:
         return "its content does not fit its checksum"
-    if (pq.read_metadata(path).metadata or {}).get(f"{PREFIX}fingerprint".encode()) != fingerprint.encode():
+    if _made_by(path) != fingerprint:
         return "it is a shard of another job"
     if sums.rejects and _digest(rejects_path(out, shard).read_bytes()) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
+
+
+def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
+    """Whether what has the shard's name was made by another job. Its checksums tell, if they are its own; one whose
+    size is another was put there, and tells itself. One that this job made and that is damaged is none."""
+    path = shard_path(out, shard)
+    try:
+        sums = read_checksums(out, shard)
+    except (FileNotFoundError, ValueError):
+        sums = None
+    if sums and sums.size == path.stat().st_size:
+        return (sums.fingerprint or _made_by(path) or fingerprint) != fingerprint
+    return (_made_by(path) or fingerprint) != fingerprint
+
+
+def _made_by(path: Path) -> str:
+    """The fingerprint in a shard; empty if it cannot be read."""
+    try:
+        about = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return ""
+    return about.get(f"{PREFIX}fingerprint".encode(), b"").decode(errors="replace")
 
 
 def read_rejects(out: Path, shard: Shard) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,7 @@ import msgspec
 
 from . import beat, folder
 from .beat import Activity, Beat
-from .errors import JobError
-from .folder import JobRecord
+from .presence import FILE_SYSTEM, files_of, now
 from .source import Shard
 
 WATCH_EVERY = 2.0  # seconds
@@ -22,7 +20,6 @@ WATCH_EVERY = 2.0  # seconds
 READERS, FILES_AT_A_TIME = 32, 64
 STATES = ("starting", "running", "stopped", "done", "unknown")
 WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
-FILE_SYSTEM, THIS_HOST = "file system", "this host"
 
 
 class Counts(msgspec.Struct):
@@ -112,7 +109,7 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
 
     known: the counts of shards that an earlier look has read; those of this one are added.
     """
-    record = _job(out)
+    record = folder.job_of(out)
     done = folder.finished(out, record.plan)  # before the beats: a shard counts rather too late than twice
     held = _held(out, {shard.index for shard in done})
     workers, clock = _workers(out, held, record.spec["output"].get("stale", 60.0))
@@ -144,13 +141,6 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
         clock=clock,
         workers=workers,
     )
-
-
-def _job(out: Path) -> JobRecord:
-    record = folder.read_job(out) if (out / "_job.json").exists() else None
-    if record is None:
-        raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
-    return record
 
 
 def _state(done: bool, workers: list[Worker]) -> str:
@@ -234,7 +224,7 @@ def _overall(out: Path, tokens: int) -> float | None:
 def _held(out: Path, done: set[int]) -> dict[str, list[int]]:
     """The shards under way that each worker has claimed."""
     held: dict[str, list[int]] = {}
-    for name, holder, _ in _files(out / "_state" / "claims"):
+    for name, holder, _ in files_of(out / "_state" / "claims"):
         index = name.removeprefix("part-")
         if index.isdigit() and int(index) not in done:
             held.setdefault(holder.decode(errors="replace"), []).append(int(index))
@@ -243,12 +233,12 @@ def _held(out: Path, done: set[int]) -> dict[str, list[int]]:
 
 def _workers(out: Path, held: dict[str, list[int]], stale: float) -> tuple[list[Worker], str]:
     """All workers that have not left, by name, and whose clock their ages are by. stale: of the job, in seconds."""
-    files = _files(out / "_state" / "workers")
-    now, clock = _now(out / "_state")
+    files = files_of(out / "_state" / "workers")
+    at, clock = now(out / "_state")
     workers = []
     for name, content, mtime in files:
         said = beat.decode(content)
-        age = max(0.0, now - mtime)
+        age = max(0.0, at - mtime)
         state = _state_of(said, age > ((said and said.stale) or stale), clock)
         worker = Worker(worker=name, heartbeat_age=round(age, 1), shards=held.get(name, []))
         if said:
@@ -268,28 +258,6 @@ def _state_of(said: Beat | None, is_silent: bool, clock: str) -> str:
     if is_silent:
         return "dead" if clock == FILE_SYSTEM else "silent"
     return said.state if said else "unknown"
-
-
-def _now(state: Path) -> tuple[float, str]:
-    """The time by the clock that stamps the beats, as a file shows it that is touched and gone; hosts' clocks differ.
-    Where we may not write it is our own, and silence proves nothing."""
-    try:
-        with tempfile.TemporaryFile(dir=state) as file:
-            os.utime(file.fileno())
-            return os.fstat(file.fileno()).st_mtime, FILE_SYSTEM
-    except OSError:
-        return time.time(), THIS_HOST
-
-
-def _files(place: Path) -> list[tuple[str, bytes, float]]:
-    """Name, content and mtime of every file of a folder."""
-    files = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(place)):
-            # NFS asks the server for the times of a file that is opened; others it may remember for a minute.
-            with contextlib.suppress(FileNotFoundError), (place / name).open("rb") as file:
-                files.append((name, file.read(), os.fstat(file.fileno()).st_mtime))
-    return files
 
 
 # --- for Prometheus

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import engine, folder, gpus
+from . import engine, gpus, opening
 from .errors import JobError, on_disk, warn
 from .job import JobSpec
 from .prepare import Job
@@ -96,7 +96,7 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
     if not os.access(".", os.W_OK):
         raise JobError(f"{Path.cwd()}: cannot be written to, but logs and script come here; submit from another folder")
     with on_disk(job.out):
-        folder.open_job(job.out, job.record)
+        opening.open_job(job.out, job.record)
     name, text = options["job-name"], script(options, ["run", *arguments])
     job_id = _sbatch(text)
     path = Path(f"{name}_{job_id}.sbatch")

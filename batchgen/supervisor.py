@@ -49,6 +49,7 @@ class WorkerProcess:
     ) -> "WorkerProcess":
         """Raises Stopped if the machine does not let it. environment: what it has beside ours."""
         read, write = os.pipe()
+        record = _in_memory(msgspec.json.encode(job.record))
         try:
             with on_disk(job.out), log.open("ab") as stream:
                 process = subprocess.Popen(
@@ -57,7 +58,7 @@ class WorkerProcess:
                     stdin=subprocess.PIPE,
                     stdout=stream,
                     stderr=stream,
-                    pass_fds=[write],
+                    pass_fds=[write, record],
                     env={**os.environ, **environment},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
@@ -66,8 +67,9 @@ class WorkerProcess:
             raise
         finally:
             os.close(write)
+            os.close(record)
         worker = cls(process, os.fdopen(read, "rb", buffering=0))
-        worker.tell(Orders(job.spec, write, os.getpid(), accused, until))
+        worker.tell(Orders(job.spec, record, write, os.getpid(), accused, until))
         return worker
 
     def tell(self, what: Orders | Accused) -> None:
@@ -108,6 +110,15 @@ class WorkerProcess:
             return Ended("died", f"exit code {code}")
         known = {each.value: each.name for each in signal.Signals}
         return Ended("killed", f"killed by {known.get(-code, f'signal {-code}')}")
+
+
+def _in_memory(content: bytes) -> int:
+    """A file that lies nowhere, at its beginning: a pipe would hold up whoever writes more than it takes."""
+    file = os.memfd_create("batchgen-job")
+    with open(file, "wb", closefd=False) as stream:
+        stream.write(content)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
 @dataclass(eq=False)

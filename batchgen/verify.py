@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from . import folder, item, shard, source
-from .errors import JobError, Reject
+from . import folder, item, opening, shard, source
+from .errors import Reject
 from .folder import JobRecord
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -35,11 +35,9 @@ class Verdict:
 
 
 def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
-    """The job that a folder was made by. Raises JobError."""
-    record = folder.read_job(out) if out.is_dir() else None
-    if record is None:
-        raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
-    return record, msgspec.convert(record.spec, JobSpec)
+    """The job that a folder was made by, wherever the folder is now. Raises JobError."""
+    record = folder.job_of(out)
+    return record, folder.spec_of(out, record)
 
 
 def grows(record: JobRecord) -> bool:
@@ -49,17 +47,20 @@ def grows(record: JobRecord) -> bool:
 
 def verify(out: Path) -> Verdict:
     """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again;
-    where nothing but `_SUCCESS` is missing, it is written.
+    those of another job stay where they are; where nothing but `_SUCCESS` is missing, it is written.
 
     Raises JobError if input or model cannot be read.
     """
     record, spec = open_finished(out)
-    job = prepare(spec, record.plan)
     verdict = Verdict()
     changed = source.changes(record.plan, trust_times=False, growing=grows(record))
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict
+    job = prepare(spec, begun=record)
+    known = {f"{planned.name}.parquet" for planned in record.plan.shards}
+    strangers = [out / name for name in opening.part_names(out) if name not in known]
+    verdict.problems += [f"{path}: is no shard of this job; move it away" for path in strangers]
     reader = item.reader(job)
     for planned in record.plan.shards:
         _verify_shard(job, planned, reader, verdict)
@@ -80,6 +81,9 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict) ->
     path = folder.shard_path(out, planned)
     if not path.exists():
         verdict.problems.append(f"{path}: missing; run the job again")
+        return
+    if shard.is_foreign(out, planned, job.fingerprint_of(planned)):
+        verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
     if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned)):
         aside = folder.quarantine(out, path)

@@ -14,7 +14,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import msgspec
@@ -25,8 +24,10 @@ from .claim import Claims
 from .conversation import Row
 from .engine import Engine, Response, set_up_process, was_killed
 from .errors import JobError, Reject, Stopped, TimeUp, on_disk
+from .folder import JobRecord
 from .item import Item
 from .journal import Entry, Journal
+from .opening import Fence
 from .prepare import Job, prepare
 from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
 from .source import Shard
@@ -112,6 +113,7 @@ class Worker:
         self._out_of_time = False
         self._took: deque[float] = deque(maxlen=LATEST)  # seconds from admission to finish
         self._pace = Pace(0, 0, 0)
+        self._fence = Fence(job.out, job.record.fingerprint)
         self._shape = job.shape
         self._reader = item.reader(job, running=True)
         self._facts = {
@@ -218,6 +220,7 @@ class Worker:
 
     def _open_shard(self, planned: Shard) -> OpenShard:
         """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
+        self._fence.check()
         out, fingerprint = self._job.out, self._job.fingerprint_of(planned)
         opened = OpenShard(planned, Journal(journal.path_of(out, planned.index, self._claims.worker), fingerprint), {})
         with on_disk(out):
@@ -359,6 +362,7 @@ class Worker:
         good = [(made, entry) for made, entry in opened.finished if made.row not in opened.rejects]
         answers = [made.answer(entry, self._job) for made, entry in good]
         rejects = list(opened.rejects.values())
+        self._fence.check()
         with on_disk(self._job.out):
             if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
                 facts = {"fingerprint": self._job.fingerprint_of(opened.shard), **self._facts}
@@ -471,8 +475,9 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
     signal.signal(signal.SIGUSR1, lambda *_: _end(report, "stopped", AS_ASKED))
     begin = time.monotonic()
-    record = folder.read_job(Path(orders.spec.output.path))
-    job = prepare(orders.spec, record.plan if record else None)
+    with open(orders.job_from, "rb") as opened:
+        record = msgspec.json.decode(opened.read(), type=JobRecord)
+    job = prepare(orders.spec, begun=record)
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     engine = Engine(job.model, job.spec.engine, job.context)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from batchgen import folder, item, source
+from batchgen import item, opening, source
 from batchgen.claim import Claims
 from batchgen.cli import cli
 from batchgen.engine import Engine
@@ -69,7 +69,7 @@ def generate(engine, tmp_path):
         tables["output"] = {"path": str(tmp_path / out), **tables.get("output", {})}
         tables.setdefault("model", {"path": str(MODEL)})
         job = prepare(load(None, tables))
-        folder.open_job(job.out, job.record)
+        opening.open_job(job.out, job.record)
         missing = missing_shards(job)
         worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)

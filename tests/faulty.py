@@ -16,7 +16,7 @@ from conftest import MODEL
 import batchgen.engine
 import batchgen.models
 import batchgen.run
-from batchgen import folder, journal, shard
+from batchgen import journal, opening, shard
 from batchgen.claim import Claims
 from batchgen.engine import Engine
 from batchgen.errors import Stopped, on_disk
@@ -71,10 +71,11 @@ def finished_in_shards_of_one(source: Path, out: Path) -> Job:
     """A job whose every row has a shard of its own, with an answer that no engine gave; nothing is synced."""
     job = prepare(spec_of(source, out, shard_rows=1))
     facts = {"prompt_tokens": 1, "response_tokens": 1, "sample": 0}
+    made_by = {"fingerprint": job.record.fingerprint}
     with mock.patch.object(os, "fsync"):
-        folder.open_job(job.out, job.record)
+        opening.open_job(job.out, job.record)
         for planned in job.plan.shards:
-            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.shape, {})
+            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.shape, made_by)
     return job
 
 

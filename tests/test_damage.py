@@ -87,6 +87,18 @@ class Done:
         self.is_in_quarantine(path)
         self.is_as_it_was()
 
+    def names_and_leaves(self, path: Path, command: str) -> None:
+        """What another job has made is not ours to move."""
+        before = path.read_bytes()
+        result = self.command(command)
+        assert (result.exit_code, result.stderr.count("\n")) == ((2, 1) if command == "run" else (1, 2))
+        assert result.stderr.startswith(f"batchgen: {path}: is a shard of another job; move it away")
+        assert path.read_bytes() == before
+        assert not (self.out / "_state" / "quarantine").exists()
+        path.unlink()
+        self.run_again()
+        self.is_as_it_was()
+
     def is_in_quarantine(self, path: Path) -> None:
         [aside] = (self.out / "_state" / "quarantine").iterdir()
         assert aside.name.startswith(path.name)
@@ -186,19 +198,37 @@ def test_a_damaged_journal_is_set_aside_and_what_it_lost_is_made_again(engine, t
 # --- accounting
 
 
-def test_a_shard_of_another_job_is_noticed(done, engine, write_rows, tmp_path):
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_shard_of_another_job_is_named_and_left_where_it_is(done, engine, write_rows, tmp_path, command):
     other = write_rows(demo_records(8)[::-1], "other.jsonl")
     run_here(engine, spec_of(other, tmp_path / "other"))
     shutil.copy(shard_path(tmp_path / "other", SHARDS[1]), done.out)
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[1]))
+    done.names_and_leaves(shard_path(done.out, SHARDS[1]), command)
 
 
+@pytest.mark.parametrize("command", ["run", "verify"])
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"temperature": 0.5}], ids=str)
-def test_a_shard_of_another_job_is_noticed_even_with_its_checksums_and_the_same_rows(done, engine, tmp_path, changed):
+def test_a_shard_of_another_job_is_noticed_even_with_its_checksums_and_the_same_rows(
+    done, engine, tmp_path, changed, command
+):
     run_here(engine, spec_of(done.source, tmp_path / "other", **changed))
     for place in (shard_path, checksum_path):
         shutil.copy(place(tmp_path / "other", SHARDS[0]), place(done.out, SHARDS[0]))
-    done.is_set_aside_by_verify_and_made_again(shard_path(done.out, SHARDS[0]))
+    done.names_and_leaves(shard_path(done.out, SHARDS[0]), command)
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_file_with_a_shards_name_that_the_plan_does_not_know_is_named(done, command):
+    path = done.out / "part-00000-of-00001.parquet"
+    shutil.copy(shard_path(done.out, SHARDS[0]), path)
+    result = done.command(command)
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        (2, f"batchgen: {path}: is no shard of this job; move it away, or name another output folder")
+        if command == "run"
+        else (1, f"batchgen: {path}: is no shard of this job; move it away")
+    )
+    path.unlink()
+    done.is_as_it_was()
 
 
 def test_a_shard_in_the_place_of_another_is_noticed(done):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import dataset, starting, until
 
-from batchgen import folder, prepare, source
+from batchgen import folder, opening, prepare, source
 from batchgen.job import load
 from batchgen.run import close
 
@@ -118,7 +118,7 @@ def test_success_is_gone_while_new_rows_are_to_be_answered(night, talks, command
     append(talks / "a.jsonl", 0, 5)
     out = night()
     append(talks / "a.jsonl", 5, 1)
-    assert folder.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(out, prepared(talks, out).record)
     assert not (out / "_SUCCESS").exists()
     assert len(record_of(out)["plan"]["shards"]) == 3
 
@@ -413,12 +413,12 @@ def test_of_two_that_let_a_job_grow_the_first_counts_and_the_other_adds_what_it_
     early = prepared(talks, out)
     append(talks / "a.jsonl", 6, 2)
     late = prepared(talks, out)
-    assert folder.open_job(out, late.record)
-    assert not folder.open_job(out, early.record)
+    assert opening.open_job(out, late.record)
+    assert not opening.open_job(out, early.record)
     early = prepared(talks, out)
     assert early.plan == late.plan
     append(talks / "a.jsonl", 8, 1)
-    assert folder.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(out, prepared(talks, out).record)
     assert ids_by_row(night()) == {row: demo_id(row) for row in range(9)}
     assert batchgen("verify", out).exit_code == 0
 
@@ -429,8 +429,8 @@ def test_of_two_that_begin_a_job_the_first_counts(talks, tmp_path):
     early = prepared(talks, out)
     append(talks / "a.jsonl", 5, 1)
     late = prepared(talks, out)
-    assert folder.open_job(out, late.record)
-    assert not folder.open_job(out, early.record)
+    assert opening.open_job(out, late.record)
+    assert not opening.open_job(out, early.record)
     assert prepared(talks, out).plan == late.plan
 
 
@@ -441,7 +441,7 @@ def test_many_at_once_agree_on_one_plan(talks, tmp_path, monkeypatch, links):
         monkeypatch.setattr(folder.os, "link", no_links)
     out = tmp_path / "out"
     append(talks / "a.jsonl", 0, 3)
-    assert folder.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(out, prepared(talks, out).record)
     for generation in range(1, 6):
         jobs = []
         for number in range(4):
@@ -462,7 +462,7 @@ def at_once(jobs: list[prepare.Job]) -> list[prepare.Job]:
 
     def race(job):
         gate.wait()
-        os._exit(0 if folder.open_job(job.out, job.record) else 75)
+        os._exit(0 if opening.open_job(job.out, job.record) else 75)
 
     processes = [fork.Process(target=race, args=[job]) for job in jobs]
     for process in processes:
@@ -495,7 +495,7 @@ def test_success_is_not_written_for_a_job_that_has_grown_meanwhile(night, talks,
     out = night()
     old = prepared(talks, out)
     append(talks / "a.jsonl", 5, 1)
-    assert folder.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(out, prepared(talks, out).record)
     close(old)
     assert not (out / "_SUCCESS").exists()
     night()
@@ -517,7 +517,7 @@ def test_a_shard_of_another_nights_input_is_known_for_a_stranger(night, talks, b
     for path in ("part-00001-of-00002.parquet", "_state/checksums/part-00001-of-00002.json"):
         (out / path).write_bytes((twin / path).read_bytes())
     result = batchgen("verify", out)
-    assert (result.exit_code, "it is a shard of another job" in result.stderr) == (1, True)
+    assert (result.exit_code, "is a shard of another job" in result.stderr) == (1, True)
 
 
 # --- real processes

@@ -14,7 +14,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
-from batchgen import deadline, folder
+from batchgen import deadline, opening
 from batchgen import engine as engine_module
 from batchgen.claim import Claims
 from batchgen.errors import TimeUp
@@ -174,7 +174,7 @@ def test_what_is_admitted_last_finishes_in_time(write_rows, engine, monkeypatch,
     source = write_rows(demo_records(400))
     output = {"path": str(tmp_path / "out"), "shard_rows": 10}
     job = prepare(load(None, {"input": {"path": [str(source)]}, "model": {"path": str(MODEL)}, "output": output}))
-    folder.open_job(job.out, job.record)
+    opening.open_job(job.out, job.record)
     admitted = []
     add = engine.add
     monkeypatch.setattr(engine, "add", lambda *request: (admitted.append(request[0]), add(*request)))
