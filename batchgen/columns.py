@@ -367,7 +367,7 @@ def _decoded(value: bytes | None) -> Any:
 def readable(value: pa.Scalar) -> Any:
     """A value for people."""
     found = _python(value)
-    return str(value) if isinstance(found, Unreadable) and found.reason != "invalid_utf8" else found
+    return f"a value of type {value.type}" if isinstance(found, Unreadable) else found
 
 
 # --- values of text

@@ -415,7 +415,7 @@ def test_tables_of_any_type_come_out_equal_or_are_rejected_by_row_and_never_end_
         else:
             with pa.ipc.new_file(tmp_path / "in", table.schema) as writer:
                 writer.write_table(table, max_chunksize=2)
-    except pa.ArrowNotImplementedError:
+    except pa.ArrowException:
         return  # no such file can be
     declared = data.draw(st.sampled_from(["x", "x:string", "x:json", "x:double"]))
     try:
