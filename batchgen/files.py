@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from .errors import JobError, Stopped, warn
+from .errors import JobError, MissingInput, Stopped, warn
 from .job import recordable_path
 
 GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
@@ -94,7 +94,7 @@ def failure(path: str, error: BaseException, running: bool) -> JobError | Stoppe
     if running or _is_passing(error):
         return Stopped(f"{where}: cannot be read now ({reason}); mend that and run the same command again")
     if isinstance(error, FileNotFoundError):
-        return JobError(f"{where}: no such file or folder")
+        return MissingInput(f"{where}: no such file or folder")
     return JobError(f"{where}: cannot be read: {reason}")
 
 

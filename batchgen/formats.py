@@ -195,11 +195,14 @@ def lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
             held.append(piece)
             continue
         held.append(whole[0])
-        yield b"".join(held)
+        line = b"".join(held)
+        held = [whole[-1]] if whole[-1] else []  # before the line goes out, so that a long one is there once
+        yield line
         yield from whole[1:-1]
-        held = [whole[-1]] if whole[-1] else []
     if held:
-        yield b"".join(held)
+        line = b"".join(held)
+        held.clear()
+        yield line
 
 
 class Marks:

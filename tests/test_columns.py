@@ -104,6 +104,24 @@ def test_a_value_that_does_not_fit_rejects_its_row_alone(tmp_path, declared, val
     assert list(rejected) == [row for row, value in enumerate(out) if value is Reject]
 
 
+def test_a_real_run_answers_all_rows_whose_values_fit(generate, tmp_path):
+    """Of a JSON file, a CSV and a Parquet file with a type that Python cannot hold."""
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "Monday", "x": 2**53 + 1}, {"text": "Friday", "x": 0.5}]))
+    (tmp_path / "b.csv").write_text('text,x\nMonday,7\n"Fri\nday",seven\n')
+    pq.write_table(pa.table({"text": invalid(b"\xff"), "x": [1, 2]}), tmp_path / "c.parquet")
+    names = [tmp_path / name for name in ("a.json", "b.csv", "c.parquet")]
+    out = generate(names, sampling={"max_tokens": 4, "temperature": 0}, output={"columns": ["x:double", "x=text:json"]})
+    table = pq.read_table(out / "part-00000-of-00001.parquet")
+    assert table.select(["row", "x", "text"]).to_pylist() == [
+        {"row": 0, "x": 2.0**53, "text": f"{2**53 + 1}"},
+        {"row": 1, "x": 0.5, "text": "0.5"},
+        {"row": 2, "x": 7.0, "text": '"7"'},
+        {"row": 5, "x": 2.0, "text": "2"},
+    ]
+    lines = [json.loads(line) for line in (out / "_rejects" / "part-00000-of-00001.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["reason"]) for line in lines] == [(3, "bad_shape"), (4, "invalid_utf8")]
+
+
 def test_a_plan_counts_the_rows_that_do_not_fit(tmp_path, batchgen, write_rows):
     rows = write_rows([{"text": "Monday", "x": value} for value in (1, 2**63, 1.5)])
     done = batchgen("plan", rows, "--model", MODEL, "--output", tmp_path / "out", "--column", "x:int64")

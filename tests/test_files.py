@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL
+from processes import hook
 
 from batchgen import files, folder, source
 from batchgen.errors import JobError, Stopped
@@ -212,6 +213,18 @@ def test_input_that_goes_away_while_the_job_runs_stops_it_resumable_but_is_wrong
     put(tmp_path / "a.jsonl", LINE * 4)
     with pytest.raises(JobError, match="the input changed"):
         list(reader.read(plan.shards[1]))
+
+
+def test_a_run_whose_input_goes_away_exits_75_and_goes_on_when_it_is_back(start, write_rows, tmp_path):
+    path = write_rows([{"text": "Monday"}] * 9)
+    gone = hook(tmp_path / "hook", f"def patch(engine, vllm): os.rename({str(path)!r}, {str(path) + '.away'!r})")
+    run = start(path, tmp_path / "out", "--max-tokens", 4, env=gone)
+    assert run.wait() == 75, run.stderr
+    assert "in.jsonl: cannot be read now (No such file or directory)" in run.stderr
+    assert "Traceback" not in run.stderr
+    Path(f"{path}.away").rename(path)
+    run = start(path, tmp_path / "out", "--max-tokens", 4)
+    assert run.wait() == 0, run.stderr
 
 
 # --- the web
