@@ -29,6 +29,7 @@ TYPES = {
     "int32": pa.int32(),
     "float": pa.float32(),
 }
+_VIEWS = (pa.string_view().id, pa.binary_view().id)
 _ARROW_SAYS_NO = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
@@ -165,10 +166,11 @@ def _family(kind: pa.DataType) -> pa.DataType:
 
 
 def settled(kind: pa.DataType) -> pa.DataType:
-    """A type as the output has it: dictionaries with indices that are enough for any shard."""
+    """A type as the output has it: dictionaries with indices that are enough for any shard, and no views inside of
+    others, which Arrow cannot write."""
     if kinds.is_dictionary(kind):
-        return pa.dictionary(pa.int32(), settled(kind.value_type), kind.ordered)
-    return _inside(kind, settled)
+        return pa.dictionary(pa.int32(), dense(kind.value_type), kind.ordered)
+    return _inside(kind, lambda part: settled(part) if part.id not in _VIEWS else dense(part))
 
 
 def dense(kind: pa.DataType) -> pa.DataType:
@@ -265,13 +267,21 @@ def fit(array: pa.Array, column: Column, is_parquet: bool) -> Fitted:
         pass
     parts, unfit = [], {}
     for index in range(len(array)):
-        one = array.slice(index, 1)
+        one = alone(array, index)
         try:
             parts.append(tried(one))
         except _ARROW_SAYS_NO:
             parts.append(pa.nulls(1, dense(column.type)))
             unfit[index] = _why_not(one, column)
     return Fitted(pa.concat_arrays(parts), unfit)
+
+
+def alone(array: pa.Array, index: int) -> pa.Array:
+    """One value by itself: a slice of lists would keep what belongs to the others."""
+    try:
+        return array.take(pa.array([index]))
+    except pa.ArrowNotImplementedError:  # views, of which there is nothing to keep
+        return array.slice(index, 1)
 
 
 def _why_not(one: pa.Array, column: Column) -> Reject:
@@ -357,7 +367,7 @@ def _decoded(value: bytes | None) -> Any:
 def readable(value: pa.Scalar) -> Any:
     """A value for people."""
     found = _python(value)
-    return str(value) if isinstance(found, Unreadable) and found.reason != "invalid_utf8" else found
+    return f"a value of type {value.type}" if isinstance(found, Unreadable) else found
 
 
 # --- values of text

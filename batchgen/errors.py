@@ -11,6 +11,10 @@ class JobError(Exception):
     """Wrong usage, spec, input or model. Its text is the one line the user sees; the command exits 2."""
 
 
+class MissingInput(JobError):
+    """An input file that is not there: wrong usage at first, a fault of the machine once the job runs."""
+
+
 class Reject(Exception):
     """One row that gets no response. The job goes on; the row is listed under `_rejects/`.
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from .errors import JobError, Stopped, warn
+from .errors import JobError, MissingInput, Stopped, warn
 from .job import recordable_path
 
 GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
@@ -94,11 +94,13 @@ def failure(path: str, error: BaseException, running: bool) -> JobError | Stoppe
     if running or _is_passing(error):
         return Stopped(f"{where}: cannot be read now ({reason}); mend that and run the same command again")
     if isinstance(error, FileNotFoundError):
-        return JobError(f"{where}: no such file or folder")
+        return MissingInput(f"{where}: no such file or folder")
     return JobError(f"{where}: cannot be read: {reason}")
 
 
 def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError) and error.__cause__:  # what fsspec makes of whatever a web server does
+        return _is_passing(error.__cause__)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -133,7 +135,7 @@ def open_raw(path: str, running: bool = False) -> Any:
         if inner is not None:
             return open(os.fsencode(inner), "rb", buffering=0)
         system, inner = _open_system(path)
-        return system.open_input_file(inner)
+        return _open_stream(system, inner) if _is_without_ranges(system, inner) else system.open_input_file(inner)
 
 
 def open_arrow(path: str, running: bool = False) -> pa.NativeFile:
@@ -143,12 +145,18 @@ def open_arrow(path: str, running: bool = False) -> pa.NativeFile:
         if inner is not None:
             return pa.OSFile(os.fsencode(inner))
         system, inner = _open_system(path)
-        stream = system.open_input_file(inner)
-        try:
-            stream.size()
-        except (OSError, ValueError, AttributeError, TypeError):  # a web server that gives no ranges
-            return pa.BufferReader(stream.read())
-        return stream
+        if _is_without_ranges(system, inner):
+            return pa.BufferReader(_open_stream(system, inner).read())
+        return system.open_input_file(inner)
+
+
+def _is_without_ranges(system: fs.FileSystem, inner: str) -> bool:
+    """Whether it is a web server that gives a file only from its beginning."""
+    return inner.startswith("http") and not system.handler.fs.info(inner).get("partial")
+
+
+def _open_stream(system: fs.FileSystem, inner: str) -> Any:
+    return system.handler.fs.open(inner, "rb", block_size=0)
 
 
 def facts(path: str, running: bool = False) -> tuple[int, int]:

@@ -195,11 +195,14 @@ def lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
             held.append(piece)
             continue
         held.append(whole[0])
-        yield b"".join(held)
+        line = b"".join(held)
+        held = [whole[-1]] if whole[-1] else []  # before the line goes out, so that a long one is there once
+        yield line
         yield from whole[1:-1]
-        held = [whole[-1]] if whole[-1] else []
     if held:
-        yield b"".join(held)
+        line = b"".join(held)
+        held.clear()
+        yield line
 
 
 class Marks:
@@ -389,18 +392,17 @@ class Table:
         return begin
 
     def _of_parquet(self, row: int, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Group by group: of lists of dictionaries Arrow reads no batch out of two."""
         begin = 0
-        groups: list[int] = []
+        names = [self.schema.names[number] for number in wanted]
         for group in range(self._file.num_row_groups):
             rows = self._file.metadata.row_group(group).num_rows
-            if groups or begin + rows > row:
-                groups.append(group)
-            else:
+            if begin + rows <= row:
                 begin += rows
-        names = [self.schema.names[number] for number in wanted]
-        for batch in self._file.iter_batches(BATCH_ROWS, groups, columns=names):
-            yield begin, batch.select(names)  # `a.b` is also a part of a column `a` to it
-            begin += batch.num_rows
+                continue
+            for batch in self._file.iter_batches(BATCH_ROWS, [group], columns=names):
+                yield begin, batch.select(names)  # `a.b` is also a part of a column `a` to it
+                begin += batch.num_rows
 
     def _of_arrow(self, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
         # A batch without columns has no rows, so it is counted by its first column.

@@ -94,9 +94,12 @@ def _seen(files: Iterable[InputFile], names: Sequence[str]) -> dict[str, dict[st
     found: dict[str, dict[str, Seen]] = {name: {} for name in names}
     if not found:
         return found
-    fields = [(f"field{number}", Any, msgspec.UNSET) for number in range(len(names))]
-    keys = dict(zip((field for field, _, _ in fields), names, strict=True))
-    only_these = msgspec.defstruct("OnlyThese", fields, rename=keys)
+    keys = {f"field{number}": name for number, name in enumerate(names)}
+    fields = [(field, Any, msgspec.UNSET) for field in keys]
+    try:
+        only_these = msgspec.defstruct("OnlyThese", fields, rename=keys)
+    except ValueError:  # a name with a quote, a backslash or a control character
+        only_these = dict  # type: ignore[assignment]
     for file in files:
         if file.is_columnar:
             continue

@@ -23,7 +23,7 @@ from .beat import Activity, Pace
 from .claim import Claims
 from .conversation import Row
 from .engine import Engine, Response, set_up_process, was_killed
-from .errors import JobError, Reject, Stopped, TimeUp, on_disk
+from .errors import JobError, MissingInput, Reject, Stopped, TimeUp, on_disk
 from .folder import JobRecord
 from .item import Item
 from .journal import Entry, Journal
@@ -463,6 +463,8 @@ def main() -> None:
         report(Ended("time_up", str(why)))
     except Stopped as why:
         report(Ended("stopped", str(why)))
+    except MissingInput as error:  # it was there when the run began
+        report(Ended("stopped", f"{error}; mend that and run the same command again"))
     except JobError as error:
         report(Ended("refused", str(error)))
     except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback

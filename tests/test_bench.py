@@ -78,7 +78,13 @@ def test_a_job_that_cannot_run_is_one_line(batchgen, write_rows, tmp_path):
 
 
 def test_timers_are_gone_after_the_block():
-    places = [(source, "read"), (item, "make"), (item.Item, "answer"), (journal.Journal, "sync"), (shard, "commit")]
+    places = [
+        (source.Reader, "read"),
+        (item, "make"),
+        (item.Item, "answer"),
+        (journal.Journal, "sync"),
+        (shard, "commit"),
+    ]
     before = [getattr(*place) for place in places]
     with pytest.raises(KeyError), bench.stages(bench.InstantEngine):
         assert all(getattr(*place) is not was for place, was in zip(places, before, strict=True))
