@@ -45,7 +45,7 @@ class Accused(msgspec.Struct):
 
 class Orders(msgspec.Struct):
     """What the supervisor asks for. report_to: file descriptor; supervisor: process id; until: when
-    running requests have to end, in epoch seconds."""
+    running requests have to end, by the clock that nobody sets and all processes share (time.monotonic)."""
 
     spec: JobSpec
     report_to: int
@@ -75,11 +75,12 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (an exception) | killed (by a
-    signal, itself or its engine)."""
+    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (the engine) | bug (ours);
+    signal: what killed it, if it is known."""
 
     how: str
     text: str
+    signal: int = 0
 
 
 Report = Started | Work | Warned | Ended
