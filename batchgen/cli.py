@@ -161,7 +161,10 @@ def exit_codes() -> Iterator[None]:
             os.write(2, b"batchgen: stopped as asked; run the same command again to go on\n")
         os._exit(EXIT_STOPPED)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except JobError as error:

@@ -11,9 +11,9 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 # Kept small so that the model's weights and the user's other programs fit beside it; a GPU sizes its own.
 CPU_KV_CACHE_BYTES = 4 << 30
 
+
+# By name, as vLLM's and torch's own are imported late: after these no request can be taken any more.
+BREAKS = {"EngineDeadError", "AcceleratorError", "OutOfMemoryError", "MemoryError", "OSError", "ZMQError"}
 
 # The sampled token of one step first, then the likeliest ones: (token id, log probability) each.
 Logprobs = list[list[tuple[int, float]]]
@@ -101,6 +104,9 @@ def check_args(args: dict[str, Any]) -> None:
         for node in engine_args.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     ]
+    if args.get("enable_chunked_prefill") and not needs_gpu():
+        why = "on a CPU vLLM cannot draw by a seed in a prompt that is read in chunks"
+        raise JobError(f"[engine] enable_chunked_prefill: {why}; leave it out")
     for name in args:
         if name in OURS:
             raise JobError(f"[engine] {name}: batchgen sets this itself; leave it out")
@@ -166,15 +172,26 @@ class Engine:
         gc.freeze()
 
     def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        """Queues one request. Raises Reject(engine_error) if vLLM does not take it."""
+        """Queues one request. Raises Reject(engine_error) if vLLM does not take it, for whatever reason; what else it
+        raises is the engine's end."""
         try:
             self._engine.add_request(
                 request_id, {"type": "token", "prompt_token_ids": prompt}, self.params(sampling, seed)
             )
-        except ValueError as error:
+        except Exception as error:  # VLLMValidationError, which is no ValueError, and whatever its parts raise
+            if self._is_broken(error):
+                raise
+            with suppress(Exception):
+                self._engine.abort_request([request_id])  # its front end may hold it
             raise Reject("engine_error", _one_line(error)) from None
         if sampling.stop:
             self._watched[request_id] = Watch(StopSearch(sampling, self._tokenizer.decode))
+
+    def _is_broken(self, error: Exception) -> bool:
+        """Whether an error is about the engine, not about one request."""
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        ended = any(not process.is_alive() for process in multiprocessing.active_children())
+        return ended or bool(kinds & BREAKS)
 
     def params(self, sampling: Sampling, seed: int | None) -> Any:
         """vLLM's SamplingParams of one request. Raises ValueError if they are not to its liking."""
@@ -256,12 +273,6 @@ class Engine:
             threading.Thread(target=_wait_for_death, args=(processes, tell), daemon=True).start()
 
 
-def was_killed(error: Exception) -> bool:
-    """Whether vLLM's engine did not start because a signal ended its process, as the kernel does it when memory is
-    short: the setup may be right (vllm/v1/engine/utils.py)."""
-    return re.search(r"Failed core proc\(s\): .*: -\d", str(error)) is not None
-
-
 def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[str], None]) -> None:
     ended = multiprocessing.connection.wait([process.sentinel for process in processes])
     process = next(process for process in processes if process.sentinel in ended)
@@ -291,6 +302,7 @@ def _one_line(error: Exception) -> str:
 def _cpu_settings(model: Model, args: dict[str, Any], context: int) -> dict[str, Any]:
     """Defaults for vLLM's CPU build (0.31)."""
     sequences = args.get("max_num_seqs", 64)
+    one = 4 * model.kv_width * context  # bytes of the longest sequence, in float32
     return {
         # float16 weights would otherwise run in bfloat16 or half precision, slower and less exact on most CPUs.
         "dtype": "float32",
@@ -301,5 +313,5 @@ def _cpu_settings(model: Model, args: dict[str, Any], context: int) -> dict[str,
         # Compiling takes a C++ compiler and a minute, and gains little on a CPU.
         "enforce_eager": True,
         # By default vLLM takes 92 % of the machine's memory, or fails if others use some.
-        "kv_cache_memory_bytes": min(CPU_KV_CACHE_BYTES, 4 * model.kv_width * context * sequences),
+        "kv_cache_memory_bytes": min(max(CPU_KV_CACHE_BYTES, one), one * sequences),
     }

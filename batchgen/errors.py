@@ -32,12 +32,20 @@ class MachineError(Exception):
     """The engine or the machine failed. Its text is the one line the user sees; the command exits 1."""
 
 
+class EngineDied(RuntimeError):
+    """An engine that was up, or was about to be, failed as a whole: another one may go on where it was."""
+
+
 class Stopped(Exception):
     """The run ended early and lost nothing; its text says why. The same command goes on; this one exits 75."""
 
 
 class TimeUp(Stopped):
     """It ended early because the time for it is nearly up: Slurm's allocation, or that of `stop_at`."""
+
+
+def in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def warn(text: str) -> None:

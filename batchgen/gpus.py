@@ -9,6 +9,7 @@ import subprocess
 from itertools import takewhile
 from typing import Any
 
+from .engine import needs_gpu
 from .errors import JobError
 
 PATIENCE = 60  # seconds; nvidia-smi wakes every GPU of a large machine in turn
@@ -22,7 +23,8 @@ def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, 
     workers: None for as many as there are GPUs for, or 1; engine: vLLM's EngineArgs, which say how many GPUs one takes.
     """
     each = per_worker(engine)
-    if gpus := visible():
+    # CUDA_VISIBLE_DEVICES may stand in the environment of a machine without any.
+    if needs_gpu() and (gpus := visible()):
         # Numbers of nvidia-smi go by the bus, those of CUDA by speed unless it is told so.
         order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return [order | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares(gpus, workers, each)]

@@ -9,6 +9,7 @@ import os
 import struct
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def paths_of(out: Path, shard: int) -> list[Path]:
     journals = out / "_state" / "journal"
     start = f"part-{shard:05}."
     return [journals / name for name in sorted(os.listdir(journals)) if name.startswith(start)]
+
+
+def rows_done(out: Path, shard: int, fingerprint: str, samples: int) -> int:
+    """How many rows of a shard have so many samples in its journals."""
+    found = {(entry.row, entry.sample) for path in paths_of(out, shard) for entry in read(path, fingerprint)[0]}
+    return sum(number >= samples for number in Counter(row for row, _ in found).values())
 
 
 def remove(out: Path, shard: int) -> None:

@@ -46,7 +46,7 @@ class Accused(msgspec.Struct):
 class Orders(msgspec.Struct):
     """What the supervisor asks for. job_from: file descriptor of the job's JobRecord as JSON, which is the one that was
     opened, whatever another run writes into the folder meanwhile; report_to: file descriptor; supervisor: process id;
-    until: when running requests have to end, in epoch seconds."""
+    until: when running requests have to end, by the clock that nobody sets and all processes share (time.monotonic)."""
 
     spec: JobSpec
     job_from: int
@@ -77,11 +77,12 @@ class Warned(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (an exception) | killed (by a
-    signal, itself or its engine)."""
+    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (the engine) | bug (ours);
+    signal: what killed it, if it is known."""
 
     how: str
     text: str
+    signal: int = 0
 
 
 Report = Started | Work | Warned | Ended

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from . import console, deadline, folder, gpus, opening, shard, slurm
+from . import console, deadline, folder, gpus, journal, opening, shard, slurm
 from .errors import Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -95,7 +95,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     try:
         supervisor.run()
     except Stopped as why:
-        done = rows_done + supervisor.rows
+        done = rows_done + max(supervisor.rows, _rows_done(job, supervisor) if supervisor.lost else 0)
         text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
         if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
             again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
@@ -115,6 +115,15 @@ def _closed(job: Job, presence: Presence) -> dict[str, Any]:
     with on_disk(job.out):
         presence.tidy()
     return counts
+
+
+def _rows_done(job: Job, supervisor: Supervisor) -> int:
+    """Rows that this run finished, by what is on the disk: a worker that was lost can no longer say what it had."""
+    open_rows = 0
+    with contextlib.suppress(OSError, Stopped):
+        for planned in missing_shards(job):
+            open_rows += journal.rows_done(job.out, planned.index, job.fingerprint_of(planned), job.spec.sampling.n)
+    return supervisor.totals.rows + open_rows
 
 
 def _as_it_is_now(job: Job) -> Job:

@@ -52,7 +52,9 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="once per token already there")] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="per count of tokens so far")] = 0.0
     max_tokens: MaxTokens = 512
-    min_tokens: Annotated[int, Meta(ge=0, description="no end of response before this many tokens")] = 0
+    min_tokens: Annotated[
+        int, Meta(ge=0, description="no end before this many tokens, but that of structured_outputs")
+    ] = 0
     ignore_eos: Annotated[bool, Meta(description="go on to max_tokens whatever comes")] = False
     stop: Annotated[list[Text], Meta(description="texts that end a response; they do not stand in it")] = []
     stop_token_ids: Annotated[list[int], Meta(description="more token ids that end a response")] = []
@@ -76,6 +78,8 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
             raise ValueError(f"temperature {self.temperature}: use 0 (greedy) or at least 0.01")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        if self.structured_outputs and self.ignore_eos:
+            raise ValueError("structured_outputs with ignore_eos: it would go on freely behind its end; leave one out")
 
     def check_ids(self, vocab_size: int) -> None:
         """Raises ValueError if one of the token ids is none of the model's."""

@@ -15,16 +15,20 @@ from typing import IO
 
 import msgspec
 
-from . import deadline, folder
+from . import deadline, death, folder
+from .death import Death
+from .engine import needs_gpu
 from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from .prepare import Job
 from .progress import Progress
 from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
+from .scratch import Scratch
 from .worker import AS_ASKED, DEADLY, TIME_IS_UP
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
 LONGEST_PAUSE = 60.0  # seconds before a restart
 GRACE = 30.0  # seconds beyond `drain`: one step may be long, and the disk slow
+AWAY = 1.0  # seconds between two turns beyond TICK: we were suspended
 START_STALLS = 10  # loading a model may take this many times as long as a step
 
 
@@ -34,6 +38,7 @@ class WorkerProcess:
 
     process: subprocess.Popen[bytes]
     reports: IO[bytes]
+    log_begin: int  # bytes of its log that others wrote before
     rest: bytes = b""  # of a report that is not whole yet
     last_report: float = field(default_factory=time.monotonic)
     engine_start: float | None = None
@@ -52,6 +57,7 @@ class WorkerProcess:
         record = _in_memory(msgspec.json.encode(job.record))
         try:
             with on_disk(job.out), log.open("ab") as stream:
+                log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.
                     [sys.executable, "-P", "-m", "batchgen.worker"],
@@ -68,7 +74,7 @@ class WorkerProcess:
         finally:
             os.close(write)
             os.close(record)
-        worker = cls(process, os.fdopen(read, "rb", buffering=0))
+        worker = cls(process, os.fdopen(read, "rb", buffering=0), log_begin)
         worker.tell(Orders(job.spec, record, write, os.getpid(), accused, until))
         return worker
 
@@ -102,14 +108,6 @@ class WorkerProcess:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
-
-    def exit(self) -> Ended:
-        """The last word of one that is gone without any."""
-        code = self.process.returncode
-        if code >= 0:
-            return Ended("died", f"exit code {code}")
-        known = {each.value: each.name for each in signal.Signals}
-        return Ended("killed", f"killed by {known.get(-code, f'signal {-code}')}")
 
 
 def _in_memory(content: bytes) -> int:
@@ -182,6 +180,7 @@ class Supervisor:
         """environments: one per worker, what it has beside ours; until: when running requests have to end, in seconds
         since the epoch."""
         self.signals: list[int] = []
+        self.lost = False  # a worker, of whose open shards only journals tell
         self._job = job
         self._progress = progress
         state = job.out / "_state"
@@ -195,17 +194,22 @@ class Supervisor:
         ]
         self._strikes = Strikes()
         self._obeyed = 0  # of the signals
-        self._until = until
+        self._until = deadline.monotonic(until) if until else None
         self._stopping = False  # by a signal, or as the disk asks
         # When workers that were asked to drain, or whose time is up, have to be gone.
-        self._stop_by = deadline.monotonic(until) + deadline.MARGIN / 2 if until else math.inf
+        self._stop_by = self._until + deadline.MARGIN / 2 if self._until else math.inf
+        self._turned = time.monotonic()  # when we last looked around
+        self._scratch: Scratch | None = None
         self._stops: list[str] = []  # why workers stopped before the end of the work
 
     def run(self) -> None:
         """Raises Stopped (a signal, the time, the disk), JobError (vLLM refuses an argument) or MachineError."""
-        caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        caught = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            caught.append(signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in caught}
         try:
+            self._scratch = Scratch()
             with selectors.DefaultSelector() as self._selector:
                 while any(slot.worker or slot.start_at is not None for slot in self._slots):
                     self._turn()
@@ -213,6 +217,8 @@ class Supervisor:
             for slot in self._slots:
                 if slot.worker:
                     slot.leave(slot.worker, lost=False)
+            if self._scratch:
+                self._scratch.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._stops:
@@ -242,6 +248,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Starts what is due, hears what workers say, looks at signals and at the watchdog."""
+        self._notice_absence()
         for slot in self._slots:
             if slot.start_at is not None and time.monotonic() >= slot.start_at:
                 self._start(slot)
@@ -259,14 +266,27 @@ class Supervisor:
                 self._check_for_stall(slot, worker)
         self._show()
 
+    def _notice_absence(self) -> None:
+        """If we were suspended, so were most likely the workers: the time away does not count as their silence."""
+        now = time.monotonic()
+        away, self._turned = now - self._turned - TICK, now
+        if away > AWAY:
+            for slot in self._slots:
+                if slot.worker:
+                    slot.worker.last_report = min(now, slot.worker.last_report + away)
+            if self._stopping and self._stop_by != math.inf:
+                self._stop_by = max(self._stop_by, now + GRACE)
+
     def _start(self, slot: Slot) -> None:
+        assert self._scratch
         slot.start_at = None
-        if self._until and time.time() > self._until:
+        if self._until and time.monotonic() > self._until:
             self._stops.append(TIME_IS_UP)
             return
         try:
             accused = self._strikes.accused
-            slot.worker = WorkerProcess.start(self._job, slot.environment, slot.log, accused, self._until)
+            environment = {**self._scratch.environment(), **slot.environment}
+            slot.worker = WorkerProcess.start(self._job, environment, slot.log, accused, self._until)
         except Stopped as why:
             self._stopped(str(why))
             return
@@ -310,7 +330,7 @@ class Supervisor:
     def _stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         drain = self._job.spec.output.drain
         if number == signal.SIGUSR1 and self._until:  # Slurm says that the time is nearly up: all of it may be used
-            drain = max(0.0, self._until - time.time())
+            drain = max(0.0, self._until - time.monotonic())
         self._stopping = True
         self._stop_by = min(self._stop_by, time.monotonic() + drain + GRACE)
         for slot in self._slots:
@@ -344,18 +364,23 @@ class Supervisor:
     def _gone(self, slot: Slot, worker: WorkerProcess, word: Ended | None = None) -> None:
         """A worker has said its last word, or is gone without one. Raises JobError or MachineError if all ends here."""
         self._selector.unregister(worker.reports)
-        slot.leave(worker, lost=word is None or word.how in ("died", "killed"))
-        word = word or worker.exit()
+        lost = word is None or word.how in ("died", "bug")
+        self.lost |= lost
+        slot.leave(worker, lost)
+        word = word or death.of_process(worker.process.returncode)
         if word.how == "refused":
             raise JobError(word.text)
+        if word.how == "bug":
+            why = f"a bug in batchgen: {word.text}; what had finished is kept; the whole story is in {slot.log}"
+            raise MachineError(why)
         if word.how == "stopped":
             self._stopped(word.text)
         elif word.how == "time_up":  # the others know best how long their own requests take
             self._stops.append(word.text)
         elif word.how != "done":
-            self._after_death(slot, worker, word)
+            self._after_death(slot, worker, death.explain(word, slot.log, worker.log_begin, not needs_gpu()))
 
-    def _after_death(self, slot: Slot, worker: WorkerProcess, word: Ended) -> None:
+    def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death) -> None:
         """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""
         if self._stopping:
             self._stops.append(AS_ASKED)
@@ -365,14 +390,18 @@ class Supervisor:
             if other.worker:
                 other.worker.tell(self._strikes.accused)
         slot.deaths = 1 if worker.responses else slot.deaths + 1
-        if word.how == "died" and not slot.engine_start:  # a wrong setup never gets better; a killed start may
-            self._give_up(slot, f"{slot.name} failed: {word.text}")
+        hint = death.OUT_OF_MEMORY if why.signal == signal.SIGKILL and slot.deaths > 1 else ""
+        # A wrong setup never gets better, nor does a build for another processor; a start that was killed may.
+        if not slot.engine_start and (not why.signal or why.is_crash):
+            self._give_up(slot, f"{slot.name} failed: {why.text}")
         elif slot.deaths > self._job.spec.output.max_restarts:
-            self._give_up(slot, f"{slot.name} died {slot.deaths} times in a row: {word.text}")
+            self._give_up(slot, f"{slot.name} died {slot.deaths} times in a row: {why.text}{hint}")
         else:
             pause = min(2.0 ** (slot.deaths - 1), LONGEST_PAUSE)
             slot.start_at = time.monotonic() + pause
-            self._progress.write(f"batchgen: warning: {slot.name} died ({word.text}); it starts again in {pause:g} s")
+            self._progress.write(
+                f"batchgen: warning: {slot.name} died ({why.text}); it starts again in {pause:g} s{hint}"
+            )
 
     def _give_up(self, slot: Slot, why: str) -> None:
         slot.given_up = f"{why}; the whole story is in {slot.log}"

@@ -4,6 +4,7 @@ It is a process of its own with one engine, started by the supervisor, so that a
 """
 
 import ctypes
+import faulthandler
 import itertools
 import os
 import signal
@@ -13,17 +14,18 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
 import msgspec
 
-from . import deadline, folder, item, journal, shard
+from . import console, folder, item, journal, scratch, shard
 from .beat import Activity, Pace
 from .claim import Claims
 from .conversation import Row
-from .engine import Engine, Response, set_up_process, was_killed
-from .errors import JobError, MissingInput, Reject, Stopped, TimeUp, on_disk
+from .engine import Engine, Response, set_up_process
+from .errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp, in_one_line, on_disk
 from .folder import JobRecord
 from .item import Item
 from .journal import Entry, Journal
@@ -109,7 +111,7 @@ class Worker:
         self._empty_steps = 0  # in a row that finished no request
         self._last_response = time.monotonic()
         self._stop_at: float | None = None
-        self._until = deadline.monotonic(until) if until else None
+        self._until = until
         self._out_of_time = False
         self._took: deque[float] = deque(maxlen=LATEST)  # seconds from admission to finish
         self._pace = Pace(0, 0, 0)
@@ -131,10 +133,19 @@ class Worker:
             self._stop_at = self._until if use_all_time and self._until is not None else drained
 
     def run(self, shards: Iterable[Shard]) -> None:
-        """Generates those of the shards that nobody else does. Raises Stopped, JobError, or what the engine raises.
+        """Generates those of the shards that nobody else does. Raises Stopped, JobError or EngineDied; anything else is
+        a bug, and all that has finished is in the journal then.
 
         The engine stays full across the shards' boundaries: the next one is claimed and read while the last drains.
         """
+        try:
+            self._run(shards)
+        except Exception:
+            with suppress(Exception):
+                self._keep(at_once=True)
+            raise
+
+    def _run(self, shards: Iterable[Shard]) -> None:
         with on_disk(self._job.out):
             self._claims.tell(self.activity)
         requests = self._requests(shards)
@@ -180,6 +191,9 @@ class Worker:
             except Reject as why:
                 self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
                 continue
+            except Exception as error:
+                error.add_note(f"at row {row.number}")
+                raise
             opened.samples_left[row.number] = len(items)
             for each in items:
                 request = Request(each, row, opened)
@@ -286,12 +300,13 @@ class Worker:
         request.admitted = time.monotonic()
         self._admitted.append(made.name)
         try:
-            self._engine.add(made.name, made.prompt_token_ids, made.written, made.seed)
+            with end_of_engine():
+                self._engine.add(made.name, made.prompt_token_ids, made.written, made.seed)
         except Reject as why:
             self._finished.append(made.name)
             self._reject(request.shard, request.row, made.id, why)
             return
-        except Exception:
+        except EngineDied:
             self._say_what_is_in_the_engine()  # with the item that it died of
             raise
         request.shard.in_engine += 1
@@ -299,13 +314,14 @@ class Worker:
         self._prompt_tokens += len(made.prompt_token_ids)
 
     def _step(self) -> None:
-        """One step of the engine. Raises RuntimeError if steps return nothing for ever; one that does not return is
+        """One step of the engine. Raises EngineDied, also if steps return nothing for ever; one that does not return is
         the supervisor's to notice.
 
         Every step brings the oldest request on by a token, of its prompt or of its response, so that some request ends
         within as many steps as the context has tokens.
         """
-        responses = self._engine.step()
+        with end_of_engine():
+            responses = self._engine.step()
         for response in responses:
             self._finish(response)
         if responses:
@@ -314,7 +330,7 @@ class Worker:
         self._empty_steps += 1
         silent = time.monotonic() - self._last_response > self._job.spec.output.stall
         if silent and self._empty_steps > STEPS_PER_TOKEN * self._job.context:
-            raise RuntimeError(f"no response in {self._empty_steps:,} steps")
+            raise EngineDied(f"no response in {self._empty_steps:,} steps")
 
     def _finish(self, response: Response) -> None:
         request = self._in_engine.pop(response.request_id)
@@ -426,6 +442,18 @@ class Worker:
         )
 
 
+@contextmanager
+def end_of_engine() -> Iterator[None]:
+    """Around calls of the engine: what vLLM raises of itself is its end. All other exceptions are ours, and no new
+    engine would mend them."""
+    try:
+        yield
+    except (Reject, JobError):
+        raise
+    except Exception as error:
+        raise EngineDied(in_one_line(error)) from error
+
+
 def _longest_first(requests: Iterator[Request]) -> Iterator[Request]:
     """So that the last ones to run are short, and the engine does not end with one long response in it. The length of a
     response is not known before, but grows with its limit and with its prompt."""
@@ -440,13 +468,13 @@ def _longest_first(requests: Iterator[Request]) -> Iterator[Request]:
 
 
 def main() -> None:
+    harden()
+    os.register_at_fork(after_in_child=_harden_child)
     # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
     told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     orders = msgspec.json.decode(told.readline(), type=Orders)
-    die_with_parent()
     if os.getppid() != orders.supervisor:
         return  # it is gone already
-    os.register_at_fork(after_in_child=die_with_parent)
     threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
     lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
@@ -467,10 +495,13 @@ def main() -> None:
         report(Ended("stopped", f"{error}; mend that and run the same command again"))
     except JobError as error:
         report(Ended("refused", str(error)))
-    except Exception as error:  # vLLM raises whatever its parts raise; the log has the traceback
+    except EngineDied as error:  # the log has the traceback
         traceback.print_exc()
-        how = "killed" if was_killed(error) else "died"
-        _end(report, how, " ".join(str(error).split())[:300] or type(error).__name__)
+        _end(report, "died", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        where = " ".join(getattr(error, "__notes__", []))
+        _end(report, "bug", " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where])))
 
 
 def _work(orders: Orders, report: Callable[[Report], None]) -> None:
@@ -482,7 +513,8 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     job = prepare(orders.spec, begun=record)
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
-    engine = Engine(job.model, job.spec.engine, job.context)
+    with end_of_engine():
+        engine = Engine(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
     worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until)
@@ -506,6 +538,24 @@ def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
     os._exit(1)
 
 
+def harden() -> None:
+    """Makes this process, one of a worker's, fit for what may befall it."""
+    die_with_parent()
+    console.set_up()
+    sys.stdout = console.Console(sys.stdout)  # type: ignore[assignment]
+    faulthandler.enable(sys.__stderr__ or 2)  # a crash names its signal in the log
+    scratch.adopt()
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal: the supervisor's to obey
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _harden_child() -> None:
+    """Slurm, systemd and `kill` may signal every process of a run. Its worker drains then, and needs its engine for
+    that: vLLM's processes, whose own handlers drop what is running, hear nothing. They end with the worker."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP})
+
+
 def die_with_parent() -> None:
     """Linux sends this process SIGKILL when its parent is gone: a kill -9 of the supervisor leaves nothing behind."""
     pr_set_pdeathsig = 1
@@ -515,5 +565,7 @@ def die_with_parent() -> None:
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
-    die_with_parent()
+    harden()
+    os.register_at_fork(after_in_child=_harden_child)
+    _harden_child()
     set_up_process()

@@ -29,6 +29,7 @@ def bare(monkeypatch, tmp_path):
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "needs_gpu", lambda: True)
 
 
 @pytest.fixture
@@ -121,3 +122,11 @@ def test_without_gpus_any_number_of_workers_share_the_cores(monkeypatch):
 def test_what_the_user_says_of_threads_stands(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     assert gpus.environments(3, {}) == [{}, {}, {}]
+
+
+def test_gpus_in_the_environment_do_not_count_for_a_vllm_that_was_built_for_cpus(monkeypatch, nvidia_smi):
+    nvidia_smi(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr(gpus, "needs_gpu", lambda: False)
+    assert gpus.environments(None, {}) == [{}]
+    assert len(gpus.environments(2, {})) == 2
