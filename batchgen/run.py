@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from . import deadline, folder, gpus, shard, slurm
+from . import deadline, engine, folder, gpus, shard, slurm
 from .errors import Stopped, TimeUp, on_disk
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -47,8 +47,10 @@ def run_job(prepared: Callable[[], Job]) -> Outcome:
     missing = missing_shards(job)
     if not missing:
         return Outcome(job.out, counts=close(job))
-    with on_disk(job.out):  # of a time when none was missing
-        (job.out / "_SUCCESS").unlink(missing_ok=True)
+    with on_disk(job.out):
+        if (job.out / "_SUCCESS").exists():  # of a time when none was missing
+            engine.require_vllm()
+            (job.out / "_SUCCESS").unlink(missing_ok=True)
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
@@ -76,6 +78,8 @@ def _open(prepared: Callable[[], Job]) -> Job:
     while True:
         job = prepared()
         with on_disk(job.out):
+            if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
+                engine.require_vllm()
             if folder.open_job(job.out, job.record):
                 return job
 
