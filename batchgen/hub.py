@@ -65,10 +65,16 @@ def _on_hub(name: str, revision: str) -> Found:
     if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
         return cached
     # Imported late: most models are folders, and the imports take 0.3 s.
-    import httpx
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-    from huggingface_hub.utils import disable_progress_bars
+    try:
+        import httpx
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError as error:
+        raise JobError(
+            f"{name}: no such folder, and a name on the hub needs huggingface_hub ({error}); "
+            "pip install huggingface_hub, or give a folder"
+        ) from None
 
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from . import console, deadline, folder, gpus, journal, opening, shard, slurm
+from . import console, deadline, engine, folder, gpus, journal, opening, shard, slurm
 from .errors import Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -46,6 +46,8 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     if (counts := _done_already(job)) is not None:
         return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
     with on_disk(job.out):
+        if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
+            engine.require_vllm()
         opening.make_folders(job.out)
         presence = Presence(job.out, job.spec.output.stale)
     with presence:
@@ -85,8 +87,10 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     missing = missing_shards(job)
     if not missing:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
-    with on_disk(job.out):  # of a time when none was missing
-        (job.out / "_SUCCESS").unlink(missing_ok=True)
+    with on_disk(job.out):
+        if (job.out / "_SUCCESS").exists():  # of a time when none was missing
+            engine.require_vllm()
+            (job.out / "_SUCCESS").unlink(missing_ok=True)
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
