@@ -40,6 +40,38 @@ def hook(folder: Path, code: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+# Eight answers a step, told from others' by seed and parameters. So a run is over when the test has seen what it wants.
+_INSTANT = """
+import sys, time
+if "batchgen.worker" in sys.orig_argv:
+    import batchgen.engine
+    class Instant:
+        dtype, device, max_num_seqs = "none", "answers at once", 8
+        def __init__(self, model, args, context):
+            time.sleep({start})
+            self.asked = []
+        def add(self, name, prompt, sampling, seed):
+            ids = [5 + (seed + place) % 900 for place in range(3)]
+            self.asked.append(batchgen.engine.Response(name, ids, "length"))
+        def step(self):
+            time.sleep({step})
+            done, self.asked = self.asked[:8], self.asked[8:]
+            return done
+        def when_process_dies(self, tell):
+            pass
+    batchgen.engine.Engine = Instant
+"""
+
+
+def instant(folder: Path, start: float = 0, step: float = 0) -> dict[str, str]:
+    """An environment in which a worker's engine is up after `start` seconds and makes a step in `step`: for tests of
+    what happens around an engine, by the hundred."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_INSTANT.format(start=start, step=step))
+    path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path}
+
+
 class Finished(NamedTuple):
     """An item that an engine has finished: when, by the machine's clock, of how many tokens, and in which process."""
 
