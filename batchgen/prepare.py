@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import __version__, engine, folder, job, models, prompt, shard, source, structure
-from .conversation import Template
+from . import __version__, engine, folder, ids, job, models, prompt, shard, source, structure
 from .errors import JobError, on_disk
 from .folder import JobRecord
 from .job import JobSpec
@@ -17,6 +16,7 @@ from .models import Model
 from .prompt import Render
 from .sampling import Sampling
 from .source import Plan, Shard
+from .template import Template
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,15 @@ def prepare(spec: JobSpec, plan: Plan | None = None) -> Job:
     engine.check_args(spec.engine)
     old = folder.read_job(out)
     spec, model = _model(spec)
+    is_new = False  # what is known was told of before
     if plan is None:
         plan = _plan(spec, out, old)
+        is_new = old is None or plan is not old.plan
     template = _template(spec)
     source.check_columns(plan.files, spec.input.format, template)
+    ids.check_names(plan.files, spec.input)
+    if is_new:
+        ids.tell(plan, spec.input.id)
     columns = source.column_types(plan.files, spec.output.columns)
     if clash := sorted(shard.RESERVED & set(columns)):
         raise JobError(f"[output] columns: {clash[0]} is a column of batchgen's own; rename it in the input")
@@ -141,6 +146,11 @@ def _results(
             "id": spec.input.id,
             "format": spec.input.format,
             "drop_last_response": spec.input.drop_last_response,
+        }
+        | {
+            field.name: getattr(spec.input, field.name)
+            for field in msgspec.structs.fields(spec.input)
+            if field.name in ("seed", "sampling", "system") and getattr(spec.input, field.name) != field.default
         }
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "model": model.digests,

@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from .conversation import SHAPES, Row, Template
+from .conversation import Row
 from .errors import JobError, Reject, warn
+from .shapes import SHAPES
+from .template import Template
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -520,8 +522,8 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
     for file in files:
         if file.generation and not is_parquet(file.path):
             continue
-        names = _columns_of(file)
-        if template and (missing := [name for name in template.columns if name not in names]):
+        names = columns_of(file)
+        if template and (missing := template.missing(names)):
             raise JobError(
                 f"{file.path}: [prompt] template names {missing[0]}, which the file does not have; "
                 f"it has {', '.join(names)}"
@@ -529,12 +531,12 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
         if template or not is_parquet(file.path):
             continue
         shapes = SHAPES.values() if format == "auto" else [SHAPES[format]]
-        if not any(column in names for shape in shapes for column in shape.columns):
-            ways = ", ".join(shape.columns[0] for shape in shapes)
+        if not any(shape.can_read(names) for shape in shapes):
+            ways = ", ".join(dict.fromkeys(shape.columns[0] for shape in shapes))
             raise JobError(f"{file.path}: none of the columns {ways}; it has {', '.join(names)}")
 
 
-def _columns_of(file: InputFile) -> list[str]:
+def columns_of(file: InputFile) -> list[str]:
     """The columns of a Parquet file, or the keys of the first SAMPLE_ROWS rows of a JSONL file."""
     if is_parquet(file.path):
         return list(open_parquet(file.path).schema_arrow.names)
