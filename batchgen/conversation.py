@@ -95,7 +95,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 def _parse_leniently(line: bytes, complaint: str) -> Any:
     """As Python's own reader has it, which takes NaN, Infinity, numbers beyond a double and half surrogate pairs."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())  # of bytes it would guess the encoding
     except (ValueError, RecursionError, MemoryError):
         raise Reject("invalid_json", f"{complaint}{_utf16(line)}") from None
     if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):

@@ -34,9 +34,9 @@ _MEDIA = {"<image>": ("image", "images"), "<video>": ("video", "videos"), "<audi
 
 class Shape(NamedTuple):
     """columns: those that a record of this shape is known by, all of them; alternatives: others that do as well;
-    optional: further ones that it uses; fits: whether a record's columns have the right types; parse: its conversation, system
-    messages included (record, drop_last_response); system: whether SYSTEMS belong to it; looks: what a record of it
-    looks like, for the manual."""
+    optional: further ones that it uses; fits: whether a record's columns have the right types; parse: its conversation,
+    system messages included (record, drop_last_response); system: whether SYSTEMS belong to it; looks: what a record of
+    it looks like, for the manual."""
 
     columns: tuple[str, ...]
     fits: Callable[[Record], bool]
@@ -241,9 +241,9 @@ def _first_question(record: Record, drop: bool) -> Conversation:
     return [Utterance(USER, text_of(value[0], "turns[0]"))]
 
 
-def _has_one_question(record: Record) -> bool:
+def _has_questions(record: Record) -> bool:
     value = record.get("turns")
-    return isinstance(value, list) and len(value) == 1 and is_text(value[0])
+    return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
 def _text_in(*names: str) -> Callable[[Record], bool]:
@@ -346,7 +346,7 @@ SHAPES = {
     ),
     "fastchat": Shape(
         ("turns",),
-        _has_one_question,
+        lambda record: _has_questions(record) and len(record["turns"]) == 1,
         _first_question,
         '{"turns": ["…"]}; of several, the first if the format is given',
         system=False,
@@ -377,6 +377,8 @@ def shape_of(record: Record) -> str:
     for name, shape in SHAPES.items():
         if shape.fits(record):
             return name
+    if _has_questions(record):
+        raise Reject("bad_shape", "turns holds several questions; --input-format fastchat asks the first of them")
     for name, shape in SHAPES.items():
         if None not in map(record.get, shape.columns):
             return name

@@ -43,7 +43,7 @@ def conversation_of(turns: Any, where: str, drop_last_response: bool = False) ->
         is_last = position == len(listed) - 1
         if turn is None or who is None or (what is None and not is_last and not _may_lack_text(turn)):
             raise Reject("bad_shape", f"{place} needs a speaker and a text: role and content, from and value, ...")
-        speaker = _speaker(turn[who], place, SPEAKERS if (who, what) == ("speaker", "text") else ROLES)
+        speaker = _speaker(turn[who], place, SPEAKERS if who == "speaker" and what in ("text", None) else ROLES)
         said = turn.get(what) if what else None
         if speaker == ASSISTANT and is_last and (drop_last_response or _is_placeholder(turn, said)):
             break
