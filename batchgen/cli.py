@@ -50,7 +50,10 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def flag_name(table: str, key: str) -> str:
-    """`path` goes by its table's name (--model), `format` by both (--prompt-format), all others by their own."""
+    """`path` goes by its table's name (--model), `format` by both (--prompt-format), columns of the input that other
+    tables have a key for by --seed-column and so on, all others by their own."""
+    if table == "input" and key in ("seed", "sampling", "system"):
+        return f"--{key}-column"
     names = {"path": table, "format": f"{table}-format", "columns": "column", "include": "include"}
     return "--" + names.get(key, key).replace("_", "-")
 
@@ -323,6 +326,7 @@ def _print_forecast(forecast: Any) -> None:
     for name, value in {
         "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
         "rejects": f"{forecast.rejects.total():,}{f' ({reasons})' if reasons else ''}",
+        "shapes": ", ".join(f"{shape} {number:,}" for shape, number in forecast.shapes.most_common()) or "none",
         "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
         "shared": f"{forecast.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",

@@ -1,28 +1,22 @@
-"""Rows and conversations: which record shapes are understood, and what is wrong with the others."""
+"""Rows, ids and conversations, and the texts in them. Which records are understood stands in shapes.py."""
 
+import json
+import math
 import re
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 
-from . import lengths
 from .errors import Reject
 
 USER = "ユーザー"
 ASSISTANT = "システム"
 SYSTEM = "system"  # has no speaker of its own in the series' prompts: see with_system_ahead
-
-# Who speaks, in the words of every dialect.
-SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}
-OPENAI_ROLES = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
-SHAREGPT_ROLES = {
-    **{name: USER for name in ("human", "user")},
-    **{name: ASSISTANT for name in ("gpt", "assistant", "chatgpt", "bing", "bard", "model")},
-    "system": SYSTEM,
-}
 
 
 class Utterance(NamedTuple):
@@ -60,141 +54,195 @@ class Row:
         return msgspec.json.encode(self.raw, enc_hook=str).decode()
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # stands at the head of a file, and within one that `cat` made of several
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class PartlyReadable(dict[str, Any]):
+    """A record some of whose columns hold half a surrogate pair, which no encoding of Unicode can write. Whoever asks
+    for one of these columns gets a Reject; a column that nobody uses costs the row nothing."""
+
+    def __init__(self, record: dict[str, Any], unreadable: set[str]):
+        super().__init__((name, value) for name, value in record.items() if not _SURROGATE.search(name))
+        self._unreadable = unreadable
+
+    def __getitem__(self, name: str) -> Any:
+        self._check(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._check(name)
+        return super().get(name, default)
+
+    def _check(self, name: str) -> None:
+        if name in self._unreadable:
+            raise Reject(
+                "invalid_json", f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
+            )
+
+
 def _parse_line(line: bytes) -> dict[str, Any]:
+    line = line.removeprefix(BYTE_ORDER_MARK)
     if not line.strip():
         raise Reject("empty", "the line is blank")
     try:
         line.decode("utf-8")
         record = msgspec.json.decode(line)
     except UnicodeDecodeError as error:
-        raise Reject("invalid_utf8", f"byte {error.start} of the line: {error.reason}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+        raise Reject("invalid_utf8", f"byte {error.start} of the line: {error.reason}{_utf16(line)}") from None
+    except RecursionError as error:
         raise Reject("invalid_json", str(error)) from None
+    except msgspec.DecodeError as error:
+        record = _parse_leniently(line, str(error))
     if not isinstance(record, dict):
-        raise Reject("bad_shape", f"the line is {_kind(record)}, not an object")
+        raise Reject("bad_shape", f"the line is {kind_of(record)}, not an object")
     return record
 
 
+def _parse_leniently(line: bytes, complaint: str) -> Any:
+    """As Python's own reader has it, which takes NaN, Infinity, numbers beyond a double and half surrogate pairs."""
+    try:
+        record = json.loads(line.decode())  # of bytes it would guess the encoding
+    except (ValueError, RecursionError, MemoryError):
+        raise Reject("invalid_json", f"{complaint}{_utf16(line)}") from None
+    if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
+        broken = {name for name, value in record.items() if _has_surrogate(name, value)}
+        return PartlyReadable(record, broken) if broken else record
+    return record
+
+
+def _has_surrogate(*values: Any) -> bool:
+    left = list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and _SURROGATE.search(value):
+            return True
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+    return False
+
+
+def _utf16(line: bytes) -> str:
+    """A hint for files that some Windows programs write: every other byte of plain text is 0 in them."""
+    is_likely = line.startswith((b"\xff\xfe", b"\xfe\xff")) or line.count(0) > len(line) // 4
+    return "; the file looks like UTF-16: write it as UTF-8 (iconv -f UTF-16 -t UTF-8)" if is_likely else ""
+
+
+# --- ids
+
+DEFAULT_ID = "id"
+
+
 def row_id(record: dict[str, Any], column: str, number: int) -> str:
-    """The row's id: its id column, the custom_id of an OpenAI batch line, else its number. Raises Reject(bad_shape)."""
-    value = record.get(column)
-    if value is None and "body" in record:
-        value = record.get("custom_id")
-    if value is None:
-        return str(number)
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
-    raise Reject("bad_shape", f"{column} is {_kind(value)}, not text or a whole number")
+    """The row's id: its id column, the custom_id of a line of a batch file, else its number.
 
-
-# --- shapes
-
-
-def _speaker(record: dict[str, Any]) -> Conversation:
-    """The model cards' own form: [{"speaker": "ユーザー", "text": "..."}, ...]."""
-    return _turns(record["conversation"], "conversation", "speaker", "text", SPEAKERS)
-
-
-def _openai(record: dict[str, Any]) -> Conversation:
-    """`messages` of OpenAI's chat API; also a line of its batch files, which has them in `body`."""
-    body = record.get("body")
-    where = "messages" if body is None else "body.messages"
-    messages = record.get("messages") if body is None else isinstance(body, dict) and body.get("messages")
-    return _turns(messages, where, "role", "content", OPENAI_ROLES)
-
-
-def _sharegpt(record: dict[str, Any]) -> Conversation:
-    return _turns(record["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
-
-
-def _hh(record: dict[str, Any]) -> Conversation:
-    """Anthropic's HH-RLHF: one text, "\\n\\nHuman: ...\\n\\nAssistant: ..."; `chosen` is the answer that was liked."""
-    column = next((name for name in ("chosen", "prompt", "text") if record.get(name) is not None), "chosen")
-    text = record.get(column)
-    if not isinstance(text, str):
-        raise Reject("bad_shape", f"{column} is {_kind(text)}, not text")
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.strip())
-    if parts[0].strip() or len(parts) < 3:
-        raise Reject("bad_shape", f"{column} does not begin with Human: and go on in turns")
-    turns = [
-        Utterance(USER if who == "Human" else ASSISTANT, said.strip())
-        for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    if turns[-1] == (ASSISTANT, ""):  # the transcript ends where the answer is to begin
-        turns.pop()
-    return [Utterance(speaker, _text(said, column)) for speaker, said in turns]
-
-
-def _question(question: str, answer: str = "", more: str = "") -> Callable[[dict[str, Any]], Conversation]:
-    """A shape of columns: a question, perhaps with more to it, and perhaps an answer that is known already."""
-
-    def parse(record: dict[str, Any]) -> Conversation:
-        asked = _text(record[question], question)
-        if more and record.get(more):
-            asked += "\n" + _text(record[more], more)
-        known = record.get(answer) if answer else None
-        return [Utterance(USER, asked), *([Utterance(ASSISTANT, _text(known, answer))] if known else [])]
-
-    return parse
-
-
-class Shape(NamedTuple):
-    """columns: all of them make a record of this shape; optional: further ones that it uses."""
-
-    parse: Callable[[dict[str, Any]], Conversation]
-    columns: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-# By the name that `[input] format` takes, in the order in which a row is tried.
-SHAPES = {
-    "speaker": Shape(_speaker, ("conversation",)),
-    "openai": Shape(_openai, ("messages",)),
-    "openai-batch": Shape(_openai, ("body",), ("custom_id",)),
-    "sharegpt": Shape(_sharegpt, ("conversations",)),
-    "hh": Shape(_hh, ("chosen",), ("prompt", "text")),
-    "flan": Shape(_question("inputs", answer="targets"), ("inputs",), ("targets",)),
-    "alpaca": Shape(_question("instruction", answer="output", more="input"), ("instruction",), ("input", "output")),
-    "prompt": Shape(_question("prompt", answer="completion"), ("prompt",), ("completion",)),
-    "text": Shape(_question("text"), ("text",)),
-}
-# All that these shapes look at, for readers of columns.
-COLUMNS = tuple(dict.fromkeys(name for shape in SHAPES.values() for name in (*shape.columns, *shape.optional)))
-_TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
-
-
-def shape_of(record: dict[str, Any]) -> str:
-    """The name of the first shape whose columns the record has. Raises Reject(bad_shape)."""
-    for name, shape in SHAPES.items():
-        if None not in map(record.get, shape.columns):
-            text = record[shape.columns[0]]
-            is_transcript = name in ("prompt", "text") and isinstance(text, str) and _TRANSCRIPT.match(text)
-            return "hh" if is_transcript else name
-    ways = ", ".join(shape.columns[0] for shape in SHAPES.values())
-    raise Reject("bad_shape", f"needs one of {ways}; has {', '.join(record) or 'nothing'}")
-
-
-def from_record(record: dict[str, Any], shape: str = "auto", drop_last_response: bool = False) -> Conversation:
-    """The conversation of a record, system messages included, ending with the user.
-
-    Raises Reject(bad_shape | unknown_speaker | empty).
-
-    drop_last_response: an answer that stands at the end of the data is left out instead of a reject.
+    column: a name that the user gave binds: Raises Reject(bad_shape) for a value that names nothing. A column that is
+    just called `id` may hold whatever it likes: of such a value the row goes by its number. Empty: no column is asked.
     """
-    name = shape_of(record) if shape == "auto" else shape
-    if missing := [column for column in SHAPES[name].columns if record.get(column) is None and name != "hh"]:
-        raise Reject("bad_shape", f"a row of format {name} needs {missing[0]}; has {', '.join(record) or 'nothing'}")
-    return _ending_with_user(SHAPES[name].parse(record), drop_last_response)
+    given = _given_id(record, column)
+    if given is None:
+        return str(number)
+    if (text := _id_text(given)) is not None:
+        return text
+    if column == DEFAULT_ID:
+        return str(number)
+    raise Reject("bad_shape", f"{column} is {kind_of(given)}, not text or a number")
 
 
-def _ending_with_user(turns: Conversation, drop_last_response: bool) -> Conversation:
-    if turns and turns[-1].speaker == ASSISTANT and drop_last_response:
-        turns.pop()
-    if not turns:
-        raise Reject("empty", "the conversation has no utterances")
-    if turns[-1].speaker != USER:
-        raise Reject("bad_shape", "the last utterance is not from the user (drop_last_response leaves an answer out)")
-    return turns
+def names_nothing(record: dict[str, Any]) -> bool:
+    """Whether a row has an `id` that names nothing, so that it goes by its number."""
+    given = _given_id(record, DEFAULT_ID)
+    return given is not None and _id_text(given) is None
+
+
+def _given_id(record: dict[str, Any], column: str) -> Any:
+    """The value that names a row; None if there is none."""
+    is_batch = column == DEFAULT_ID and any(is_request(record.get(name)) for name in ("body", "params"))
+    named = record.get("custom_id") if is_batch else None
+    value = record.get(column) if column and _is_no_id(named) else named
+    return None if _is_no_id(value) else value
+
+
+def is_request(body: Any) -> bool:
+    """Whether a value is the request in a line of a batch file: an object that asks something."""
+    return isinstance(body, dict) and any(body.get(name) is not None for name in ("messages", "prompt", "input"))
+
+
+def _is_no_id(value: Any) -> bool:
+    return value is None or value in ("", b"") or (isinstance(value, float) and math.isnan(value))
+
+
+def _id_text(value: Any) -> str | None:
+    """An id as text. What is no text by itself is written as it is everywhere: 17.0 is 17, as pandas makes the one of
+    the other; MongoDB's {"$oid": ...} is its hexadecimal digits."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return None
+        case int() | UUID():
+            return str(value)
+        case float():
+            if not math.isfinite(value):
+                return None
+            return str(int(value)) if value.is_integer() and abs(value) <= 2**53 else repr(value)
+        case Decimal():
+            return str(value) if value.is_finite() else None
+        case date() | datetime():
+            return value.isoformat()
+        case bytes():
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError:
+                return None
+        case {"$oid": str(digits)}:
+            return digits
+    return None
+
+
+# --- texts
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text with something in it; Parquet files of Impala, old Spark and TensorFlow have text as
+    bytes."""
+    return isinstance(value, str | bytes) and bool(value.strip())
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value is as good as none: null or blank text."""
+    return value is None or (isinstance(value, str | bytes) and not value.strip())
+
+
+def text_of(value: Any, where: str) -> str:
+    """A text with something in it. Raises Reject(bad_shape | invalid_utf8 | empty)."""
+    if isinstance(value, bytes):
+        value = decoded(value, where)
+    if not isinstance(value, str):
+        raise Reject("bad_shape", f"{where} is {kind_of(value)}, not text")
+    if not value.strip():
+        raise Reject("empty", f"{where} has no text")
+    return value
+
+
+def decoded(value: bytes, where: str) -> str:
+    """Raises Reject(invalid_utf8)."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Reject("invalid_utf8", f"{where}: byte {error.start}: {error.reason}") from None
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for people."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", bytes: "bytes", list: "a list"}
+    return kinds.get(type(value), "null" if value is None else "an object")
+
+
+# --- system messages
 
 
 def split_system(turns: Conversation) -> tuple[str, Conversation]:
@@ -209,72 +257,3 @@ def with_system_ahead(system: str, turns: Conversation) -> Conversation:
         return turns
     first = next(position for position, turn in enumerate(turns) if turn.speaker == USER)
     return [*turns[:first], Utterance(USER, f"{system}\n{turns[first].text}"), *turns[first + 1 :]]
-
-
-def _turns(turns: Any, where: str, speaker: str, text: str, roles: dict[str, str]) -> Conversation:
-    """A list of objects with a speaker and a text each, whatever the dialect calls them."""
-    if not isinstance(turns, list):
-        raise Reject("bad_shape", f"{where} is {_kind(turns)}, not a list")
-    conversation = []
-    for position, turn in enumerate(turns):
-        place = f"{where}[{position}]"
-        if not isinstance(turn, dict) or speaker not in turn or text not in turn:
-            raise Reject("bad_shape", f"{place} needs {speaker} and {text}")
-        role = turn[speaker]
-        if not isinstance(role, str) or role not in roles:
-            raise Reject("unknown_speaker", f"{place}: {role!r} is none of {', '.join(roles)}")
-        conversation.append(Utterance(roles[role], _text(_joined(turn[text]), f"{place}.{text}")))
-    return conversation
-
-
-def _joined(content: Any) -> Any:
-    """OpenAI's content may be a list of parts; those of text are joined."""
-    if not isinstance(content, list):
-        return content
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-        raise Reject("bad_shape", "content has a part that is not text")
-    return "".join(part["text"] for part in content)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise Reject("bad_shape", f"{where} is {_kind(value)}, not text")
-    if not value.strip():
-        raise Reject("empty", f"{where} has no text")
-    return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
-    return kinds.get(type(value), "null" if value is None else "an object")
-
-
-# --- templates
-
-
-class Template:
-    """`[prompt] template`: the user's utterance out of any columns, as Python's format strings have them."""
-
-    def __init__(self, template: str):
-        """Raises ValueError if it is no such template."""
-        self._template = template
-        parts = [(field, format) for _, field, format, _ in string.Formatter().parse(template) if field is not None]
-        fields = [field for field, _ in parts]
-        # Only columns by name: `{a.b}` and `{a[0]}` would reach into Python's objects.
-        if wrong := [field for field in fields if not field or any(sign in field for sign in ".[]")]:
-            raise ValueError(f"{{{wrong[0]}}} is not the name of a column")
-        if not fields:
-            raise ValueError("it names no column, such as {text}")
-        for _, format in parts:
-            lengths.check_width(format or "")
-        self.columns = list(dict.fromkeys(fields))
-
-    def fill(self, record: dict[str, Any]) -> Conversation:
-        """Raises Reject(bad_shape | empty)."""
-        if missing := [name for name in self.columns if record.get(name) is None]:
-            raise Reject("bad_shape", f"the template needs {missing[0]}; has {', '.join(record) or 'nothing'}")
-        try:
-            text = self._template.format_map(record)
-        except (ValueError, TypeError) as error:
-            raise Reject("bad_shape", f"the template does not fit the row: {error}") from None
-        return [Utterance(USER, _text(text, "the filled template"))]

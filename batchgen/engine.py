@@ -11,6 +11,7 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress

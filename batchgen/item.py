@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from . import conversation, prompt, sampling, structure
+from . import bodies, conversation, prompt, sampling, shapes, structure
 from .conversation import Conversation, Row, Utterance
 from .cursor import passed_value
 from .engine import WHOLE
@@ -16,13 +16,16 @@ from .prepare import Job
 from .sampling import Sampling
 from .source import Reader
 
+REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
+TEMPLATE = "template"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One (row, sample): what goes into the engine, and what its output row says beside the response.
 
     truncated: how many tokens were taken off the prompt to make it fit; written: the sampling with its texts as the
-    model writes them.
+    model writes them; shape: that of the row's record, or "template".
     """
 
     row: int
@@ -36,6 +39,7 @@ class Item:
     written: Sampling
     seed: int
     columns: dict[str, Any]
+    shape: str
 
     @property
     def name(self) -> str:
@@ -85,8 +89,11 @@ def make(row: Row, job: Job) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
     record, spec = row.record(), job.spec
     id = conversation.row_id(record, spec.input.id, row.number)
-    prefix, turns = _turns(record, job)
-    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record)
+    shape = _shape(record, job)
+    prefix, turns = _turns(record, shape, job)
+    request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
+    asked = spec.input.seed, spec.input.sampling
+    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record, request, *asked)
     if params is not job.sampling:  # which was checked as the job was prepared
         try:
             structure.check(params, job.model.vocab_size)
@@ -101,20 +108,30 @@ def make(row: Row, job: Job) -> list[Item]:
     written = _as_written(params, job.format)
     passed = {column.name: passed_value(row, record, column) for column in job.columns}
     return [
-        Item(row.number, sample, id, *fitted, params, written, _seed(spec, seed, id, sample), passed)
+        Item(row.number, sample, id, *fitted, params, written, _seed(spec, seed, id, sample), passed, shape)
         for sample in range(n)
     ]
 
 
-def _turns(record: dict[str, Any], job: Job) -> tuple[Conversation, Conversation]:
+def _shape(record: dict[str, Any], job: Job) -> str:
+    if job.template:
+        return TEMPLATE
+    format = job.spec.input.format
+    return shapes.shape_of(record) if format == shapes.AUTO else format
+
+
+def _turns(record: dict[str, Any], shape: str, job: Job) -> tuple[Conversation, Conversation]:
     """The fixed turns ahead of a row's own, and these. A system message becomes part of the one or of the other."""
     spec = job.spec
     prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
     if job.template:
         turns = job.template.fill(record)
     else:
-        turns = conversation.from_record(record, spec.input.format, spec.input.drop_last_response)
+        beside = shapes.SYSTEMS if spec.input.system is None else ()
+        turns = shapes.from_record(record, shape, spec.input.drop_last_response, beside)
     system, turns = conversation.split_system(turns)
+    if named := shapes.system_in(record, spec.input.system) if spec.input.system else "":
+        system = f"{named}\n{system}" if system and system != named else named
     system = system or spec.prompt.system
     if system and job.format == "chat-template":
         return [Utterance(conversation.SYSTEM, system), *prefix], turns
@@ -140,8 +157,10 @@ def _as_column(params: Sampling) -> dict[str, Any]:
 
 def columns_read(job: Job) -> list[str]:
     """The columns of a columnar input that `make` looks at."""
-    shape = job.template.columns if job.template else conversation.COLUMNS
-    return [*shape, job.spec.input.id, "seed", "sampling"]
+    table = job.spec.input
+    shape = job.template.candidates if job.template else shapes.COLUMNS
+    named = [name for name in (table.id, table.seed, table.sampling, table.system) if name]
+    return list(dict.fromkeys([*shape, *named]))
 
 
 def reader(job: Job, running: bool = False) -> Reader:

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -17,8 +17,12 @@ from . import deadline
 from .errors import JobError
 from .hub import is_name
 from .sampling import JobSampling, Sampling
+from .shapes import AUTO, SHAPES
 
-InputFormat = Literal["auto", "speaker", "openai", "openai-batch", "sharegpt", "hh", "flan", "alpaca", "prompt", "text"]
+if TYPE_CHECKING:
+    InputFormat = str
+else:
+    InputFormat = Literal[(AUTO, *SHAPES)]
 PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
 OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
 
@@ -31,7 +35,17 @@ class InputTable(_Table, frozen=True):
     path: Annotated[
         list[str], Meta(description="JSONL, JSON, Parquet, Arrow, CSV or TSV: files, folders, globs or URIs")
     ]
-    id: Annotated[str, Meta(description="column that names a row; rows without it go by their number")] = "id"
+    id: Annotated[str, Meta(description="column that names a row; rows without it go by their number; '' for none")] = (
+        "id"
+    )
+    seed: Annotated[str, Meta(description="column with the row's own seed; '' for none")] = "seed"
+    sampling: Annotated[str, Meta(description="column with the row's own sampling parameters; '' for none")] = (
+        "sampling"
+    )
+    system: (
+        Annotated[str, Meta(description="column with the row's system message; '' for none; by default system and kin")]
+        | None
+    ) = None
     format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
     incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from . import folder, item
+from . import folder, ids, item
 from .errors import Reject
 from .item import Item
 from .job import JobSpec
@@ -19,13 +19,14 @@ MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
 
 @dataclass
 class Forecast:
-    """new_rows: those that an incremental job has got since its last run, None if there was none; lengths: tokens of
-    every prompt; over_length: rows whose prompt is too long, rejected or shortened; shared: tokens in blocks that an
-    earlier prompt begins with too."""
+    """new_rows: those that an incremental job has got since its last run, None if there was none; shapes: of the rows
+    that have a prompt; lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or
+    shortened; shared: tokens in blocks that an earlier prompt begins with too."""
 
     job: Job
     new_rows: int | None = None
     rejects: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[str] = field(default_factory=Counter)
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     over_length: int = 0
     shared: int = 0
@@ -54,14 +55,17 @@ class Forecast:
 def plan(spec: JobSpec) -> Forecast:
     """Renders and tokenizes every row. Raises JobError."""
     job = prepare(spec)
-    old = folder.read_job(job.out) if spec.input.incremental else None
-    forecast = Forecast(job, job.plan.rows - old.plan.rows if old else None)
+    old = folder.read_job(job.out)
+    if old and old.plan == job.plan:  # of a new plan `prepare` has told
+        ids.tell(job.plan, spec.input.id)
+    forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     blocks: set[int] = set()
     for made in _items(forecast):
         if isinstance(made, Reject):
             forecast.rejects[made.reason] += 1
             forecast.over_length += made.reason == "too_long"
         else:
+            forecast.shapes[made.shape] += 1
             forecast.lengths.append(len(made.prompt_token_ids))
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)

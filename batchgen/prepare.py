@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import __version__, engine, folder, job, models, opening, passed, prompt, shard, source, structure
+from . import __version__, engine, folder, ids, job, models, opening, passed, prompt, shard, source, structure
 from .columns import Column, check_names
-from .conversation import Template
 from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec
@@ -18,6 +17,7 @@ from .models import Model
 from .prompt import Render
 from .sampling import Sampling
 from .source import Plan, Shard
+from .template import Template
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,17 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     engine.check_args(spec.engine)
     old = begun or folder.read_job(out)
     spec, model = _model(spec)
+    is_new = False  # what is known was told of before
     if begun:
         plan = begun.plan
     if plan is None:
         plan = _plan(spec, out, old, discard)
+        is_new = old is None or plan is not old.plan
     template = _template(spec)
     source.check_columns(plan.files, spec.input.format, template)
+    ids.check_names(plan.files, spec.input)
+    if is_new:
+        ids.tell(plan, spec.input.id)
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:

@@ -17,11 +17,13 @@ import numpy as np
 
 from . import files as filing
 from .columns import Column
-from .conversation import SHAPES, Row, Template
+from .conversation import Row
 from .cursor import Cursor, cursor_at
 from .errors import JobError, Reject, warn
 from .files import find, shown
 from .formats import BYTE_ORDER_MARK, COLUMNAR, Table, chunks, csv_rows, detect, elements
+from .shapes import SHAPES
+from .template import Template
 
 NEWLINE = ord("\n")
 # Names of the columns of JSONL are read off this many rows at the head of each file.
@@ -485,7 +487,7 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
         if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
             continue
         names = names_of(file)
-        if template and (missing := [name for name in template.columns if name not in names]):
+        if template and (missing := template.missing(names)):
             raise JobError(
                 f"{shown(file.path)}: [prompt] template names {missing[0]}, which the file does not have; "
                 f"it has {', '.join(names)}"
@@ -493,6 +495,6 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
         if template:
             continue
         shapes = SHAPES.values() if format == "auto" else [SHAPES[format]]
-        if not any(column in names for shape in shapes for column in shape.columns):
-            ways = ", ".join(shape.columns[0] for shape in shapes)
+        if not any(shape.can_read(names) for shape in shapes):
+            ways = ", ".join(dict.fromkeys(shape.columns[0] for shape in shapes))
             raise JobError(f"{shown(file.path)}: none of the columns {ways}; it has {', '.join(names)}")

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.conversation import SHAPES, Template, from_record, row_id, shape_of, split_system, with_system_ahead
+from batchgen.conversation import row_id, split_system, with_system_ahead
 from batchgen.errors import Reject
 from batchgen.job import InputFormat
+from batchgen.shapes import SHAPES, from_record, shape_of
+from batchgen.template import Template
 
 TALK = [("ユーザー", "Monday"), ("システム", "月曜日"), ("ユーザー", "Friday")]
 
@@ -20,7 +22,7 @@ SAME = {
         "messages": [
             {"role": "user", "content": "Monday"},
             {"role": "assistant", "content": "月曜日"},
-            {"role": "user", "content": [{"type": "text", "text": "Fri"}, {"type": "text", "text": "day"}]},
+            {"role": "user", "content": [{"type": "text", "text": "Friday"}]},
         ]
     },
     "sharegpt": {
@@ -238,7 +240,7 @@ def test_an_openai_batch_line_with_what_cannot_be_done_is_rejected(generate, wri
 def test_shapes_in_parquet(generate, tmp_path):
     import pyarrow as pa
 
-    table = pa.table({"messages": [SAME["openai"]["messages"][:1]], "system": ["unused"]})
+    table = pa.table({"messages": [SAME["openai"]["messages"][:1]], "system": ["Be brief."]})
     pq.write_table(table, tmp_path / "in.parquet")
     out = generate([tmp_path / "in.parquet"], sampling={"max_tokens": 2}, output={"include": ["prompt"]})
-    assert ds.dataset(out).to_table()["prompt"].to_pylist() == ["ユーザー: Monday\nシステム: "]
+    assert ds.dataset(out).to_table()["prompt"].to_pylist() == ["ユーザー: Be brief.\nMonday\nシステム: "]

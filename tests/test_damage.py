@@ -15,7 +15,7 @@ from faulty import dataset, finished_in_shards_of_one, killed_at_commit, run_her
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen import conversation, folder, shard
+from batchgen import folder, shapes, shard
 from batchgen.conversation import Row
 from batchgen.errors import JobError
 from batchgen.folder import checksum_path, rejects_path, shard_path, unsealed
@@ -315,7 +315,7 @@ values = st.recursive(
 )
 sampling = st.dictionaries(st.sampled_from(Sampling.__struct_fields__), values, max_size=2)
 turns = st.lists(st.dictionaries(st.sampled_from(["speaker", "text", "role", "content", "from", "value"]), texts))
-columns = st.sampled_from(conversation.COLUMNS)
+columns = st.sampled_from(shapes.COLUMNS)
 records = st.builds(
     lambda record, more: json.dumps(record | more).encode(),
     st.dictionaries(columns, texts | turns | values, max_size=2),

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from batchgen.conversation import Row, from_record
+from batchgen.conversation import Row
 from batchgen.job import load
+from batchgen.shapes import from_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

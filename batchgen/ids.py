@@ -1,0 +1,139 @@
+"""The names of rows over the whole input: columns that the user names are there, and no two rows have one id."""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from . import passed, source
+from .conversation import DEFAULT_ID, Row, names_nothing, row_id
+from .errors import JobError, Reject, warn
+from .job import InputTable, nearest
+from .source import InputFile, Plan
+
+FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
+
+
+def check_names(files: Iterable[InputFile], table: InputTable) -> None:
+    """The columns that the user named must be in some file: in its schema, or in its first rows. The default names need
+    not be. Raises JobError."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(InputTable)}
+    asked = {key: getattr(table, key) for key in FLAGS}
+    left = {key: name for key, name in asked.items() if name and name != defaults[key]}
+    seen: dict[str, None] = {}
+    for file in files:
+        if not left:
+            return
+        seen |= dict.fromkeys(passed.names_of(file))
+        left = {key: name for key, name in left.items() if name not in seen}
+    for key, name in left.items():
+        has = ", ".join(seen) or "none"
+        raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; there are {has}{_hint(name, seen)}")
+
+
+def _hint(name: str, seen: Iterable[str]) -> str:
+    """The name that comes closest; all of them have been told."""
+    close = nearest(name, seen)
+    return close if "did you mean" in close else ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """repeated: rows whose id an earlier row has too; twice: two rows of one id, and this; nameless: rows whose `id`
+    names nothing, so that they go by their number; first_nameless: the first of them."""
+
+    repeated: int = 0
+    twice: tuple[int, int, str] | None = None
+    nameless: int = 0
+    first_nameless: int | None = None
+
+
+def tell(plan: Plan, column: str) -> None:
+    """Warns of ids that name two rows, or nothing."""
+    found = survey(plan, column)
+    if found.twice:
+        first, second, id = found.twice
+        warn(
+            f"{found.repeated:,} row(s) have the id of an earlier row, such as {id!r:.80} at "
+            f"{source.place(plan, first)} and {source.place(plan, second)}: one id and one prompt get one response"
+        )
+    if found.first_nameless is not None:
+        warn(
+            f"the column id of {found.nameless:,} row(s) names nothing, the first at "
+            f"{source.place(plan, found.first_nameless)}: they go by their number (--id '' for all rows)"
+        )
+
+
+def survey(plan: Plan, column: str) -> Survey:
+    """Reads the ids of all rows; of JSONL nothing else. Takes 8 bytes of memory a row."""
+    if not column or not _has_ids(plan, column):
+        return Survey()
+    digests = array("q")
+    nameless, first_nameless = 0, None
+    for row, record in _named_records(plan, column):
+        digests.append(hash(row_id(record, column, row)))
+        if column == DEFAULT_ID and names_nothing(record):
+            nameless += 1
+            first_nameless = row if first_nameless is None else first_nameless
+    ordered = np.asarray(digests)  # the same memory
+    ordered.sort()
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if not len(same):
+        return Survey(nameless=nameless, first_nameless=first_nameless)
+    return Survey(len(same), _twice(plan, column, int(ordered[same[0]])), nameless, first_nameless)
+
+
+def _twice(plan: Plan, column: str, digest: int) -> tuple[int, int, str] | None:
+    """The first two rows with an id of this digest, and the id."""
+    first = None
+    for row, record in _named_records(plan, column):
+        id = row_id(record, column, row)
+        if hash(id) == digest:
+            if first is not None:
+                return first, row, id
+            first = row
+    return None
+
+
+def _has_ids(plan: Plan, column: str) -> bool:
+    """Whether there are ids but row numbers, as far as the first rows of each file tell."""
+    names = {column, "custom_id"} if column == DEFAULT_ID else {column}
+    return any(not names.isdisjoint(passed.names_of(file)) for file in plan.files)
+
+
+def _named_records(plan: Plan, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, what of the record names it) of all rows that can be read and have an id that is none or one."""
+    wanted = [column, "custom_id", "body", "params"] if column == DEFAULT_ID else [column]
+    decoder = _decoder(column)
+    reader = source.Reader(plan, wanted)
+    for shard in plan.shards:
+        for row in reader.read(shard):
+            try:
+                record = _head(row, column, decoder)
+                row_id(record, column, row.number)
+            except Reject:
+                continue
+            yield row.number, record
+
+
+def _decoder(column: str) -> "msgspec.json.Decoder[Any]":
+    """Of a JSON line, what names its row; the rest is passed over, at a GB a second."""
+    fields: list[Any] = [("own", Any, None)]
+    if column == DEFAULT_ID:
+        request = dict[str, msgspec.Raw] | None
+        fields += [("custom_id", Any, None), ("body", request, None), ("params", request, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("Named", fields, rename={"own": column}))
+
+
+def _head(row: Row, column: str, decoder: "msgspec.json.Decoder[Any]") -> dict[str, Any]:
+    """Of a record, what names it. Raises Reject."""
+    if isinstance(row.raw, bytes):
+        try:
+            named = msgspec.structs.asdict(decoder.decode(row.raw))
+            return {column: named.pop("own"), **named}
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            pass  # not as expected: read like any other
+    return row.record()
