@@ -360,7 +360,7 @@ def _glob(pattern: str, out: str | None) -> list[_Found]:
 
 def _fixed(pattern: str) -> tuple[str, list[str]]:
     """The folder in which a glob looks, and the patterns of what is below it."""
-    parts = pattern.split("/")
+    parts = pattern.split("/") + ["*"] * pattern.endswith("/**")
     fixed = next(number for number, part in enumerate(parts) if _is_glob(part))
     return "/".join(parts[:fixed]) or "/", parts[fixed:]
 

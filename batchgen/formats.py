@@ -433,6 +433,6 @@ class _reading_columns:
         if isinstance(error, OSError) and (error.errno or ("://" in self._path and "AWS Error" in str(error))):
             raise failure(self._path, error, self._running) from error
         if isinstance(error, OSError | pa.ArrowException | ValueError | NotImplementedError):
-            kind = "Parquet" if self._kind == "parquet" else "Arrow"
+            kind = "a Parquet" if self._kind == "parquet" else "an Arrow"
             reason = " ".join(str(error).split())[:300]
-            raise JobError(f"{shown(self._path)}: not a {kind} file, or a damaged one: {reason}") from None
+            raise JobError(f"{shown(self._path)}: not {kind} file, or a damaged one: {reason}") from None
