@@ -133,7 +133,7 @@ def open_raw(path: str, running: bool = False) -> Any:
     inner = local(path)
     with reading(path, running):
         if inner is not None:
-            return open(os.fsencode(inner), "rb", buffering=0)
+            return open(inner, "rb", buffering=0)
         system, inner = _open_system(path)
         return _open_stream(system, inner) if _is_without_ranges(system, inner) else system.open_input_file(inner)
 
