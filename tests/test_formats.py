@@ -168,6 +168,8 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
         ("a.jsonl", '{"text": "月"}\n'.encode("utf-16"), "UTF-16"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-le"), "UTF-16"),
+        ("a.tsv", "text\tid\nMonday\t1\n".encode("utf-16"), "UTF-16"),
+        ("a.orc", b"ORC\x08\x01", "ORC"),
         ("a.txt", b"Monday\nFriday\n", "jq -Rc"),
         ("a.yaml", b"- text: Monday\n", "holds neither JSONL"),
         ("a.xlsx", b"PK\x03\x04xx", "Excel"),
@@ -202,6 +204,11 @@ def test_rows_of_csv_that_do_not_fit_are_rejected_alone(tmp_path):
             seen.append(why.reason)
     assert seen == [("7", "one,\ntwo"), "bad_shape", "invalid_utf8", ("007", "ok"), "bad_shape"]
     assert [source.place(plan, row) for row in (0, 4)] == [f"{tmp_path}/in.csv row {row}" for row in (0, 4)]
+
+
+def test_a_csv_of_orchids_is_no_orc(tmp_path):
+    (tmp_path / "in.csv").write_text("ORCHID,text\n1,Monday\n")
+    assert source.plan([str(tmp_path)], 2).rows == 1
 
 
 class Counting(io.BytesIO):
