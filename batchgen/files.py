@@ -133,7 +133,7 @@ def open_raw(path: str, running: bool = False) -> Any:
     inner = local(path)
     with reading(path, running):
         if inner is not None:
-            return open(os.fsencode(inner), "rb", buffering=0)
+            return open(inner, "rb", buffering=0)
         system, inner = _open_system(path)
         return _open_stream(system, inner) if _is_without_ranges(system, inner) else system.open_input_file(inner)
 
@@ -360,7 +360,7 @@ def _glob(pattern: str, out: str | None) -> list[_Found]:
 
 def _fixed(pattern: str) -> tuple[str, list[str]]:
     """The folder in which a glob looks, and the patterns of what is below it."""
-    parts = pattern.split("/")
+    parts = pattern.split("/") + ["*"] * pattern.endswith("/**")
     fixed = next(number for number, part in enumerate(parts) if _is_glob(part))
     return "/".join(parts[:fixed]) or "/", parts[fixed:]
 

@@ -44,12 +44,11 @@ _REFUSED = {
     b"SQLite format 3": "an SQLite database; write its table as JSONL, CSV or Parquet",
     b"\x93NUMPY": "a NumPy array; write it as Parquet",
     b"\x89HDF": "an HDF5 file; write it as Parquet",
-    b"ORC": "an ORC file; write it as Parquet",
     b"Obj\x01": "an Avro file; write it as Parquet",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a RAR archive; unpack it",
 }
-_UTF16 = "UTF-16, and JSON is read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+_UTF16 = "UTF-16, and text is read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
 
 
 def detect(path: str, running: bool = False) -> tuple[str, str]:
@@ -94,6 +93,10 @@ def _text_kind(path: str, head: bytes) -> str:
     what = next((what for magic, what in _REFUSED.items() if head.startswith(magic)), "")
     if head[257:262] == b"ustar":
         what = "a tar archive; unpack it"
+    if re.match(rb"ORC[^ -~\s]", head):  # and not a CSV of orchids
+        what = "an ORC file; write it as Parquet"
+    if ending in CSV_ENDINGS and head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as Excel writes text
+        what = _UTF16
     if re.match(rb"(\xff\xfe)?[\[{]\0[^\0]\0|(\xfe\xff)?\0[\[{]\0", head):
         what = _UTF16
     if what:
@@ -433,6 +436,6 @@ class _reading_columns:
         if isinstance(error, OSError) and (error.errno or ("://" in self._path and "AWS Error" in str(error))):
             raise failure(self._path, error, self._running) from error
         if isinstance(error, OSError | pa.ArrowException | ValueError | NotImplementedError):
-            kind = "Parquet" if self._kind == "parquet" else "Arrow"
+            kind = "a Parquet" if self._kind == "parquet" else "an Arrow"
             reason = " ".join(str(error).split())[:300]
-            raise JobError(f"{shown(self._path)}: not a {kind} file, or a damaged one: {reason}") from None
+            raise JobError(f"{shown(self._path)}: not {kind} file, or a damaged one: {reason}") from None

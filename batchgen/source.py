@@ -147,8 +147,9 @@ def plan(
     change, it is returned as it is, without reading anything. incremental: the plan is going to grow; out: the output
     folder, which is no input. Raises JobError or Stopped.
     """
+    paths = list(paths)
     latest = known.latest if known else {}
-    found = _as_before(find(paths, out), latest)
+    found = _as_before(find(paths, out), paths, latest)
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
     parts = [_Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
@@ -158,11 +159,12 @@ def plan(
     return planned
 
 
-def _as_before(found: list[str], latest: dict[str, InputFile]) -> list[str]:
-    """The input of a job that the first version began is what that would find: files by their endings, metadata too."""
+def _as_before(found: list[str], named: list[str], latest: dict[str, InputFile]) -> list[str]:
+    """The input of a job that the first version began is what that would find: in folders files by their endings,
+    metadata too."""
     if not any(not file.kind for file in latest.values()):
         return found
-    taken = [path for path in found if path in latest or _first_took(path)]
+    taken = [path for path in found if path in latest or path in named or _first_took(path)]
     missing = [path for path in latest if path not in set(taken)]
     if set(taken) <= latest.keys() and all(_is_still_there(path) for path in missing):
         return list(latest)
@@ -187,8 +189,9 @@ def grow(paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = N
     Only uncompressed JSONL may get longer. If size or time of change are others, the known part is read again.
     Raises JobError.
     """
+    paths = list(paths)
     latest = known.latest
-    found = _as_before(find(paths, out), latest)
+    found = _as_before(find(paths, out), paths, latest)
     there = set(found)
     changed = [f"{shown(path)}: is no longer in the input" for path in latest if path not in there]
     parts = []

@@ -5,8 +5,11 @@ import functools
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -270,3 +273,72 @@ def test_input_from_the_web(tmp_path, web):
 def test_a_web_server_that_does_not_answer(web):
     with pytest.raises(Stopped, match="cannot be read now"):
         source.plan(["http://127.0.0.1:1/a.jsonl"], 4)
+
+
+class Hub(Handler):
+    """As much of the hub's API as reading a dataset needs; `where` holds the dataset's files."""
+
+    def do_GET(self):
+        path = unquote(self.path.partition("?")[0])
+        if path.startswith("/api/datasets/org/talks/tree/"):
+            below = path.split("/", 7)[7] if path.count("/") > 6 else "."
+            deep = "recursive=true" in self.path.lower()
+            above = {name: [str(parent) for parent in Path(name).parents] for name in self._names()}
+            inside = [name for name in above if below in (above[name] if deep else above[name][:1])]
+            self._answer([self._about(name) for name in inside])
+        elif path.startswith("/api/datasets/org/talks"):
+            self._answer({"id": "org/talks", "sha": "0" * 40, "siblings": []})
+        elif path.startswith("/datasets/org/talks/resolve/"):
+            content = (Path(self.directory) / path.split("/", 6)[6]).read_bytes()
+            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            self._answer(content[int(first) : int(last) + 1 if last else None], status=206)
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        asked = json.loads(body)["paths"] if body[0] == "{" else parse_qs(body)["paths"]
+        self._answer([self._about(name) for name in self._names() if name in asked])
+
+    def _names(self):
+        return [str(path.relative_to(self.directory)) for path in Path(self.directory).rglob("*")]
+
+    def _about(self, name):
+        path = Path(self.directory) / name
+        of = {"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size}
+        return {**of, "path": name, "oid": name}
+
+    def _answer(self, body, status=200):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ("hf://datasets/org/talks", 5),
+        ("hf://datasets/org/talks/data/*.parquet", 2),
+        ("hf://datasets/org/talks@main/a.jsonl", 3),
+        ("hf://datasets/org/talks/none.jsonl", "none.jsonl: no such file or folder"),
+    ],
+)
+def test_datasets_of_the_hub(tmp_path, given, rows):
+    """In a process of its own, as the hub's address is read once."""
+    put(tmp_path / "hub" / "a.jsonl", LINE * 3), put(tmp_path / "hub" / "data" / "b.parquet", parquet())
+    handler = functools.partial(Hub, directory=str(tmp_path / "hub"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+        code = "from batchgen import source, errors\nimport sys\ntry: plan = source.plan([sys.argv[1]], 2)\n"
+        code += "except errors.JobError as error: print(error); sys.exit()\n"
+        code += "print(sum(1 for shard in plan.shards for _ in source.read(plan, shard, ['text'])))"
+        done = subprocess.run([sys.executable, "-c", code, given], env=environment, capture_output=True, text=True)
+        server.shutdown()
+    assert str(rows) in done.stdout, done.stderr

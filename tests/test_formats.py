@@ -101,6 +101,16 @@ def test_every_format_gives_the_same_rows_from_any_shard(tmp_path, name, shard_r
     ]
 
 
+def test_without_a_libzstd_of_the_system_a_long_window_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "_libzstd", lambda: None)
+    (tmp_path / "a.zst").write_bytes(squeezed("zstd", JSONL[:200]) + squeezed("zstd", JSONL[200:]))
+    assert source.plan([str(tmp_path / "a.zst")], 10).rows == 25
+    frame = b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + (len(JSONL) << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "b.zst").write_bytes(frame + JSONL)
+    with pytest.raises(JobError, match=r"b\.zst: .*its window is too long: unpack it with zstd -d --long=31"):
+        source.plan([str(tmp_path / "b.zst")], 10)
+
+
 def test_a_window_of_two_gibibytes(tmp_path):
     """What `zstd --long=31` writes of a pipe: a frame without its size, of one block."""
     if not compressed._libzstd():
@@ -158,6 +168,8 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
         ("a.jsonl", '{"text": "月"}\n'.encode("utf-16"), "UTF-16"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-le"), "UTF-16"),
+        ("a.tsv", "text\tid\nMonday\t1\n".encode("utf-16"), "UTF-16"),
+        ("a.orc", b"ORC\x08\x01", "ORC"),
         ("a.txt", b"Monday\nFriday\n", "jq -Rc"),
         ("a.yaml", b"- text: Monday\n", "holds neither JSONL"),
         ("a.xlsx", b"PK\x03\x04xx", "Excel"),
@@ -168,7 +180,7 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
         ("a.jsonl.gz", gzip.compress(JSONL) + b"more", "cut off or damaged gzip"),
         ("a.jsonl.xz", lzma.compress(JSONL) + b"more", "cut off or damaged xz"),
         ("a.parquet", FILES["X.PARQUET"][:-9], "not a Parquet file, or a damaged one"),
-        ("a.arrow", FILES["x.arrow"][:-60], "not a Arrow file, or a damaged one"),
+        ("a.arrow", FILES["x.arrow"][:-60], "not an Arrow file, or a damaged one"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name_in_one_line(tmp_path, name, content, words):
@@ -192,6 +204,11 @@ def test_rows_of_csv_that_do_not_fit_are_rejected_alone(tmp_path):
             seen.append(why.reason)
     assert seen == [("7", "one,\ntwo"), "bad_shape", "invalid_utf8", ("007", "ok"), "bad_shape"]
     assert [source.place(plan, row) for row in (0, 4)] == [f"{tmp_path}/in.csv row {row}" for row in (0, 4)]
+
+
+def test_a_csv_of_orchids_is_no_orc(tmp_path):
+    (tmp_path / "in.csv").write_text("ORCHID,text\n1,Monday\n")
+    assert source.plan([str(tmp_path)], 2).rows == 1
 
 
 class Counting(io.BytesIO):

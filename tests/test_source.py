@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from batchgen import passed, source
-from batchgen.errors import JobError
+from batchgen import passed, shard, source
+from batchgen.errors import JobError, Reject
 from batchgen.formats import CHUNK, detect
 from batchgen.source import COMPRESSIONS
 
@@ -107,6 +109,7 @@ def test_a_folder_gives_its_data_files_by_name_without_hidden_ones(tmp_path):
         ("d*/*.jsonl", ["d1/b.jsonl", "d2/c.jsonl"]),
         ("**/*.jsonl", ["a.jsonl", "d1/b.jsonl", "d1/deep/e.jsonl", "d2/c.jsonl"]),
         ("d[2-9]/?.jsonl", ["d2/c.jsonl"]),
+        ("d1/**", ["d1/b.jsonl", "d1/deep/e.jsonl"]),
     ],
 )
 def test_globs(tmp_path, pattern, expected):
@@ -220,3 +223,57 @@ def test_json_and_parquet_that_disagree_on_a_columns_type(tmp_path):
     plan = source.plan([str(tmp_path)], 4)
     with pytest.raises(JobError, match=r"column x: string in .*a\.jsonl, int64 in .*b\.parquet"):
         passed.resolve(plan.files, ["x"])
+
+
+def test_what_is_rejected_shows_4_kib_of_its_row_and_how_long_it_is(tmp_path):
+    long = '{"text": 7, "more": "' + "月" * 100_000 + '"}'
+    (tmp_path / "in.jsonl").write_text(long + "\n{}\n", encoding="utf-8")
+    plan = source.plan([str(tmp_path)], 4)
+    first, second = (
+        shard.reject_line(row, "x", Reject("bad_shape", "so"))["raw"] for row in source.read(plan, plan.shards[0], [])
+    )
+    assert second == "{}"
+    kept, _, cut = first.partition("...")
+    assert cut == f" ({len(long.encode()):,} bytes in all)"
+    assert long.startswith(kept)
+    assert 4090 < len(kept.encode()) <= 4096
+
+
+def test_where_rows_stand_in_files_of_any_kind_that_grew(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 0, 3)
+    pq.write_table(pa.table({"text": ["x", "y"]}), tmp_path / "b.parquet")
+    plan = source.plan([str(tmp_path)], 2, incremental=True)
+    jsonl(tmp_path / "a.jsonl", 0, 5)
+    grown, changed = source.grow([str(tmp_path)], 2, plan)
+    place = source.places(grown)
+    names = [place(row).removeprefix(f"{tmp_path}/") for row in range(8)]
+    assert changed == []
+    assert names[:5] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.parquet row 0", "b.parquet row 1"]
+    assert names[5:] == ["a.jsonl:4", "a.jsonl:5", "beyond the input"]
+
+
+def test_heads_of_files_are_not_parsed_where_no_template_asks(tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "in.jsonl", 0, 5)
+    plan = source.plan([str(path)], 4)
+    monkeypatch.setattr(passed, "_raws", lambda file: pytest.fail("read"))
+    source.check_columns(plan.files, "auto", None)
+    assert passed.resolve(plan.files, []) == []
+
+
+def test_a_job_of_the_first_version_keeps_the_input_that_it_had(tmp_path):
+    """It went by endings: a CSV beside its files was none of them, and the hub's metadata were rows."""
+    for name in ("a.jsonl", "dataset_infos.json"):
+        jsonl(tmp_path / name, 0, 3)
+    (tmp_path / "glossary.csv").write_text("text\nMonday\n")
+    named = [str(tmp_path / name) for name in ("a.jsonl", "dataset_infos.json")]
+    plan = source.plan(named, 4)
+    old = source.Plan([msgspec.structs.replace(file, kind="", compression="") for file in plan.files], plan.shards)
+    assert source.plan([str(tmp_path)], 4, known=old) is old
+    assert source.grow([str(tmp_path)], 4, old) == (old, [])
+    os.utime(named[0])  # read again, and still the same
+    again = source.plan([str(tmp_path)], 4, known=old)
+    assert [(file.digest, file.rows, file.kind) for file in again.files] == [
+        (file.digest, file.rows, "") for file in old.files
+    ]
+    assert len(source.plan([str(tmp_path)], 4).files) == 2  # a new job: a.jsonl and the CSV
+    assert len(source.plan([str(tmp_path), str(tmp_path / "glossary.csv")][1:], 4, known=old).files) == 1
