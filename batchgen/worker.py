@@ -45,6 +45,7 @@ DEADLY = 3  # deaths of engines with the same item in them, alone in the last, a
 KILLER = f"the engine died {DEADLY} times with this item in it, the last time with nothing else"
 AS_ASKED = "stopped as asked; run the same command again to go on"
 TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
+STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
 LATEST = 500  # finished items, the slowest of which says how long the next one may take
 
 
@@ -551,9 +552,17 @@ def harden() -> None:
 
 def _harden_child() -> None:
     """Slurm, systemd and `kill` may signal every process of a run. Its worker drains then, and needs its engine for
-    that: vLLM's processes, whose own handlers drop what is running, hear nothing. They end with the worker."""
+    that: vLLM's processes, whose own handlers drop what is running, hear only each other. They end with the worker."""
     die_with_parent()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    """An engine that fails ends its processes by SIGTERM and waits for them."""
+    while signal.sigwaitinfo(STOPPING).si_pid != parent:
+        continue
+    os._exit(128 + signal.SIGTERM)
 
 
 def die_with_parent() -> None:

@@ -50,7 +50,7 @@ def left_behind() -> set[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_every_process_drains_and_leaves_nothing_behind(start, generate, write_rows, tmp_path, number):
     """As Slurm and systemd send it."""
-    records = [{**record, "sampling": LONG} for record in demo_records(80)]
+    records = [{**record, "sampling": LONG} for record in demo_records(400)]
     watch, before = Watch(tmp_path), left_behind()
     run = start(write_rows(records), tmp_path / "out", "--drain", 60, env=watch.environment)
     until(watch.finished)
@@ -64,7 +64,7 @@ def test_a_signal_to_every_process_drains_and_leaves_nothing_behind(start, gener
     assert [path.stat().st_size for path in (run.out / "_state" / "journal").iterdir()] > journals
     done = [item.item for item in watch.finished()]
     assert sorted(watch.added()) == sorted(done)  # what ran came to its end
-    assert f"({len(done)} of 80 rows are done)" in run.stderr
+    assert f"({len(done):,} of 400 rows are done)" in run.stderr
     assert left_behind() - before == set()
     assert not [pid for pid in everything if is_running(pid)]
 
