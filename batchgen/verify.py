@@ -36,7 +36,7 @@ class Verdict:
 
 def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
     """The job that a folder was made by. Raises JobError."""
-    record = folder.read_job(out) if out.is_dir() else None
+    record = folder.read_job(out) if (out / "_job.json").exists() else None
     if record is None:
         raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
     return record, msgspec.convert(record.spec, JobSpec)
