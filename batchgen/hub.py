@@ -66,6 +66,8 @@ def refuse_images(files: Collection[str], name: str) -> None:
 def _on_hub(name: str, revision: str) -> Found:
     if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
         return cached
+    if os.path.expanduser("~") == "~" and not (os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")):
+        raise JobError(f"{name}: there is no home folder to keep the hub's files in; set HF_HOME to a folder")
     # Imported late: most models are folders, and the imports take 0.3 s.
     try:
         import httpx

@@ -104,7 +104,7 @@ def test_a_user_whom_the_system_does_not_know(command, tmp_path, arguments):
     if arguments in (PLAN, INSPECT):
         assert (done.returncode, done.stderr) == (0, b"")
     else:
-        refusal(done)
+        assert ("set HF_HOME to a folder" if "inspect" in arguments else "~/x") in refusal(done)
     assert not (tmp_path / "~").exists()
 
 
