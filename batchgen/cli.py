@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import tempfile
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,14 +18,15 @@ import msgspec
 
 from . import __version__, console
 from .errors import JobError, MachineError, Stopped
-from .job import TABLES, JobSpec, load, model_path
+from .job import TABLES, JobSpec, current_folder, load, model_path
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
+LONGEST_JOB_FILE = 1 << 20  # bytes
 DEAD_SHOWN = 5  # workers that died last; those of a long job are many
 
 
-class Command(click.Group):
-    """All commands, with streams that cannot end them."""
+class Commands(click.Group):
+    """All commands. What streams cannot take ends none of them; what no command foresees ends in one line, too."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         console.set_up()
@@ -34,8 +37,41 @@ class Command(click.Group):
         finally:
             console.settle()
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own business
+        except JobError as error:
+            fail(str(error), EXIT_USAGE)
+        except OSError as error:
+            fail(_of_the_system(error), EXIT_BROKEN)
+        except MemoryError:
+            fail("this machine's memory does not suffice", EXIT_BROKEN)
+        except Exception as error:
+            if os.environ.get("BATCHGEN_TRACEBACK"):
+                raise
+            fail(_bug(error), EXIT_BROKEN)
 
-@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+def _of_the_system(error: OSError) -> str:
+    return f"{error.filename or 'the disk'}: {error.strerror or error}"
+
+
+def _bug(error: Exception) -> str:
+    """The line about an error that nobody foresaw. Where it arose stands in a file."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="batchgen-bug-", suffix=".txt", encoding="utf-8", delete=False
+        ) as file:
+            file.write(f"batchgen {__version__}\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        return f"this is a bug in batchgen: {what}; run it with BATCHGEN_TRACEBACK=1 to see where it arose"
+    return f"this is a bug in batchgen: {what}; where it arose stands in {file.name}"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="batchgen")
 def cli() -> None:
     """Offline generation over whole datasets: conversations in, responses out, nothing lost on the way."""
@@ -148,7 +184,27 @@ def _spec_of_run(arguments: list[str]) -> JobSpec:
 def _spec(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
     """The job that a command line names: a job file first, if there is one, then input."""
     job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
+    if job_file is None and files and _is_other_job_file(Path(files[0])):
+        raise JobError(f"{files[0]}: a job file is TOML, and its name ends in .toml; see README")
     return load(job_file, _flags(files, engine, options))
+
+
+def _is_other_job_file(path: Path) -> bool:
+    """Whether it is what people write where job files are YAML or JSON: no input looks like it."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return True
+    if path.suffix.lower() != ".json":
+        return False
+    try:
+        with path.open("rb") as file:
+            tables = msgspec.json.decode(file.read(LONGEST_JOB_FILE))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(tables, dict)
+        and bool(tables)
+        and all(isinstance(tables.get(table), dict) for table in ("input", "model"))
+    )
 
 
 # --- the commands
@@ -179,7 +235,7 @@ def exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         raise  # `... | head`: click ends quietly
     except OSError as error:
-        fail(f"{error.filename or 'the disk'}: {error.strerror or error}", EXIT_BROKEN)
+        fail(_of_the_system(error), EXIT_BROKEN)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -274,8 +330,8 @@ def submit_command(
     from . import submit
     from .prepare import prepare
 
-    arguments = [str(job_file.absolute()), "--requeue", *run_flags]
     with exit_codes():
+        arguments = [str(current_folder() / job_file), "--requeue", *run_flags]
         spec = _spec_of_run(arguments)
         chosen = {key: value for key, value in given.items() if value is not None} | submit.settings(sbatch)
         if "array" in chosen:
@@ -674,7 +730,7 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
     with exit_codes():
         from . import inspection, models
 
-        found = models.load(model_path(model, Path.cwd()), revision)
+        found = models.load(model_path(model, current_folder()), revision)
         for name, value in inspection.describe(found):
             click.echo(f"{name:15}  {value}")
         models.check_release(found, allow_withdrawn)

@@ -61,6 +61,8 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     format: parquet, jsonl, openai-batch, hf, or empty, if the ending of `to` says it; columns: names with commas
     between, or empty for all; partial: take what is there of an unfinished job. Raises JobError or Stopped.
     """
+    if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
+        raise JobError(f"--to {to}: is no place for a file that appears whole or not at all; name a file, then read it")
     format = format or _format_of(to)
     if columns and format == "openai-batch":
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
@@ -101,7 +103,7 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
         raise JobError(f"{out}: no shard is finished; there is nothing to export")
     for each in shards:
         _refuse(out, each, shard.damage(out, each))
-    schema = pq.read_schema(folder.shard_path(out, shards[0])).remove_metadata()
+    schema = _footer(out, shards[0]).schema.to_arrow_schema().remove_metadata()
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
     return Results(out, record, shards, missing, schema, count(out, shards), _facts(out, shards))
 
@@ -110,6 +112,17 @@ def _refuse(out: Path, planned: Shard, damage: str) -> None:
     if damage:
         path = folder.shard_path(out, planned)
         raise JobError(f"{path}: {damage}; `batchgen verify {out}` sets it aside, and the next run makes it again")
+
+
+def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
+    """Raises JobError if it is damaged."""
+    try:
+        return pq.read_metadata(folder.shard_path(out, planned))
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's own
+        _refuse(out, planned, "is damaged: its footer cannot be read")
+        raise AssertionError from error
 
 
 def _picked(columns: str, known: list[str]) -> list[str]:
@@ -127,7 +140,7 @@ def _picked(columns: str, known: list[str]) -> list[str]:
 def _facts(out: Path, shards: list[Shard]) -> dict[str, list[str]]:
     facts: dict[str, list[str]] = {}
     for planned in shards:
-        metadata = pq.read_metadata(folder.shard_path(out, planned)).metadata or {}
+        metadata = _footer(out, planned).metadata or {}
         for key, value in metadata.items():
             name = key.decode().removeprefix(shard.PREFIX)
             if key.startswith(shard.PREFIX.encode()) and name not in _OWN_FACTS:

@@ -1,5 +1,6 @@
 """Where a model's files are: a folder, or a hub's repository that is downloaded into huggingface_hub's cache."""
 
+import os
 import re
 import sys
 from collections.abc import Collection
@@ -16,6 +17,7 @@ TEXTS = (
 )
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
+_PROXIES = ("all_proxy", "https_proxy", "http_proxy")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -42,7 +44,7 @@ def find(path: str, revision: str = "") -> Found:
         return _on_hub(path, revision or "main")
     folder = Path(path)
     if not folder.is_dir():
-        raise JobError(f"{path}: no such model folder")
+        raise JobError(f"{path}: no such model folder; a model on the hub goes by org/name")
     if revision:
         raise JobError(f"[model] revision: {path} is a folder; leave {revision} out, or name the model as on the hub")
     return Found(folder.resolve(), folder.resolve().name)
@@ -64,6 +66,8 @@ def refuse_images(files: Collection[str], name: str) -> None:
 def _on_hub(name: str, revision: str) -> Found:
     if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
         return cached
+    if os.path.expanduser("~") == "~" and not (os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")):
+        raise JobError(f"{name}: there is no home folder to keep the hub's files in; set HF_HOME to a folder")
     # Imported late: most models are folders, and the imports take 0.3 s.
     try:
         import httpx
@@ -75,6 +79,8 @@ def _on_hub(name: str, revision: str) -> Found:
             f"{name}: no such folder, and a name on the hub needs huggingface_hub ({error}); "
             "pip install huggingface_hub, or give a folder"
         ) from None
+    except (ValueError, RuntimeError, OSError) as error:  # it reads its environment as it is imported
+        raise JobError(f"{name}: huggingface_hub cannot be used here: {_reason(error)}; or give a folder") from None
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -89,9 +95,14 @@ def _on_hub(name: str, revision: str) -> Found:
         raise JobError(f"{name}: is given to certain users only; accept its terms, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
         raise JobError(f"{name}: neither a folder nor a model on the hub (private ones need `hf auth login`)") from None
-    except (httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError) as error:
+    except (
+        *(httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError),
+        *(httpx.InvalidURL, ImportError, ValueError, RuntimeError, OSError),  # of proxies and certificates
+    ) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise  # the disk, not the connection
         offline = isinstance(error, errors.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({str(error).partition(chr(10))[0]})"
+        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
         if cached := _cached(name, revision):
             print(f"batchgen: {why}: {name} comes from the cache, commit {cached.revision}", file=sys.stderr)
             return cached
@@ -100,6 +111,17 @@ def _on_hub(name: str, revision: str) -> Found:
             "download it where there is a connection, or give a folder"
         ) from None
     return Found(folder, name, folder.name)  # a snapshot's folder goes by its commit
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection, and which settings may be why: those of proxies are named without their values, which
+    may hold passwords."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
+        if (path := os.environ.get(name)) and not os.path.exists(path):
+            return f"{name} is {path}, which is not there"
+    text = str(error).partition("\n")[0]
+    proxies = [name for name in os.environ if name.lower() in _PROXIES and os.environ[name]]
+    return f"{text}; the proxy is set by {', '.join(proxies)}" if proxies else text
 
 
 def _cached(name: str, revision: str) -> Found | None:

@@ -153,7 +153,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
-    _make_absolute(flags, Path.cwd())
+    _make_absolute(flags, current_folder())
     for table, values in flags.items():
         data[table] = {**data.get(table, {}), **values}
     _check_keys(data, where)
@@ -169,14 +169,14 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(path.read_text("utf-8-sig"))  # some editors put a BOM ahead
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not valid TOML: {error}") from None
-    _make_absolute(data, path.absolute().parent)
+        raise JobError(f"{path}: not valid TOML: {error}; a job file looks like README's") from None
+    _make_absolute(data, as_opened(current_folder(), str(path.parent)))
     return data
 
 
@@ -188,7 +188,7 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
             return [absolute(part) for part in path]
         if not isinstance(path, str) or "://" in path:
             return path
-        return recordable_path(os.path.normpath(folder / os.path.expanduser(path)))
+        return recordable_path(str(as_opened(folder, path)))
 
     for table in ("input", "model", "output"):
         values = tables.get(table)
@@ -211,8 +211,28 @@ def recordable_path(path: str) -> str:
 
 def model_path(path: str, folder: Path) -> str:
     """A model's folder as an absolute path, or its name on the hub: what looks like one and is no folder."""
-    absolute = os.path.normpath(folder / Path(path).expanduser())
+    absolute = str(as_opened(folder, path))
     return path if is_name(path) and not os.path.isdir(absolute) else absolute
+
+
+def current_folder() -> Path:
+    """Raises JobError if it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise JobError("the current folder has been deleted; change to another one and run this again") from None
+
+
+def as_opened(folder: Path, path: str) -> Path:
+    """An absolute path without `..` to what the system would open by `path` in `folder`. Behind a link `..` is not the
+    folder that the link is in."""
+    absolute = Path(folder.anchor)
+    for part in (folder / os.path.expanduser(path)).parts[1:]:
+        if part == "..":
+            absolute = Path(os.path.realpath(absolute) if absolute.is_symlink() else absolute).parent
+        else:
+            absolute /= part
+    return absolute
 
 
 def _check_keys(data: dict[str, Any], where: str) -> None:

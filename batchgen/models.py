@@ -184,7 +184,8 @@ def _whole_number(config: dict[str, Any], key: str, folder: Path) -> int:
 
 def _digests(files: list[Path]) -> dict[str, str]:
     """MD5 by file name. Remembered by path, size and time of change: 8 GB of weights take 15 s to read again."""
-    cache_file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchgen" / "digests.json"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache_file = Path(caches) / "batchgen" / "digests.json"
     try:
         cache = msgspec.json.decode(cache_file.read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
@@ -198,7 +199,7 @@ def _digests(files: list[Path]) -> dict[str, str]:
             with file.open("rb") as stream:
                 cache[key] = hashlib.file_digest(stream, "md5").hexdigest()
         digests[file.name] = cache[key]
-    if len(cache) > known:
+    if len(cache) > known and os.path.isabs(caches):  # "~" stays where a user has no home that the system knows
         _remember(cache_file, cache)
     return digests
 

@@ -27,7 +27,9 @@ class Hub(BaseHTTPRequestHandler):
         file = re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path)
         name, revision = (api[1], api[3]) if api else (file[1], file[2])
         files = MODELS.get(name)
-        if files is None:
+        if name == "rinna/gated":
+            self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif files is None:
             self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif revision not in ("main", COMMIT):
             self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -131,6 +133,19 @@ def test_not_in_the_cache(command):
 def test_no_such_model(command):
     line = refusal(command("run", "x.jsonl", "--model", "rinna/none", "--output", "out"))
     assert "rinna/none: neither a folder nor a model on the hub" in line
+
+
+def test_a_model_for_certain_users_only(command):
+    line = refusal(command("inspect", "rinna/gated"))
+    assert "rinna/gated: is given to certain users only; accept its terms, then `hf auth login`" in line
+
+
+def test_a_cached_model_is_used_whatever_is_wrong_with_the_connection(command):
+    first = command("inspect", "rinna/demo")
+    for variables in ({"HTTP_PROXY": "htp://foo"}, {"ALL_PROXY": "socks5://127.0.0.1:9"}, {"HF_ENDPOINT": "nonsense"}):
+        again = command("inspect", "rinna/demo", NO_PROXY="", no_proxy="", **variables)
+        assert (again.returncode, again.stdout, again.stderr.count("\n")) == (0, first.stdout, 1), again.stderr
+        assert "rinna/demo comes from the cache" in again.stderr
 
 
 def test_no_such_revision(command):
