@@ -1,7 +1,7 @@
 """The names of rows over the whole input: columns that the user names are there, and no two rows have one id."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +12,24 @@ from . import passed, source
 from .conversation import DEFAULT_ID, Row, names_nothing, row_id
 from .errors import JobError, Reject, warn
 from .job import InputTable, nearest
-from .source import InputFile, Plan
+from .source import SAMPLE_ROWS, InputFile, Plan
 
 FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
 
 
-def check_names(files: Iterable[InputFile], table: InputTable) -> None:
-    """The columns that the user named must be in some file: in its schema, or in its first rows. The default names need
-    not be. Raises JobError."""
+def check_names(files: Collection[InputFile], table: InputTable) -> None:
+    """The columns that the user named must be in some file: in its schema, or in one of its rows. The default names
+    need not be. Raises JobError."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(InputTable)}
     asked = {key: getattr(table, key) for key in FLAGS}
     left = {key: name for key, name in asked.items() if name and name != defaults[key]}
     seen: dict[str, None] = {}
-    for file in files:
-        if not left:
-            return
-        seen |= dict.fromkeys(passed.names_of(file))
-        left = {key: name for key, name in left.items() if name not in seen}
+    for rows in (SAMPLE_ROWS, None):  # most often the first rows tell
+        for file in files:
+            if not left:
+                return
+            seen |= dict.fromkeys(passed.names_of(file, rows))
+            left = {key: name for key, name in left.items() if name not in seen}
     for key, name in left.items():
         has = ", ".join(seen) or "none"
         raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; there are {has}{_hint(name, seen)}")

@@ -59,12 +59,12 @@ def _some_names(files: list[InputFile]) -> Iterator[str]:
                 break
 
 
-def names_of(file: InputFile) -> list[str]:
-    """The columns of a columnar file, or the keys of the first SAMPLE_ROWS rows of another."""
+def names_of(file: InputFile, rows: int | None = SAMPLE_ROWS) -> list[str]:
+    """The columns of a columnar file, or the keys of the first `rows` rows of another (None: of all)."""
     kind, _ = file.format
     if file.is_columnar:
         return list(Table(file.path, kind).schema.names)
-    heads = itertools.islice(_raws(file), SAMPLE_ROWS)
+    heads = itertools.islice(_raws(file), rows)
     records = (raw if isinstance(raw, dict) else _decoded(raw, dict) for raw in heads)
     return list(dict.fromkeys(name for record in records if isinstance(record, dict) for name in record))
 

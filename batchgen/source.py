@@ -490,6 +490,8 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
         if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
             continue
         names = names_of(file)
+        if template and template.missing(names):  # they may come later; rows without them are rejected one by one
+            names = names_of(file, rows=None)
         if template and (missing := template.missing(names)):
             raise JobError(
                 f"{shown(file.path)}: [prompt] template names {missing[0]}, which the file does not have; "

@@ -5,6 +5,7 @@ import json
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from conftest import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,6 +200,15 @@ def test_a_template_is_checked_before_the_run(batchgen, write_rows, tmp_path):
     result = batchgen("run", rows, *flags, "--template", "Translate: {titel}")
     assert result.exit_code == 2
     assert "[prompt] template names titel, which the file does not have; it has title" in result.stderr
+
+
+@pytest.mark.parametrize("flags", [["--template", "T {title}"], ["--id", "title"]])
+def test_a_named_column_may_come_late(batchgen, write_rows, tmp_path, flags):
+    rows = write_rows([{"text": "Monday"}] * 1000 + [{"text": "Friday", "title": "x"}])
+    result = batchgen("plan", rows, "--model", MODEL, "--output", tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.stderr
+    rejected = "rejects        1,000 (bad_shape 1,000)" if "--template" in flags else "rejects        0"
+    assert rejected in result.stdout
 
 
 # --- the whole way
