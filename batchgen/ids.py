@@ -1,5 +1,6 @@
 """The names of rows over the whole input: columns that the user names are there, and no two rows have one id."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,24 +75,34 @@ def survey(plan: Plan, column: str) -> Survey:
     digests = array("q")
     nameless, first_nameless = 0, None
     for row, record in _named_records(plan, column):
-        digests.append(hash(row_id(record, column, row)))
+        digests.append(digest(row_id(record, column, row)))
         if column == DEFAULT_ID and names_nothing(record):
             nameless += 1
             first_nameless = row if first_nameless is None else first_nameless
-    ordered = np.asarray(digests)  # the same memory
-    ordered.sort()
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    same = repeats(digests)
     if not len(same):
         return Survey(nameless=nameless, first_nameless=first_nameless)
-    return Survey(len(same), _twice(plan, column, int(ordered[same[0]])), nameless, first_nameless)
+    return Survey(len(same), _twice(plan, column, int(same[0])), nameless, first_nameless)
 
 
-def _twice(plan: Plan, column: str, digest: int) -> tuple[int, int, str] | None:
-    """The first two rows with an id of this digest, and the id."""
+def digest(id: str) -> int:
+    """64 bits that stand for an id."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def repeats(digests: "array[int]") -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """One for each digest beyond the first of its value; sorts them where they are."""
+    ordered = np.asarray(digests)
+    ordered.sort()
+    return ordered[1:][ordered[1:] == ordered[:-1]]
+
+
+def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
+    """The first two rows with the id of a digest, and the id."""
     first = None
     for row, record in _named_records(plan, column):
         id = row_id(record, column, row)
-        if hash(id) == digest:
+        if digest(id) == wanted:
             if first is not None:
                 return first, row, id
             first = row
