@@ -74,9 +74,9 @@ def survey(plan: Plan, column: str) -> Survey:
         return Survey()
     digests = array("q")
     nameless, first_nameless = 0, None
-    for row, record in _named_records(plan, column):
-        digests.append(digest(row_id(record, column, row)))
-        if column == DEFAULT_ID and names_nothing(record):
+    for row, id, is_nameless in _named_rows(plan, column):
+        digests.append(digest(id))
+        if is_nameless:
             nameless += 1
             first_nameless = row if first_nameless is None else first_nameless
     same = repeats(digests)
@@ -100,8 +100,7 @@ def repeats(digests: "array[int]") -> "np.ndarray[Any, np.dtype[np.int64]]":
 def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
     """The first two rows with the id of a digest, and the id."""
     first = None
-    for row, record in _named_records(plan, column):
-        id = row_id(record, column, row)
+    for row, id, _ in _named_rows(plan, column):
         if digest(id) == wanted:
             if first is not None:
                 return first, row, id
@@ -115,18 +114,19 @@ def _has_ids(plan: Plan, column: str) -> bool:
     return any(not names.isdisjoint(source.columns_of(file)) for file in plan.files)
 
 
-def _named_records(plan: Plan, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, what of the record names it) of all rows that can be read and have an id that is none or one."""
+def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
+    """(row number, id, whether its column `id` names nothing) of all rows that can be read."""
     wanted = [column, "custom_id", "body", "params"] if column == DEFAULT_ID else [column]
     decoder = _decoder(column)
     for shard in plan.shards:
         for row in source.read(plan, shard, wanted):
             try:
                 record = _head(row, column, decoder)
-                row_id(record, column, row.number)
+                id = row_id(record, column, row.number)
             except Reject:
                 continue
-            yield row.number, record
+            is_text = type(record.get(column)) is str  # as nearly all are
+            yield row.number, id, not is_text and column == DEFAULT_ID and names_nothing(record)
 
 
 def _decoder(column: str) -> "msgspec.json.Decoder[Any]":
@@ -142,8 +142,10 @@ def _head(row: Row, column: str, decoder: "msgspec.json.Decoder[Any]") -> dict[s
     """Of a record, what names it. Raises Reject."""
     if isinstance(row.raw, bytes):
         try:
-            named = msgspec.structs.asdict(decoder.decode(row.raw))
-            return {column: named.pop("own"), **named}
+            named = decoder.decode(row.raw)
+            if column != DEFAULT_ID:
+                return {column: named.own}
+            return {column: named.own, "custom_id": named.custom_id, "body": named.body, "params": named.params}
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             pass  # not as expected: read like any other
     return row.record()

@@ -11,6 +11,7 @@ from .conversation import USER, Conversation, Utterance, decoded, text_of
 from .errors import Reject
 from .turns import as_turn
 
+MOST_WIDTH = 100_000  # of a format such as {text:>20}: a mistyped one would fill the memory
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _FIELD = re.compile(r"(?P<path>.*?)(?:!(?P<conversion>[rsa]))?(?::(?P<format>.*))?", re.DOTALL)
 _PATH = re.compile(r"(?P<root>[^.\[\]]+)(?P<keys>(?:\.[^.\[\]]+|\[[^\[\]]+\])+)")
@@ -77,6 +78,8 @@ def _field(whole: str) -> Field:
     path, conversion, format = parts["path"], parts["conversion"] or "", parts["format"] or ""
     if not path:
         raise ValueError(f"{{{whole}}} is not the name of a column")
+    if any(int(number) > MOST_WIDTH for number in re.findall(r"\d+", format)):
+        raise ValueError(f"{{{whole}}} is wider than {MOST_WIDTH:,} characters")
     keys = [path]
     if reaching := _PATH.fullmatch(path):
         keys = [reaching["root"], *(dotted or bracketed for dotted, bracketed in _KEY.findall(reaching["keys"]))]
