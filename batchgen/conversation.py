@@ -160,9 +160,10 @@ def names_nothing(record: dict[str, Any]) -> bool:
 
 def _given_id(record: dict[str, Any], column: str) -> Any:
     """The value that names a row; None if there is none."""
-    is_batch = column == DEFAULT_ID and any(is_request(record.get(name)) for name in ("body", "params"))
-    named = record.get("custom_id") if is_batch else None
-    value = record.get(column) if column and _is_no_id(named) else named
+    if column == DEFAULT_ID and not _is_no_id(named := record.get("custom_id")):
+        if is_request(record.get("body")) or is_request(record.get("params")):
+            return named
+    value = record.get(column) if column else None
     return None if _is_no_id(value) else value
 
 

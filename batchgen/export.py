@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import stat
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, folder, shard
-from .errors import JobError, on_disk
+from . import card, folder, ids, shard
+from .errors import JobError, on_disk, warn
 from .folder import JobRecord, sync_folder
 from .job import nearest
 from .run import count
@@ -332,13 +333,17 @@ def _openai_batch(results: Results, made: Path) -> None:
     model = msgspec.json.decode(results.facts["model"][0])["name"]
     columns = ["id", "row", "response", "finish_reason", "prompt_tokens", "response_tokens", "sampling"]
     columns += [name for name in ("logprobs",) if name in results.schema.names]
+    named = array("q")
     with _text_file(made) as write:
         for planned in results.shards:
             rows = itertools.groupby(_rows(results, [planned], columns), itemgetter("row"))
             answers = ((number, list(samples)) for number, samples in rows)
             rejects = ((line["row"], [line]) for line in shard.read_rejects(results.out, planned))
             for number, lines in heapq.merge(answers, rejects, key=itemgetter(0)):
+                named.append(ids.digest(lines[0]["id"]))
                 write(_openai_line(f"{results.record.fingerprint}-{number}", model, lines))
+    if repeated := len(ids.repeats(named)):
+        warn(f"{repeated:,} line(s) have the custom_id of an earlier line; the rows had one id")
 
 
 def _openai_line(name: str, model: str, lines: list[dict[str, Any]]) -> dict[str, Any]:

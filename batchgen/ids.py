@@ -1,5 +1,6 @@
 """The names of rows over the whole input: columns that the user names are there, and no two rows have one id."""
 
+import hashlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -74,25 +75,34 @@ def survey(plan: Plan, column: str) -> Survey:
         return Survey()
     digests = array("q")
     nameless, first_nameless = 0, None
-    for row, record in _named_records(plan, column):
-        digests.append(hash(row_id(record, column, row)))
-        if column == DEFAULT_ID and names_nothing(record):
+    for row, id, is_nameless in _named_rows(plan, column):
+        digests.append(digest(id))
+        if is_nameless:
             nameless += 1
             first_nameless = row if first_nameless is None else first_nameless
-    ordered = np.asarray(digests)  # the same memory
-    ordered.sort()
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    same = repeats(digests)
     if not len(same):
         return Survey(nameless=nameless, first_nameless=first_nameless)
-    return Survey(len(same), _twice(plan, column, int(ordered[same[0]])), nameless, first_nameless)
+    return Survey(len(same), _twice(plan, column, int(same[0])), nameless, first_nameless)
 
 
-def _twice(plan: Plan, column: str, digest: int) -> tuple[int, int, str] | None:
-    """The first two rows with an id of this digest, and the id."""
+def digest(id: str) -> int:
+    """64 bits that stand for an id."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def repeats(digests: "array[int]") -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """One for each digest beyond the first of its value; sorts them where they are."""
+    ordered = np.asarray(digests)
+    ordered.sort()
+    return ordered[1:][ordered[1:] == ordered[:-1]]
+
+
+def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
+    """The first two rows with the id of a digest, and the id."""
     first = None
-    for row, record in _named_records(plan, column):
-        id = row_id(record, column, row)
-        if hash(id) == digest:
+    for row, id, _ in _named_rows(plan, column):
+        if digest(id) == wanted:
             if first is not None:
                 return first, row, id
             first = row
@@ -105,8 +115,8 @@ def _has_ids(plan: Plan, column: str) -> bool:
     return any(not names.isdisjoint(passed.names_of(file)) for file in plan.files)
 
 
-def _named_records(plan: Plan, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, what of the record names it) of all rows that can be read and have an id that is none or one."""
+def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
+    """(row number, id, whether its column `id` names nothing) of all rows that can be read."""
     wanted = [column, "custom_id", "body", "params"] if column == DEFAULT_ID else [column]
     decoder = _decoder(column)
     reader = source.Reader(plan, wanted)
@@ -114,10 +124,11 @@ def _named_records(plan: Plan, column: str) -> Iterator[tuple[int, dict[str, Any
         for row in reader.read(shard):
             try:
                 record = _head(row, column, decoder)
-                row_id(record, column, row.number)
+                id = row_id(record, column, row.number)
             except Reject:
                 continue
-            yield row.number, record
+            is_text = type(record.get(column)) is str  # as nearly all are
+            yield row.number, id, not is_text and column == DEFAULT_ID and names_nothing(record)
 
 
 def _decoder(column: str) -> "msgspec.json.Decoder[Any]":
@@ -133,8 +144,10 @@ def _head(row: Row, column: str, decoder: "msgspec.json.Decoder[Any]") -> dict[s
     """Of a record, what names it. Raises Reject."""
     if isinstance(row.raw, bytes):
         try:
-            named = msgspec.structs.asdict(decoder.decode(row.raw))
-            return {column: named.pop("own"), **named}
+            named = decoder.decode(row.raw)
+            if column != DEFAULT_ID:
+                return {column: named.own}
+            return {column: named.own, "custom_id": named.custom_id, "body": named.body, "params": named.params}
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             pass  # not as expected: read like any other
     return row.record()

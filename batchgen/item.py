@@ -116,8 +116,7 @@ def make(row: Row, job: Job) -> list[Item]:
 def _shape(record: dict[str, Any], job: Job) -> str:
     if job.template:
         return TEMPLATE
-    format = job.spec.input.format
-    return shapes.shape_of(record) if format == shapes.AUTO else format
+    return shapes.shape_of(record, job.spec.input.format)
 
 
 def _turns(record: dict[str, Any], shape: str, job: Job) -> tuple[Conversation, Conversation]:
@@ -128,7 +127,7 @@ def _turns(record: dict[str, Any], shape: str, job: Job) -> tuple[Conversation, 
         turns = job.template.fill(record)
     else:
         beside = shapes.SYSTEMS if spec.input.system is None else ()
-        turns = shapes.from_record(record, shape, spec.input.drop_last_response, beside)
+        turns = shapes.read(record, shape, spec.input.drop_last_response, beside)
     system, turns = conversation.split_system(turns)
     if named := shapes.system_in(record, spec.input.system) if spec.input.system else "":
         system = f"{named}\n{system}" if system and system != named else named

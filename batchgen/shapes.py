@@ -1,6 +1,7 @@
 """Record shapes: which columns of a record make a conversation, and what is wrong with records that have none."""
 
 from collections.abc import Callable, Collection
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from . import transcripts, turns
@@ -54,28 +55,33 @@ class Shape(NamedTuple):
 # --- lists of turns
 
 
-def _turns_in(record: Record, first: str, found: Callable[[Any], bool] = turns.looks_like_turns) -> tuple[str, Any]:
-    """The column that holds turns, and these; if there is none, the first of the columns that has anything."""
-    names = (first, *(name for name in TURNS if name != first))
+def _turns_in(record: Record, first: str) -> tuple[str, Any, str | None]:
+    """The column that holds turns, these, and the key that names their speakers; if there is none, the first of the
+    columns that has anything."""
+    names = _turn_columns(first)
     for name in names:
-        if record.get(name) is not None and found(record[name]):
-            return name, record[name]
+        if (value := record.get(name)) is not None and (key := turns.first_speaker_key(value)):
+            return name, value, key
     for who, what in (("role", "content"), ("from", "value")):
-        said = {who: record.get(who), what: record.get(what)}
-        if all(isinstance(value, list) for value in said.values()) and found(said):
-            return f"{who} and {what}", said
+        if isinstance(record.get(who), list) and isinstance(record.get(what), list):
+            return f"{who} and {what}", {who: record[who], what: record[what]}, who
     name = next((name for name in names if record.get(name) is not None), first)
-    return name, record.get(name)
+    return name, record.get(name), None
+
+
+@cache
+def _turn_columns(first: str) -> tuple[str, ...]:
+    return (first, *(name for name in TURNS if name != first))
 
 
 def _list_of_turns(column: str, key: str, looks: str) -> Shape:
     """A list of objects, by the key that names the speaker in the first of them."""
 
     def fits(record: Record) -> bool:
-        return turns.first_speaker_key(_turns_in(record, column)[1]) == key
+        return _turns_in(record, column)[2] == key
 
     def parse(record: Record, drop: bool) -> Conversation:
-        where, value = _turns_in(record, column)
+        where, value, _ = _turns_in(record, column)
         said = turns.conversation_of(value, where, drop)
         _refuse_tools(record, _TOOLS)
         _refuse_media(record, said)
@@ -94,7 +100,7 @@ def _refuse_tools(record: Record, names: tuple[str, ...]) -> None:
 
 def _refuse_media(record: Record, said: Conversation) -> None:
     for sign, names in _MEDIA.items():
-        if any(sign in turn.text for turn in said) and (there := [name for name in names if record.get(name)]):
+        if (there := [name for name in names if record.get(name)]) and any(sign in turn.text for turn in said):
             raise Reject("bad_shape", f"{sign} stands for what is in {there[0]}: only text is read")
 
 
@@ -371,11 +377,19 @@ COLUMNS = tuple(
 )
 
 
-def shape_of(record: Record) -> str:
+def shape_of(record: Record, format: str = AUTO) -> str:
     """The name of the first shape whose columns the record has, with the right types; if there is none, of the first
-    that has anything in its columns. Raises Reject(bad_shape)."""
-    for name, shape in SHAPES.items():
-        if shape.fits(record):
+    that has anything in its columns.
+
+    format: the shape that a record must have, if not any. Raises Reject(bad_shape).
+    """
+    if format != AUTO:
+        if not SHAPES[format].can_read([name for name, value in record.items() if value is not None]):
+            needed = " and ".join(SHAPES[format].columns)
+            raise Reject("bad_shape", f"a row of format {format} needs {needed}; has {_names(record)}")
+        return format
+    for name in _possible(tuple(record)):
+        if SHAPES[name].fits(record):
             return name
     if _has_questions(record):
         raise Reject("bad_shape", "turns holds several questions; --input-format fastchat asks the first of them")
@@ -389,30 +403,42 @@ def shape_of(record: Record) -> str:
     raise Reject("bad_shape", f"needs one of {ways}; has {_names(record)}")
 
 
+@lru_cache(maxsize=1024)  # most records of a dataset have the same columns
+def _possible(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The shapes that a record with these columns may have."""
+    there = set(names)
+    return tuple(name for name, shape in SHAPES.items() if shape.can_read(there))
+
+
 def from_record(
     record: Record, shape: str = AUTO, drop_last_response: bool = False, systems: tuple[str, ...] = SYSTEMS
 ) -> Conversation:
-    """The conversation of a record, system messages included, ending with the user.
+    """The conversation of a record, of any shape or of the one given: see `read`. Raises Reject."""
+    return read(record, shape_of(record, shape), drop_last_response, systems)
+
+
+def read(
+    record: Record, shape: str, drop_last_response: bool = False, systems: tuple[str, ...] = SYSTEMS
+) -> Conversation:
+    """The conversation of a record of a shape, system messages included, ending with the user.
 
     Raises Reject(bad_shape | unknown_speaker | empty | invalid_utf8).
 
     drop_last_response: an answer that stands at the end of the data is left out instead of a reject; systems: columns
     that may hold the row's system message, if its shape is one that has them there.
     """
-    chosen = SHAPES[shape_of(record) if shape == AUTO else shape]
-    names = [name for name, value in record.items() if value is not None] if shape != AUTO else []
-    if shape != AUTO and not chosen.can_read(names):
-        raise Reject("bad_shape", f"a row of format {shape} needs {' and '.join(chosen.columns)}; has {_names(record)}")
-    said = chosen.parse(record, drop_last_response)
-    if chosen.system and (system := _system_beside(record, systems, said)):
+    said = SHAPES[shape].parse(record, drop_last_response)
+    if SHAPES[shape].system and (system := _system_beside(record, systems, said)):
         said = [*system, *said]
     return _ending_with_user(said, drop_last_response)
 
 
 def _system_beside(record: Record, columns: tuple[str, ...], said: Conversation) -> Conversation:
     """The system messages in columns of their own, but for what the conversation has too. What is no text is none."""
-    known = {turn.text for turn in said if turn.speaker == SYSTEM}
     texts = [text_of(record[name], name) for name in columns if is_text(record.get(name))]
+    if not texts:
+        return []
+    known = {turn.text for turn in said if turn.speaker == SYSTEM}
     return [Utterance(SYSTEM, text) for text in dict.fromkeys(texts) if text not in known]
 
 

@@ -1,5 +1,6 @@
 """`[prompt] template`: the user's utterance out of any columns."""
 
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -88,21 +89,34 @@ def _field(whole: str) -> Field:
 
 
 def _filled(field: Field, record: dict[str, Any]) -> str:
-    if field.whole in record and record[field.whole] is not None:
-        return _written(record[field.whole], field.whole)
-    value: Any = record.get(field.path)
-    if value is None and len(field.keys) > 1:
-        value = record.get(field.column)
-        for key in field.keys[1:]:
-            inner = as_turn(value)
-            value = inner.get(key) if inner else None
-    if value is None or value != value:  # NaN is what pandas has for null
+    value = record.get(field.whole)
+    if not _is_null(value):
+        return _written(value, field.whole)
+    value = record.get(field.path)
+    if _is_null(value) and len(field.keys) > 1:
+        value = _reach(record.get(field.column), field.keys[1:])
+    if _is_null(value):
         raise Reject("bad_shape", f"the template needs {field.path}; has {', '.join(record) or 'nothing'}")
-    written = _CONVERSIONS[field.conversion](value) if field.conversion else value
     try:
-        return format(written, field.format) if field.format else _written(written, field.path)
+        if field.conversion:
+            value = _CONVERSIONS[field.conversion](value)
+        elif isinstance(value, bytes):
+            value = decoded(value, field.path)
+        return format(value, field.format) if field.format else _written(value, field.path)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise Reject("bad_shape", f"the template does not fit the row: {error}") from None
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))  # which is pandas' null
+
+
+def _reach(value: Any, keys: tuple[str, ...]) -> Any:
+    """What objects hold at the end of a path of keys; None if they do not."""
+    for key in keys:
+        inner = as_turn(value)
+        value = inner.get(key) if inner else None
+    return value
 
 
 def _written(value: Any, name: str) -> str:

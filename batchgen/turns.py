@@ -1,6 +1,7 @@
 """Lists of turns: who said what, in whatever words and containers a dataset has them."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -123,8 +124,10 @@ def keys_of(turn: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _first(turn: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    there = [name for name in names if name in turn]
-    return next((name for name in there if turn[name] is not None), there[0] if there else None)
+    for name in names:
+        if turn.get(name) is not None:
+            return name
+    return next((name for name in names if name in turn), None)
 
 
 def looks_like_turns(value: Any) -> bool:
@@ -148,14 +151,19 @@ def _speaker(role: Any, place: str, known: dict[str, str]) -> str:
     if isinstance(role, bytes):
         role = decoded(role, place)
     if isinstance(role, str):
-        word = role if known is SPEAKERS else re.sub(r"[\s_.-]", "", role.lower())
-        if word in known:
-            return known[word]
-        if known is ROLES and _MODEL.fullmatch(word):
-            return ASSISTANT
+        if (speaker := known.get(role)) is not None:
+            return speaker
+        word = _word(role)
+        if known is ROLES and (word in known or _MODEL.fullmatch(word)):
+            return known.get(word, ASSISTANT)
         if _TOOL.fullmatch(word):
             raise Reject("unknown_speaker", f"{place}: {role!r}: turns of tools are not supported")
     raise Reject("unknown_speaker", f"{place}: {role!r:.80} is none of {', '.join(known)}")
+
+
+@lru_cache(maxsize=256)
+def _word(role: str) -> str:
+    return re.sub(r"[\s_.-]", "", role.lower())
 
 
 def _may_lack_text(turn: dict[str, Any]) -> bool:
