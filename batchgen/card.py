@@ -7,6 +7,7 @@ import msgspec
 import pyarrow as pa
 
 from .folder import JobRecord
+from .job import with_defaults
 
 _HEAD = """\
 ---
@@ -55,12 +56,13 @@ def text(
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
     head = _HEAD.format(title=title, size=size_category(counts["responses"]), model=model["name"], **counts)
-    passed = record.results["output"]["columns"]
+    results = with_defaults(record.results)
+    passed = results["output"]["columns"]
     columns = (
         (f"`{field.name}`", f"`{field.type}`", _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
         for field in schema
     )
-    parts = {name: record.results[name] for name in ("prompt", "sampling", "engine")}
+    parts = {name: results[name] for name in ("prompt", "sampling", "engine")}
     return "\n".join(
         [
             head,
@@ -94,8 +96,9 @@ def _facts(
         yield "revision", f"`{model['revision']}`"
     for file, md5 in model["digests"].items():
         yield f"MD5 of {file}", f"`{md5}`"
-    yield "prompt format", record.results["prompt"]["format"]
-    yield "seed", str(record.results["sampling"]["seed"])
+    results = with_defaults(record.results)
+    yield "prompt format", results["prompt"]["format"]
+    yield "seed", str(results["sampling"]["seed"])
     if missing:
         yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
     if record.retry_of:
