@@ -11,7 +11,7 @@ import pytest
 
 from batchgen.conversation import Row
 from batchgen.job import load
-from batchgen.shapes import from_record
+from batchgen.shapes import SHAPES, from_record
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -62,3 +62,10 @@ def test_every_parameter_of_sampling_is_named():
         for name in msgspec.structs.asdict(JobSampling())
         if f"`{name}`" not in README and f"{name} =" not in README
     ] == []
+
+
+def test_the_table_of_shapes_has_them_all():
+    for name, shape in SHAPES.items():
+        record, more = re.fullmatch(r"(\{.*\})(.*)", shape.looks).groups()
+        cells = f"| `{name}` | `{record}`{more} |"
+        assert re.sub(r"(?<=<)\||\|(?=>)", r"\\|", cells) in README
