@@ -248,11 +248,11 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Starts what is due, hears what workers say, looks at signals and at the watchdog."""
-        self._notice_absence()
         for slot in self._slots:
             if slot.start_at is not None and time.monotonic() >= slot.start_at:
                 self._start(slot)
         heard = {key.data for key, _ in self._selector.select(TICK)}
+        self._notice_absence()
         while self._obeyed < len(self.signals):
             self._obeyed += 1
             self._obey(self.signals[self._obeyed - 1])
@@ -349,7 +349,7 @@ class Supervisor:
             self._stop()
 
     def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
-        now = time.monotonic()
+        now = self._turned  # not later: an absence after that is not noticed yet
         allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
         if now > self._stop_by:
             if not self._stopping:
