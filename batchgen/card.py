@@ -7,7 +7,6 @@ import msgspec
 import pyarrow as pa
 
 from .folder import JobRecord
-from .job import with_defaults
 
 _HEAD = """\
 ---
@@ -56,13 +55,12 @@ def text(
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
     head = _HEAD.format(title=title, size=size_category(counts["responses"]), model=model["name"], **counts)
-    results = with_defaults(record.results)
-    passed = results["output"]["columns"]
+    passed = record.settings["output"]["columns"]
     columns = (
         (f"`{field.name}`", f"`{field.type}`", _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
         for field in schema
     )
-    parts = {name: results[name] for name in ("prompt", "sampling", "engine")}
+    parts = {name: record.settings[name] for name in ("prompt", "sampling", "engine")}
     return "\n".join(
         [
             head,
@@ -96,9 +94,8 @@ def _facts(
         yield "revision", f"`{model['revision']}`"
     for file, md5 in model["digests"].items():
         yield f"MD5 of {file}", f"`{md5}`"
-    results = with_defaults(record.results)
-    yield "prompt format", results["prompt"]["format"]
-    yield "seed", str(results["sampling"]["seed"])
+    yield "prompt format", record.settings["prompt"]["format"]
+    yield "seed", str(record.settings["sampling"]["seed"])
     if missing:
         yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
     if record.retry_of:

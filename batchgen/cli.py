@@ -45,6 +45,8 @@ class Commands(click.Group):
         except JobError as error:
             fail(str(error), EXIT_USAGE)
         except OSError as error:
+            if error.filename is None:
+                raise  # of stdout
             fail(_of_the_system(error), EXIT_BROKEN)
         except MemoryError:
             fail("this machine's memory does not suffice", EXIT_BROKEN)

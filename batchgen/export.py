@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from . import card, folder, ids, shard
 from .errors import JobError, on_disk, warn
 from .folder import JobRecord, sync_folder
-from .job import nearest, with_defaults
+from .job import nearest
 from .run import count
 from .source import COMPRESSIONS, Shard
 from .verify import open_finished
@@ -292,7 +292,7 @@ def _jsonl(results: Results, made: Path) -> None:
 
 def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows as JSON has them: columns of type json are the values they hold the text of."""
-    passed = with_defaults(results.record.results)["output"]["columns"]
+    passed = results.record.settings["output"]["columns"]
     json_columns = [name for name in columns if passed.get(name) == "json"]
     for batch in results.batches(shards, columns):
         for row in _without_nanoseconds(batch).to_pylist():

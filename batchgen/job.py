@@ -323,8 +323,8 @@ def fingerprint(results: dict[str, Any]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line per field in which two jobs' results differ, `field: old -> new`."""
-    before, after = dict(_flatten(with_defaults(old))), dict(_flatten(with_defaults(new)))
+    """One line per field that differs, `field: old -> new`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
     fields = [*before, *(field for field in after if field not in before)]
     return [
         f"{field}: {_show(before, field)} -> {_show(after, field)}"

@@ -70,7 +70,7 @@ def _go_on(out: Path, old: JobRecord, job: JobRecord) -> None:
 
 def _take(out: Path, old: JobRecord, job: JobRecord, presence: Presence, discard: bool) -> None:
     """Makes the folder of another job this one's. Raises JobError if that would cost anybody anything."""
-    changes = differences(old.results, job.results)
+    changes = differences(old.settings, job.settings)
     if busy := presence.others():
         raise JobError(
             f"{out}: a run is at work there ({busy[0]}) whose job differs in\n{_listed(changes)}\n"

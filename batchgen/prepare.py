@@ -110,7 +110,7 @@ def _in_words_of(old: JobRecord | None, results: dict[str, Any]) -> tuple[int, d
 
 
 def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
-    if changes := job.differences(job.without_defaults(begun.results), results):
+    if changes := job.differences(begun.settings, job.with_defaults(results)):
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         raise JobError(f"what the job was made with has changed: {changes[0]}{more}")
 

@@ -39,7 +39,7 @@ class _Here:
     engine: Engine
 
     def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]], until: float | None):
-        self.totals, self.rows, self.engine_start = Totals(), 0, 0.0
+        self.totals, self.rows, self.engine_start, self.lost = Totals(), 0, 0.0, False
         self._job, self._progress = job, progress
 
     def run(self) -> None:
