@@ -152,9 +152,9 @@ def names_nothing(record: dict[str, Any]) -> bool:
 
 def _given_id(record: dict[str, Any], column: str) -> Any:
     """The value that names a row; None if there is none."""
-    if column == DEFAULT_ID and not _is_no_id(named := record.get("custom_id")):
-        if is_request(record.get("body")) or is_request(record.get("params")):
-            return named
+    named = record.get("custom_id") if column == DEFAULT_ID else None
+    if not _is_no_id(named) and (is_request(record.get("body")) or is_request(record.get("params"))):
+        return named
     value = record.get(column) if column else None
     return None if _is_no_id(value) else value
 
