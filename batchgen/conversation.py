@@ -160,8 +160,8 @@ def names_nothing(record: dict[str, Any]) -> bool:
 
 def _given_id(record: dict[str, Any], column: str) -> Any:
     """The value that names a row; None if there is none."""
-    has_request = is_request(record.get("body")) or is_request(record.get("params"))
-    if column == DEFAULT_ID and has_request and not _is_no_id(named := record.get("custom_id")):
+    named = record.get("custom_id") if column == DEFAULT_ID else None
+    if not _is_no_id(named) and (is_request(record.get("body")) or is_request(record.get("params"))):
         return named
     value = record.get(column) if column else None
     return None if _is_no_id(value) else value

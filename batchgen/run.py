@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from . import console, deadline, engine, folder, gpus, journal, opening, shard, slurm
-from .errors import Stopped, TimeUp, on_disk, warn
+from . import console, deadline, engine, folder, gpus, item, journal, opening, shard, slurm, source
+from .errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
 from .presence import Presence
@@ -19,6 +21,8 @@ from .progress import Progress
 from .report import Totals
 from .source import Shard
 from .supervisor import Supervisor
+
+LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an engine takes a minute to start
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     job = prepared()
     if (counts := _done_already(job)) is not None:
         return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
+    _check_for_answers(job)
     with on_disk(job.out):
         if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
             engine.require_vllm()
@@ -52,6 +57,32 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
         presence = Presence(job.out, job.spec.output.stale)
     with presence:
         return _at_work(_opened(job, prepared, presence, discard), presence)
+
+
+def _check_for_answers(job: Job) -> None:
+    """Raises JobError if all rows of a job that begins here would be rejected: a wrong shape or column, most often, and
+    no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
+    with on_disk(job.out):
+        if job.plan.generation or (job.out.is_dir() and folder.finished(job.out, job.plan)):
+            return
+    reader = item.reader(job, running=True)
+    reasons: Counter[str] = Counter()
+    first = ""
+    for row in itertools.islice((row for planned in job.plan.shards for row in reader.read(planned)), LOOKED_AT):
+        try:
+            item.make(row, job)
+            return
+        except Reject as why:
+            first = first or f"{source.place(job.plan, row.number)}: {why}"
+            reasons[why.reason] += 1
+    total = reasons.total()
+    if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
+        listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+        which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
+        raise JobError(
+            f"{which} would be rejected ({listed}), the first at {first}; mend that "
+            f"(`batchgen plan` takes the same flags), or give --max-rejects {total} to go on"
+        )
 
 
 def _done_already(job: Job) -> dict[str, Any] | None:

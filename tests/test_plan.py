@@ -65,6 +65,12 @@ def test_prompts_that_begin_alike_are_seen(batchgen, write_rows, flags):
     assert int(re.search(r"shared +(\d+)%", shown)[1]) > 70
 
 
+def test_the_shapes_of_the_rows_are_counted(batchgen, write_rows, flags):
+    rows = [{"prompt": "a"}, {"prompt": "b"}, {"messages": [{"role": "user", "content": "c"}]}, {"text": ""}]
+    assert "shapes         prompt 2, openai 1\n" in batchgen("plan", write_rows(rows), *flags).stdout
+    assert "shapes         template 2\n" in batchgen("plan", write_rows(rows), *flags, "--template", "{prompt}").stdout
+
+
 def test_an_input_of_nothing_but_rejects(batchgen, write_rows, flags):
     shown = batchgen("plan", write_rows(["no"]), *flags).stdout
     assert "prompt tokens  0; min 0, median 0, p99 0, max 0\n" in shown
