@@ -62,12 +62,14 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     format: parquet, jsonl, openai-batch, hf, or empty, if the ending of `to` says it; columns: names with commas
     between, or empty for all; partial: take what is there of an unfinished job. Raises JobError or Stopped.
     """
-    if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
-        raise JobError(f"--to {to}: is no place for a file that appears whole or not at all; name a file, then read it")
     format = format or _format_of(to)
     if columns and format == "openai-batch":
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
     with on_disk(to.parent):
+        if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
+            raise JobError(
+                f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
+            )
         results = _open(out, columns, partial)
         place = to.resolve()
         _check_place(results, place, format == "hf", overwrite)
