@@ -12,7 +12,7 @@ from conftest import MODEL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen import columns, folder, item, shard
+from batchgen import columns, item, opening, shard
 from batchgen.columns import alone
 from batchgen.errors import JobError, Reject
 from batchgen.job import load
@@ -30,7 +30,7 @@ def job_of(tmp_path, inputs, columns, out="out", **output) -> Job:
 
 def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
     """All of a job but the engine, whose answers are empty: its rows, and the rejects by row and reason."""
-    assert folder.open_job(job.out, job.record)
+    assert opening.open_job(job.out, job.record)
     reader = item.reader(job)
     tables, rejected = [], {}
     for planned in job.plan.shards:

@@ -17,7 +17,7 @@ import pytest
 from conftest import MODEL
 from processes import hook
 
-from batchgen import files, folder, source
+from batchgen import files, folder, opening, source
 from batchgen.errors import JobError, Stopped
 from batchgen.job import load
 from batchgen.prepare import prepare
@@ -86,7 +86,7 @@ def test_a_job_whose_output_lies_in_its_input_goes_on(tmp_path):
     put(tmp_path / "a.jsonl")
     tables = {"input": {"path": [str(tmp_path)], "incremental": True}, "model": {"path": str(MODEL)}}
     job = prepare(load(None, {**tables, "output": {"path": str(tmp_path / "out")}}))
-    folder.open_job(job.out, job.record)
+    opening.open_job(job.out, job.record)
     put(job.out / "part-00000-of-00001.parquet", parquet())
     again = prepare(load(None, {**tables, "output": {"path": str(tmp_path / "out")}}))
     assert again.record.fingerprint == job.record.fingerprint
@@ -104,7 +104,7 @@ def test_names_that_are_not_utf8(tmp_path, batchgen):
         job = prepare(load(None, {
             "input": {"path": [given]}, "model": {"path": str(MODEL)}, "output": {"path": str(tmp_path / "out")}
         }))  # fmt: skip
-        folder.open_job(job.out, job.record)
+        opening.open_job(job.out, job.record)
         plan = folder.read_job(job.out).plan
         assert [row.record() for row in source.read(plan, plan.shards[0], [])] == [{"text": "Monday"}]
         assert source.place(plan, 0).isascii()
