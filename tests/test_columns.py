@@ -12,7 +12,7 @@ from conftest import MODEL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchgen import columns, item, opening, shard
+from batchgen import columns, folder, item, opening, shard
 from batchgen.columns import alone
 from batchgen.errors import JobError, Reject
 from batchgen.job import load
