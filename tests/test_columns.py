@@ -16,6 +16,7 @@ from batchgen import columns, folder, item, opening, shard
 from batchgen.columns import alone
 from batchgen.errors import JobError, Reject
 from batchgen.job import load
+from batchgen.journal import Entry
 from batchgen.prepare import Job, prepare
 
 
@@ -37,7 +38,9 @@ def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
         answers, lines = [], []
         for row in reader.read(planned):
             try:
-                answers += [made.answer([], "length", None, job) for made in item.make(row, job)]
+                answers += [
+                    made.answer(Entry(made.row, made.sample, [], "length"), job) for made in item.make(row, job)
+                ]
             except Reject as why:
                 lines.append(shard.reject_line(row, item.best_id(row, job.spec.input.id), why))
         facts = {"fingerprint": job.fingerprint_of(planned)}
