@@ -23,11 +23,14 @@ def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, 
     workers: None for as many as there are GPUs for, or 1; engine: vLLM's EngineArgs, which say how many GPUs one takes.
     """
     each = per_worker(engine)
-    # CUDA_VISIBLE_DEVICES may stand in the environment of a machine without any.
-    if needs_gpu() and (gpus := visible()):
+    on_cpu = not needs_gpu()
+    # CUDA_VISIBLE_DEVICES may be left in the environment of a machine without any: it asks for no workers there.
+    if (gpus := visible()) and not (on_cpu and workers is None):
         # Numbers of nvidia-smi go by the bus, those of CUDA by speed unless it is told so.
         order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        return [order | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares(gpus, workers, each)]
+        found = shares(gpus, workers, each)
+        order |= _share_of_cores(len(found)) if on_cpu else {}
+        return [order | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in found]
     workers = workers or 1
     return [_share_of_cores(workers)] * workers
 
