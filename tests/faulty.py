@@ -59,9 +59,16 @@ _load_model = functools.cache(batchgen.models.load)
 
 
 def spec_of(
-    source: Path, out: Path, shard_rows: int = 3, stale: float = 60, incremental: bool = False, **sampling
+    source: Path,
+    out: Path,
+    shard_rows: int = 3,
+    stale: float = 60,
+    incremental: bool = False,
+    max_rejects: int | None = None,
+    **sampling,
 ) -> JobSpec:
     output = {"path": str(out), "shard_rows": shard_rows, "stale": stale}
+    output |= {} if max_rejects is None else {"max_rejects": max_rejects}
     input = {"path": [str(source)], "incremental": incremental}
     tables = {"input": input, "model": {"path": str(MODEL)}, "output": output}
     return load(None, {**tables, "sampling": {"max_tokens": 4, **sampling}})
