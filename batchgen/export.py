@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, folder, ids, shard
+from . import card, folder, ids, opening, shard
 from .errors import JobError, on_disk, warn
 from .folder import JobRecord, sync_folder
 from .job import nearest
@@ -49,8 +49,10 @@ class Results:
 
     def batches(self, shards: Iterable[Shard], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Rows in input order, samples in order. Raises JobError if a shard is damaged."""
+        made_by = folder.fingerprints(self.record)
         for planned in shards:
-            _refuse(self.out, planned, shard.wrong_content(self.out, planned, self.record.fingerprint))
+            fingerprint = made_by[self.record.plan.files[planned.file].generation]
+            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint))
             file = pq.ParquetFile(folder.shard_path(self.out, planned))
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield batch.select(columns)
@@ -104,6 +106,7 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
         )
     if not shards:
         raise JobError(f"{out}: no shard is finished; there is nothing to export")
+    opening.check_shards(out, record)
     for each in shards:
         _refuse(out, each, shard.damage(out, each))
     schema = _footer(out, shards[0]).schema.to_arrow_schema().remove_metadata()

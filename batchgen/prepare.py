@@ -18,6 +18,7 @@ from .prompt import Render
 from .sampling import Sampling
 from .source import Plan, Shard
 from .template import Template
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         fingerprint=job.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec),
-        versions={"batchgen": __version__, **engine.versions()},
+        versions={"batchgen": __version__, **engine.versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
         schema=passed.written(columns),
@@ -118,7 +119,7 @@ def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
 def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
-    known = old.plan if old and job.with_defaults(old.results)["output"]["shard_rows"] == shard_rows else None
+    known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
         return source.plan(paths, shard_rows, known, incremental, str(out))
     plan, changed = source.grow(paths, shard_rows, known, str(out))
