@@ -201,7 +201,7 @@ def test_a_key_that_is_new_changes_nothing_where_it_has_its_default():
     new |= {"sampling": {"temperature": 0.5, "n": 1, "seed": 0, "logprobs": None}}
     assert job.without_defaults(old) == job.without_defaults(new)
     asked = {**new, "sampling": {"temperature": 0.5, "logprobs": 0}}
-    assert job.differences(new, asked) == ["sampling.logprobs: null -> 0"]
+    assert job.differences(job.with_defaults(new), job.with_defaults(asked)) == ["sampling.logprobs: null -> 0"]
     assert job.without_defaults(asked) != job.without_defaults(new)
 
 
