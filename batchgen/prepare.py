@@ -17,6 +17,7 @@ from .models import Model
 from .prompt import Render
 from .sampling import Sampling
 from .source import Plan, Shard
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         fingerprint=job.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec),
-        versions={"batchgen": __version__, **engine.versions()},
+        versions={"batchgen": __version__, **engine.versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
     )
@@ -113,7 +114,7 @@ def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
 def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
-    known = old.plan if old and job.with_defaults(old.results)["output"]["shard_rows"] == shard_rows else None
+    known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
         return source.plan(paths, shard_rows, known, incremental)
     plan, changed = source.grow(paths, shard_rows, known)

@@ -146,10 +146,11 @@ def _set_damaged_aside(job: Job) -> None:
 
 def _warn_of_other_versions(job: Job) -> None:
     """Results stay valid, but another vLLM may word them differently: say so once."""
-    first = folder.read_job(job.out)
-    if first and first.versions != job.record.versions:
-        was, now = msgspec.json.encode(first.versions).decode(), msgspec.json.encode(job.record.versions).decode()
-        print(f"batchgen: warning: this job was begun with {was} and goes on with {now}", file=sys.stderr)
+    first, now = folder.read_job(job.out), job.record.versions
+    if not first or all(now.get(name) == version for name, version in first.versions.items()):
+        return  # what an older batchgen did not record may have been the same
+    was, is_now = (msgspec.json.encode(versions).decode() for versions in (first.versions, now))
+    print(f"batchgen: warning: this job was begun with {was} and goes on with {is_now}", file=sys.stderr)
 
 
 def close(job: Job) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def replay(out: Path, items: int, seed: int) -> Replay:
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
-        tables["prompt"] = {"format": record.results["prompt"]["format"]}  # shards hold conversations as rendered
+        tables["prompt"] = {"format": record.settings["prompt"]["format"]}  # shards hold conversations as rendered
         tables["sampling"] |= {"n": 1}
         again = msgspec.convert(tables, JobSpec)
         run(again)

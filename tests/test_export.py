@@ -27,6 +27,7 @@ from openai.types.chat import ChatCompletion
 from processes import until
 
 from batchgen import card, export
+from batchgen.job import with_defaults
 
 ROWS = [
     *demo_records(4),
@@ -235,7 +236,9 @@ def test_the_card_says_what_is_known_of_the_job(out, exported):
     assert "| MD5 of model.safetensors | `594f981b95bfaf7e39e425d97fc69853` |" in body
     assert "| prompt format | speaker |" in body
     assert f"vllm {job['versions']['vllm']}" in body
-    assert json.loads(body.split("```json\n")[1].split("```")[0])["sampling"] == job["results"]["sampling"]
+    assert (
+        json.loads(body.split("```json\n")[1].split("```")[0])["sampling"] == with_defaults(job["results"])["sampling"]
+    )
     assert body.split("## Columns\n")[1].splitlines()[3:] == [
         "| `id` | `string` | the conversation's id, or its row number |",
         "| `response` | `string` | what the model wrote |",
