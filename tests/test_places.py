@@ -39,13 +39,14 @@ def place(tmp_path, write_rows, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-@pytest.mark.parametrize("path", BAD, ids=ascii)
-@pytest.mark.parametrize("way", ["flag", "job file"])
+@pytest.mark.parametrize(
+    ("way", "path"),
+    [("flag", path) for path in BAD] + [("job file", path) for path in BAD if path.isprintable()],
+    ids=ascii,
+)
 def test_an_output_folder_that_cannot_be_is_one_line(place, batchgen, command, path, way):
     if way == "flag":
         where = ["in.jsonl", "--output", path]
-    elif not path.isprintable():
-        pytest.skip("TOML has no such text, or writes it otherwise")
     else:
         (place / "job.toml").write_text(f'[output]\npath = "{path}"\n')
         where = ["job.toml", "in.jsonl"]
