@@ -9,8 +9,7 @@ import pyarrow as pa
 from . import columns
 from .columns import Cell, Column, Fitted, Record, Unreadable
 from .conversation import Row
-from .errors import JobError, Reject
-from .files import shown
+from .errors import JobError, Reject, shown
 from .formats import (
     BY_BYTE,
     BYTE_ORDER_MARK,

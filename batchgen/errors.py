@@ -48,6 +48,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def shown(path: str) -> str:
+    """For messages: one line that any terminal takes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
+
+
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know though it stops nothing."""
     print(f"batchgen: warning: {text}", file=console.stderr())

@@ -24,6 +24,7 @@ from . import card, folder, ids, opening, shard
 from .errors import JobError, on_disk, warn
 from .folder import JobRecord, sync_folder
 from .job import nearest
+from .places import check_place
 from .run import count
 from .source import COMPRESSIONS, Shard
 from .verify import open_finished
@@ -67,6 +68,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     format = format or _format_of(to)
     if columns and format == "openai-batch":
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
+    check_place("--to", str(to))
     with on_disk(to.parent):
         if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
             raise JobError(

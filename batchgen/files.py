@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from .errors import JobError, MissingInput, Stopped, warn
+from .errors import JobError, MissingInput, Stopped, shown, warn
 from .job import recordable_path
 
 GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
@@ -68,11 +68,6 @@ def local(path: str) -> str | None:
             raise JobError(f"{shown(path)}: a file:// URI names a file of this machine: file:///folder/file")
         return os.fsdecode(unquote_to_bytes("/" + rest))
     return None if "://" in path else os.path.abspath(os.path.expanduser(path))
-
-
-def shown(path: str) -> str:
-    """For messages: one line that any terminal takes."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
 
 
 # --- errors

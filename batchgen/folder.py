@@ -195,7 +195,7 @@ def _read_root(out: Path) -> JobRecord | None:
     path = out / "_job.json"
     with on_disk(out):
         there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if there.is_file():
+        if not there.is_dir():
             raise JobError(f"{there}: is a file; name a folder for the output")
         ours = ("_state", ".huggingface.yaml")
         others = [name for name in sorted(os.listdir(out)) if name not in ours] if there == out else []

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from .columns import TextRow
 from .compressed import Damaged, compression_of, decompressed
-from .errors import JobError, Reject, Stopped
-from .files import CSV_ENDINGS, JSON_ENDINGS, base_ending, failure, name_of, open_arrow, open_raw, reading, shown
+from .errors import JobError, Reject, Stopped, shown
+from .files import CSV_ENDINGS, JSON_ENDINGS, base_ending, failure, name_of, open_arrow, open_raw, reading
 
 CHUNK = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs put it at the head of a file

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from . import deadline
-from .errors import JobError
+from .errors import JobError, shown
 from .hub import is_name
+from .places import check_place
 from .sampling import JobSampling, Sampling
 from .shapes import AUTO, SHAPES
 
@@ -162,9 +163,11 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
             flag = "IN..." if table == "input" else f"--{table}"
             raise JobError(f"{where}: [{table}] path is missing: name it there or give {flag}")
     try:
-        return msgspec.convert(data, JobSpec, str_keys=True)
+        spec = msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
         raise JobError(f"{where}: {_readable(str(error))}") from None
+    check_place(f"{where}: [output] path", spec.output.path)
+    return spec
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -225,7 +228,9 @@ def current_folder() -> Path:
 
 def as_opened(folder: Path, path: str) -> Path:
     """An absolute path without `..` to what the system would open by `path` in `folder`. Behind a link `..` is not the
-    folder that the link is in."""
+    folder that the link is in. Raises JobError if it begins in a home folder that is not known."""
+    if path.startswith("~") and os.path.expanduser(path) == path and not os.path.lexists(folder / path):
+        raise JobError(f"{shown(path)}: nobody's home folder is known by that name; if it is a name, write ./ ahead")
     absolute = Path(folder.anchor)
     for part in (folder / os.path.expanduser(path)).parts[1:]:
         if part == "..":

@@ -13,8 +13,7 @@ import pyarrow as pa
 from . import columns
 from .columns import TYPES, Column, Seen, Wanted
 from .cursor import TextCursor
-from .errors import JobError
-from .files import shown
+from .errors import JobError, shown
 from .formats import Table
 from .source import SAMPLE_ROWS, InputFile
 

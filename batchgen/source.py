@@ -19,8 +19,8 @@ from . import files as filing
 from .columns import Column
 from .conversation import Row
 from .cursor import Cursor, cursor_at
-from .errors import JobError, Reject, warn
-from .files import find, shown
+from .errors import JobError, Reject, shown, warn
+from .files import find
 from .formats import BYTE_ORDER_MARK, COLUMNAR, Table, chunks, csv_rows, detect, elements
 from .shapes import SHAPES
 from .template import Template
