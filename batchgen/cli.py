@@ -79,6 +79,14 @@ def cli() -> None:
     """Offline generation over whole datasets: conversations in, responses out, nothing lost on the way."""
 
 
+def say(text: Any = "", **options: Any) -> None:
+    """click.echo, whose error names what could not be written to."""
+    try:
+        click.echo(text, **options)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, "stdout") from None
+
+
 def fail(message: str, code: int) -> NoReturn:
     click.echo(f"batchgen: {message}", err=True)
     sys.exit(code)
@@ -341,7 +349,7 @@ def submit_command(
         options = submit.run_options(spec, job_name or job_file.stem, chosen)
         job = prepare(spec)
         if dry_run:
-            click.echo(submit.script(options, ["run", *arguments]), nl=False)
+            say(submit.script(options, ["run", *arguments]), nl=False)
             return
         done = submit.submit(job, options, arguments)
     console.say(f"submitted: job {done.job}; the script is {done.script}, logs come beside it")
@@ -372,8 +380,8 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **
         forecast = plan.plan(spec)
         _print_forecast(forecast)
         for made in plan.show(forecast, show):
-            click.echo(f"\nrow {made.row}, id {made.id}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
-            click.echo(f"{made.prompt_token_ids}")
+            say(f"\nrow {made.row}, id {made.id}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
+            say(f"{made.prompt_token_ids}")
 
 
 def _print_forecast(forecast: Any) -> None:
@@ -392,11 +400,11 @@ def _print_forecast(forecast: Any) -> None:
         "shards": f"{len(job.plan.shards):,} of {output.shard_rows:,} rows",
         "fingerprint": job.record.fingerprint,
     }.items():
-        click.echo(f"{name:14} {value}")
+        say(f"{name:14} {value}")
     bars = forecast.histogram()
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
-        click.echo(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+        say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
 
 
 @cli.command("status", short_help="Show how a job stands, while it runs or later.")
@@ -431,9 +439,9 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
                 status.write_metrics(prometheus, seen)
             if as_json:
                 document = msgspec.json.encode(seen)
-                click.echo(document if watch else msgspec.json.format(document, indent=2))
+                say(document if watch else msgspec.json.format(document, indent=2))
             elif watch and not sys.stdout.isatty():
-                click.echo(_status_line(seen))
+                say(_status_line(seen))
             else:
                 if watch:
                     click.clear()
@@ -464,7 +472,7 @@ def _print_status(seen: Any) -> None:
         f"overall {'unknown' if overall is None else f'{overall:,.0f}'}, pauses included",
         "ETA": _duration(seen.eta),
     }.items():
-        click.echo(f"{name:12} {value}")
+        say(f"{name:12} {value}")
     _print_workers(seen)
 
 
@@ -490,11 +498,11 @@ def _print_workers(seen: Any) -> None:
     if lines:
         widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
         for line in (titles, *lines):
-            click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+            say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     if len(dead) > DEAD_SHOWN:
-        click.echo(f"and {len(dead) - DEAD_SHOWN:,} more that are dead")
+        say(f"and {len(dead) - DEAD_SHOWN:,} more that are dead")
     if seen.clock == "this host":
-        click.echo(f"beats are timed by this host's own clock: {seen.out} cannot be written to")
+        say(f"beats are timed by this host's own clock: {seen.out} cannot be written to")
 
 
 def _duration(seconds: float | None) -> str:
@@ -521,7 +529,7 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
     with exit_codes():
         verdict = verify.verify(out)
         for line in verdict.problems:
-            click.echo(f"batchgen: {line}", err=True)
+            say(f"batchgen: {line}", err=True)
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
         console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
@@ -574,8 +582,8 @@ def rejects_command(out: Path, only: str) -> None:
         for place, line in rejected(out, check_reasons(only) if only else []):
             count += 1
             raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
-            click.echo(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
-        click.echo(f"{count:,} rejected rows")
+            say(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
+        say(f"{count:,} rejected rows")
 
 
 @cli.command("export", short_help="Write the results as one file or dataset folder.")
@@ -695,7 +703,7 @@ def bench_input_command(gigabytes: float, json_file: Path | None) -> None:
 
 def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
     for name, value in figures.items():
-        click.echo(f"{name:28} {_figure(value)}")
+        say(f"{name:28} {_figure(value)}")
     if json_file:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
 
@@ -734,7 +742,7 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
 
         found = models.load(model_path(model, current_folder()), revision)
         for name, value in inspection.describe(found):
-            click.echo(f"{name:15}  {value}")
+            say(f"{name:15}  {value}")
         models.check_release(found, allow_withdrawn)
 
 

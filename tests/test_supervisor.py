@@ -14,8 +14,8 @@ from batchgen import run, worker
 from batchgen.console import Console
 from batchgen.death import Death
 from batchgen.errors import MachineError
-from batchgen.folder import open_job
 from batchgen.job import load
+from batchgen.opening import open_job
 from batchgen.prepare import Job, prepare
 from batchgen.progress import Progress
 from batchgen.supervisor import Supervisor, WorkerProcess
