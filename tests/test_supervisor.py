@@ -13,8 +13,10 @@ from conftest import MODEL, demo_records
 from batchgen import run, worker
 from batchgen.console import Console
 from batchgen.death import Death
+from batchgen.engine import CPU_KV_CACHE_BYTES, _cpu_settings
 from batchgen.errors import MachineError
 from batchgen.job import load
+from batchgen.journal import Entry, Journal, path_of, rows_done
 from batchgen.opening import open_job
 from batchgen.prepare import Job, prepare
 from batchgen.progress import Progress
@@ -157,3 +159,25 @@ def test_the_last_shard_begins_with_its_longest_requests_and_the_others_keep_the
     assert order[:20] == list(range(20))
     last = [(rows[i]["sampling"]["max_tokens"], len(rows[i]["text"])) for i in order[20:]]
     assert last == sorted(last, reverse=True)
+
+
+def test_rows_of_a_lost_worker_are_counted_from_its_journal(job):
+    """Of a row with several samples all have to be there; another job's journal has none of them."""
+    shard = job.plan.shards[0]
+    fingerprint = job.fingerprint_of(shard)
+    for worker_name, of_job in (("a", fingerprint), ("b", fingerprint), ("c", "another job's")):
+        written = Journal(path_of(job.out, shard.index, worker_name), of_job)
+        for row, sample in {"a": [(0, 0), (1, 0)], "b": [(1, 0), (2, 0), (2, 1)], "c": [(3, 0)]}[worker_name]:
+            written.append(Entry(row, sample, [5], "stop"))
+        written.flush()
+        written.close()
+    assert run._rows_done(job, Supervisor(job, Progress(Console(None), 4, 0), [{}])) == 3
+    assert rows_done(job.out, shard.index, fingerprint, samples=2) == 1
+
+
+def test_the_cache_on_a_cpu_has_room_for_one_sequence_of_any_context(job):
+    """The model with 8,192 tokens of context needs more than the usual limit."""
+    large = dataclasses.replace(job.model, kv_width=2 * 36 * 2816)
+    settings = _cpu_settings(large, {}, 8192)
+    assert settings["kv_cache_memory_bytes"] == 4 * 2 * 36 * 2816 * 8192 > CPU_KV_CACHE_BYTES
+    assert _cpu_settings(large, {}, 2048)["kv_cache_memory_bytes"] == CPU_KV_CACHE_BYTES
