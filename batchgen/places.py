@@ -1,10 +1,13 @@
 """Where results may go: a path of this machine whose name can be written into records and lines, and be read there."""
 
+import errno
 import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from .errors import JobError, shown
+from .errors import JobError, on_disk, shown
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
 _LONGEST_NAME = 240  # bytes, of the 255 that file systems take; a file is written under a longer name first
@@ -29,10 +32,24 @@ def check_place(what: str, path: str) -> None:
 
 def _check_links(what: str, path: str) -> None:
     """A link in it must lead somewhere, or no folder can be made there."""
-    while not os.path.exists(path):
-        if os.path.islink(path):
-            raise JobError(f"{what}: {path}: is a link to nothing, or to itself; mend it, or name another place")
-        path = os.path.dirname(path) or "."
+    with on_disk(Path(path)):
+        while not _is_there(os.stat, path):
+            if _is_there(os.lstat, path):
+                raise JobError(f"{what}: {path}: is a link to nothing, or to itself; mend it, or name another place")
+            path = os.path.dirname(path) or "."
+
+
+def _is_there(look: Callable[[str], object], path: str) -> bool:
+    """Raises OSError as the disk does: what cannot be looked at for a moment may be there."""
+    try:
+        look(path)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _is_utf8(name: bytes) -> bool:
