@@ -68,8 +68,8 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     format = format or _format_of(to)
     if columns and format == "openai-batch":
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
-    check_place("--to", str(to))
     with on_disk(to.parent):
+        check_place("--to", str(to))
         if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
             raise JobError(
                 f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"

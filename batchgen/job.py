@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from . import deadline
-from .errors import JobError, shown
+from .errors import JobError, on_disk, shown
 from .hub import is_name
 from .places import check_place
 from .sampling import JobSampling, Sampling
@@ -166,7 +166,8 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
         spec = msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
         raise JobError(f"{where}: {_readable(str(error))}") from None
-    check_place(f"{where}: [output] path", spec.output.path)
+    with on_disk(Path(spec.output.path)):
+        check_place(f"{where}: [output] path", spec.output.path)
     return spec
 
 

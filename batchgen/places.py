@@ -4,17 +4,17 @@ import errno
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from .errors import JobError, on_disk, shown
+from .errors import JobError, shown
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
 _LONGEST_NAME = 240  # bytes, of the 255 that file systems take; a file is written under a longer name first
 
 
 def check_place(what: str, path: str) -> None:
-    """Raises JobError, which begins with `what`, if results cannot go to a path, there or not."""
+    """Raises JobError, which begins with `what`, if results cannot go to a path, there or not; OSError if the
+    disk does not tell."""
     if path.startswith("file:///") and not _is_utf8(unquote_to_bytes(path)):  # as such paths are recorded
         raise JobError(f"{what}: {path}: its name is not UTF-8, which records are written in; name another place")
     if _URI.match(path):
@@ -32,11 +32,10 @@ def check_place(what: str, path: str) -> None:
 
 def _check_links(what: str, path: str) -> None:
     """A link in it must lead somewhere, or no folder can be made there."""
-    with on_disk(Path(path)):
-        while not _is_there(os.stat, path):
-            if _is_there(os.lstat, path):
-                raise JobError(f"{what}: {path}: is a link to nothing, or to itself; mend it, or name another place")
-            path = os.path.dirname(path) or "."
+    while not _is_there(os.stat, path):
+        if _is_there(os.lstat, path):
+            raise JobError(f"{what}: {path}: is a link to nothing, or to itself; mend it, or name another place")
+        path = os.path.dirname(path) or "."
 
 
 def _is_there(look: Callable[[str], object], path: str) -> bool:
