@@ -529,7 +529,7 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
     with exit_codes():
         verdict = verify.verify(out)
         for line in verdict.problems:
-            say(f"batchgen: {line}", err=True)
+            click.echo(f"batchgen: {line}", err=True)
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
         console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")

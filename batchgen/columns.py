@@ -30,6 +30,7 @@ TYPES = {
     "float": pa.float32(),
 }
 _VIEWS = (pa.string_view().id, pa.binary_view().id)
+_BINARY = (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary)
 _ARROW_SAYS_NO = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
@@ -212,7 +213,7 @@ def check_type(column: Column, sources: Iterable[pa.DataType]) -> None:
     for source in (*sources, column.type):
         try:
             if not column.is_json:
-                cast(pa.array([], source) if source != dense(column.type) else pa.array([], dense(column.type)), column)
+                cast(pa.array([], source), column)
             _write(assemble([], column.type))
         except _ARROW_SAYS_NO as error:
             reason = " ".join(str(error).split())[:120]
@@ -327,9 +328,7 @@ def pythons(array: pa.Array) -> list[Any]:
     kind = array.type
     if kinds.is_dictionary(kind) and not kinds.is_nested(kind.value_type):
         return pythons_of_dictionary(array)
-    if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind):
-        return [_decoded(value) for value in array.to_pylist()]
-    if kinds.is_fixed_size_binary(kind):
+    if any(is_one(kind) for is_one in _BINARY):
         return [_decoded(value) for value in array.to_pylist()]
     if getattr(kind, "unit", "") == "ns":  # more than Python's types hold
         return (

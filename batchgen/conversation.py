@@ -54,7 +54,8 @@ class Row:
         return msgspec.json.encode(self.raw, enc_hook=str).decode()
 
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # stands at the head of a file, and within one that `cat` made of several
+# Windows programs put it at the head of a file; it stands within one that `cat` made of several.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

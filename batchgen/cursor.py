@@ -8,11 +8,10 @@ import pyarrow as pa
 
 from . import columns
 from .columns import Cell, Column, Fitted, Record, Unreadable
-from .conversation import Row
+from .conversation import BYTE_ORDER_MARK, Row
 from .errors import JobError, Reject, shown
 from .formats import (
     BY_BYTE,
-    BYTE_ORDER_MARK,
     CHUNK,
     COLUMNAR,
     Table,

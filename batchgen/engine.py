@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import JobError, Reject, warn
+from .errors import JobError, Reject, in_one_line, warn
 from .job import nearest
 from .models import Model
 from .sampling import Sampling
@@ -329,7 +329,7 @@ def _one_line(error: Exception) -> str:
     if callable(listed := getattr(error, "errors", None)):
         first = listed()[0]
         return f"{first['loc'][0] if first['loc'] else 'arguments'}: {first['msg']}"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_one_line(error)
 
 
 def _cpu_settings(model: Model, args: dict[str, Any], context: int) -> dict[str, Any]:

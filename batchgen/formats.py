@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from .columns import TextRow
 from .compressed import Damaged, compression_of, decompressed
-from .errors import JobError, Reject, Stopped, shown
+from .conversation import BYTE_ORDER_MARK
+from .errors import JobError, Reject, Stopped, in_one_line, shown
 from .files import CSV_ENDINGS, JSON_ENDINGS, base_ending, failure, name_of, open_arrow, open_raw, reading
 
 CHUNK = 1 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs put it at the head of a file
 HEAD = 1 << 20  # bytes of text that tell what the text is
 COLUMNAR = frozenset(["parquet", "arrow", "arrows"])
 BY_BYTE = frozenset(["jsonl", "json", "objects"])  # kinds whose positions are bytes of the text
@@ -437,5 +437,4 @@ class _reading_columns:
             raise failure(self._path, error, self._running) from error
         if isinstance(error, OSError | pa.ArrowException | ValueError | NotImplementedError):
             kind = "a Parquet" if self._kind == "parquet" else "an Arrow"
-            reason = " ".join(str(error).split())[:300]
-            raise JobError(f"{shown(self._path)}: not {kind} file, or a damaged one: {reason}") from None
+            raise JobError(f"{shown(self._path)}: not {kind} file, or a damaged one: {in_one_line(error)}") from None

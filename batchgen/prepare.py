@@ -71,8 +71,9 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         plan = _plan(spec, out, old, discard)
         is_new = old is None or plan is not old.plan
     template = _template(spec)
-    source.check_columns(plan.files, spec.input.format, template)
-    ids.check_names(plan.files, spec.input)
+    if not begun:  # or else it was checked before; where a column comes late, that reads all rows
+        source.check_columns(plan.files, spec.input.format, template)
+        ids.check_names(plan.files, spec.input)
     if is_new:
         ids.tell(plan, spec.input.id)
     columns = _columns(spec, plan, old)

@@ -21,7 +21,7 @@ from .conversation import Row
 from .cursor import Cursor, cursor_at
 from .errors import JobError, Reject, shown, warn
 from .files import find
-from .formats import BYTE_ORDER_MARK, COLUMNAR, Table, chunks, csv_rows, detect, elements
+from .formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
 from .shapes import SHAPES
 from .template import Template
 
@@ -357,7 +357,7 @@ def _scan_lines(
 
 def _is_object(line: bytes) -> bool:
     try:
-        Row(0, line.removeprefix(BYTE_ORDER_MARK)).record()
+        Row(0, line).record()
     except Reject:
         return False
     return True

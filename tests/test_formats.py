@@ -113,10 +113,12 @@ def test_without_a_libzstd_of_the_system_a_long_window_is_told_of(tmp_path, monk
 
 def test_a_window_of_two_gibibytes(tmp_path):
     """What `zstd --long=31` writes of a pipe: a frame without its size, of one block."""
-    if not compressed._libzstd():
-        pytest.skip("no libzstd of the system")
     block = (len(JSONL) << 3 | 1).to_bytes(3, "little") + JSONL  # raw and the last
     (tmp_path / "long.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + block)
+    if not compressed._libzstd():  # pyarrow's own has a smaller window
+        with pytest.raises(JobError, match=r"its window is too long: unpack it with zstd -d --long=31"):
+            source.plan([str(tmp_path)], 10)
+        return
     plan = source.plan([str(tmp_path)], 10)
     assert [row.record() for shard in plan.shards for row in source.read(plan, shard, [])] == ROWS
 

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL
 
-from batchgen import ids, source
+from batchgen import ids, passed, source
 from batchgen.conversation import row_id
 from batchgen.errors import Reject
 from batchgen.ids import Survey, survey
+from batchgen.job import load
+from batchgen.prepare import prepare
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -171,3 +173,16 @@ def test_repeats_sorts_in_place():
 
     assert ids.repeats(array("q", [3, 1, 3, 3])).tolist() == [3, 3]
     assert ids.repeats(array("q")).tolist() == []
+
+
+def test_a_worker_does_not_look_again_for_columns_that_its_run_has_found(write_rows, tmp_path, monkeypatch):
+    rows = write_rows([{"text": "Monday"}] * 1000 + [{"text": "Friday", "title": "x"}])
+    tables = {
+        "model": {"path": str(MODEL)},
+        "prompt": {"template": "T {title}"},
+        "output": {"path": str(tmp_path / "o")},
+    }
+    spec = load(None, {**tables, "input": {"path": [str(rows)], "id": "title"}})
+    record = prepare(spec).record
+    monkeypatch.setattr(passed, "names_of", lambda *_: pytest.fail("read again"))
+    assert prepare(spec, begun=record).record is record
