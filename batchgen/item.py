@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from . import bodies, conversation, prompt, sampling, shapes, structure
+from . import bodies, conversation, first_format, prompt, sampling, shapes, structure
 from .conversation import Conversation, Row, Utterance
 from .cursor import passed_value
 from .engine import WHOLE
@@ -88,7 +88,7 @@ class Item:
 def make(row: Row, job: Job) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
     record, spec = row.record(), job.spec
-    id = conversation.row_id(record, spec.input.id, row.number)
+    id = _row_id(record, row, job)
     shape = _shape(record, job)
     prefix, turns = _turns(record, shape, job)
     request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
@@ -102,8 +102,11 @@ def make(row: Row, job: Job) -> list[Item]:
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
     policy = spec.prompt.on_overlength
     limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
+    shorten = first_format.clip if policy == "clip" and job.is_of_first_format else None
     tokenizer, verbatim = job.model.tokenizer, job.format != "chat-template"
-    fitted = prompt.fit(turns, prefix, job.render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
+    fitted = prompt.fit(
+        turns, prefix, job.render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim, shorten
+    )
     params = _within(params, job.context - len(fitted.token_ids))
     written = _as_written(params, job.format)
     passed = {column.name: passed_value(row, record, column) for column in job.columns}
@@ -116,6 +119,8 @@ def make(row: Row, job: Job) -> list[Item]:
 def _shape(record: dict[str, Any], job: Job) -> str:
     if job.template:
         return TEMPLATE
+    if job.is_of_first_format:
+        return first_format.shape_of(record, job.spec.input.format)
     return shapes.shape_of(record, job.spec.input.format)
 
 
@@ -125,6 +130,8 @@ def _turns(record: dict[str, Any], shape: str, job: Job) -> tuple[Conversation, 
     prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
     if job.template:
         turns = job.template.fill(record)
+    elif job.is_of_first_format:
+        turns = first_format.read(record, shape, spec.input.drop_last_response)
     else:
         beside = shapes.SYSTEMS if spec.input.system is None else ()
         turns = shapes.read(record, shape, spec.input.drop_last_response, beside)
@@ -167,12 +174,18 @@ def reader(job: Job, running: bool = False) -> Reader:
     return Reader(job.plan, columns_read(job), job.columns, running)
 
 
-def best_id(row: Row, column: str) -> str:
+def best_id(row: Row, job: Job) -> str:
     """The id of a rejected row, as far as it can be read."""
     try:
-        return conversation.row_id(row.record(), column, row.number)
+        return _row_id(row.record(), row, job)
     except Reject:
         return str(row.number)
+
+
+def _row_id(record: dict[str, Any], row: Row, job: Job) -> str:
+    """Raises Reject(bad_shape)."""
+    rule = first_format.row_id if job.is_of_first_format else conversation.row_id
+    return rule(record, job.spec.input.id, row.number)
 
 
 def _within(params: Sampling, room: int) -> Sampling:

@@ -8,7 +8,21 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import __version__, engine, folder, ids, job, models, opening, passed, prompt, shard, source, structure
+from . import (
+    __version__,
+    engine,
+    first_format,
+    folder,
+    ids,
+    job,
+    models,
+    opening,
+    passed,
+    prompt,
+    shard,
+    source,
+    structure,
+)
 from .columns import Column, check_names
 from .errors import JobError
 from .folder import JobRecord
@@ -40,6 +54,11 @@ class Job:
     @cached_property
     def render(self) -> Render:
         return prompt.renderer(self.format, self.model.tokenizer)
+
+    @property
+    def is_of_first_format(self) -> bool:
+        """Whether its rows become what batchgen 0.1.0, which began the folder, would have made of them."""
+        return self.record.format == first_format.FORMAT
 
     @property
     def shape(self) -> pa.Schema:

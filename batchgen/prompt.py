@@ -28,6 +28,11 @@ class Fitted(NamedTuple):
     truncated: int
 
 
+# Turns to a prompt that fits, or None.
+Fitting = Callable[[Conversation], Fitted | None]
+Shorten = Callable[[Conversation, Fitting, int], Fitted | None]
+
+
 def renderer(format: str, tokenizer: Tokenizer | HfTokenizer) -> Render:
     """What turns a conversation into its prompt."""
     if format == "chat-template":
@@ -72,13 +77,15 @@ def fit(
     on_overlength: str,
     exceeds: Exceeds = lambda text, tokens: False,
     verbatim: bool = True,
+    shorten: Shorten | None = None,
 ) -> Fitted:
     """The prompt of prefix and conversation, brought to at most `limit` tokens. Raises Reject(too_long).
 
     on_overlength: reject; drop-turns, the oldest of the conversation (never the prefix), so that it still begins with
     the user; or clip, which keeps as much of the end of the last utterance as fits, in whole grapheme clusters.
     exceeds: whether a text surely has more tokens than so many (Tokenizer.exceeds), so that long ones cost little;
-    verbatim: whether `render` leaves out nothing of what is said, as a chat template may.
+    verbatim: whether `render` leaves out nothing of what is said, as a chat template may; shorten: instead of the way
+    that goes by the name of on_overlength.
     """
 
     def attempt(turns: Conversation) -> Fitted | None:
@@ -95,7 +102,7 @@ def fit(
     whole = attempt([*prefix, *conversation])
     if whole and len(whole.token_ids) <= limit:
         return whole
-    shorter = {"drop-turns": _drop_turns, "clip": _clip}.get(on_overlength)
+    shorter = shorten or {"drop-turns": _drop_turns, "clip": _clip}.get(on_overlength)
     found = shorter(conversation, fitting, limit) if shorter else None
     if found is None:
         has = len(whole.token_ids) if whole else f"more than {limit}"
@@ -104,9 +111,6 @@ def fit(
     if whole:
         return found._replace(truncated=len(whole.token_ids) - len(found.token_ids))
     return found._replace(truncated=_removed(conversation, found.conversation[len(prefix) :], encode))
-
-
-Fitting = Callable[[Conversation], Fitted | None]
 
 
 def _drop_turns(conversation: Conversation, fitting: Fitting, limit: int) -> Fitted | None:

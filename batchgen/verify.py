@@ -118,7 +118,7 @@ def _expected(job: Job, planned: Shard, reader: Reader, rejected: set[int]) -> I
         try:
             items = item.make(row, job)
         except Reject as why:
-            yield row.number, -1, item.best_id(row, job.spec.input.id), "rejected", why.reason
+            yield row.number, -1, item.best_id(row, job), "rejected", why.reason
             continue
         if row.number in rejected:
             yield row.number, -1, items[0].id, "rejected", "engine_error"

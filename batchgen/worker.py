@@ -190,7 +190,7 @@ class Worker:
             try:
                 items = item.make(row, job)
             except Reject as why:
-                self._reject(opened, row, item.best_id(row, job.spec.input.id), why)
+                self._reject(opened, row, item.best_id(row, job), why)
                 continue
             except Exception as error:
                 error.add_note(f"at row {row.number}")

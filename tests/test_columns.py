@@ -42,7 +42,7 @@ def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
                     made.answer(Entry(made.row, made.sample, [], "length"), job) for made in item.make(row, job)
                 ]
             except Reject as why:
-                lines.append(shard.reject_line(row, item.best_id(row, job.spec.input.id), why))
+                lines.append(shard.reject_line(row, item.best_id(row, job), why))
         facts = {"fingerprint": job.fingerprint_of(planned)}
         shard.commit(job.out, planned, answers, lines, job.shape, facts)
         tables.append(pq.read_table(folder.shard_path(job.out, planned)))
