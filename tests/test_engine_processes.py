@@ -164,16 +164,12 @@ def test_a_run_that_was_suspended_for_longer_than_stall_keeps_its_engine(start, 
 def test_hanging_up_drains_and_nohup_is_respected(start, write_rows, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     source = write_rows([{**record, "sampling": LONG} for record in demo_records(200)])
-    run = start(source, tmp_path / "out", "--drain", 0)
+    run = start_with(signal.SIG_DFL, start, source, tmp_path / "out", "--drain", 0)
     until(run.generating)
     for pid in tree(run):
         os.kill(pid, signal.SIGHUP)
     assert_stopped_resumable(run)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = start(source, tmp_path / "out", "--drain", 0)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    run = start_with(signal.SIG_IGN, start, source, tmp_path / "out", "--drain", 0)
     until(run.generating)
     for pid in tree(run):
         os.kill(pid, signal.SIGHUP)
@@ -181,3 +177,12 @@ def test_hanging_up_drains_and_nohup_is_respected(start, write_rows, tmp_path, m
     assert run.process.poll() is None and "stopping" not in run.stderr
     run.process.terminate()
     assert_stopped_resumable(run)
+
+
+def start_with(handler, start, *args):
+    """A run to which hanging up means what it is told here: these tests may run under nohup themselves."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        return start(*args)
+    finally:
+        signal.signal(signal.SIGHUP, before)
