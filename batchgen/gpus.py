@@ -24,8 +24,10 @@ def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, 
     """
     each = per_worker(engine)
     on_cpu = not needs_gpu()
-    # CUDA_VISIBLE_DEVICES may be left in the environment of a machine without any: it asks for no workers there.
-    if (gpus := visible()) and not (on_cpu and workers is None):
+    # CUDA_VISIBLE_DEVICES may be left in the environment of a machine without any: there it asks for no workers, and
+    # forbids none.
+    gpus = visible()
+    if gpus and not (on_cpu and (workers is None or workers * each > len(gpus))):
         # Numbers of nvidia-smi go by the bus, those of CUDA by speed unless it is told so.
         order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         found = shares(gpus, workers, each)

@@ -131,3 +131,4 @@ def test_gpus_in_the_environment_do_not_count_for_a_vllm_that_was_built_for_cpus
     assert gpus.environments(None, {}) == [{}]
     one, other = gpus.environments(2, {})
     assert one["OMP_NUM_THREADS"] == other["OMP_NUM_THREADS"]  # they share the cores
+    assert len(gpus.environments(4, {})) == 4
