@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -91,8 +92,9 @@ def _done_already(job: Job) -> dict[str, Any] | None:
         old = folder.read_job(job.out)
         if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
             return None
-        if old.spec["output"]["path"] != str(job.out) or folder.spec_of(job.out, old) != job.spec:
-            return None
+        moved = old.spec["output"]["path"] != str(job.out)
+        if folder.spec_of(job.out, old) != job.spec or (moved and os.access(job.out, os.W_OK, effective_ids=True)):
+            return None  # the record is to say where things lie now
         if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
             return None
         opening.check_shards(job.out, old)

@@ -305,6 +305,10 @@ def test_a_read_only_folder_stops_the_run_and_writable_again_the_same_command_co
     assert dataset(out) == good
     remount(small_disk, "ro")
     assert "all done already: 2,000 rows" in batchgen_process("run", *flags, "--output", out).stdout
+    remount(small_disk, "rw")
+    moved = out.rename(small_disk / "moved")
+    remount(small_disk, "ro")
+    assert "all done already: 2,000 rows" in batchgen_process("run", *flags, "--output", moved).stdout
 
 
 @pytest.mark.slow
