@@ -1,20 +1,23 @@
-"""The names of rows over the whole input: columns that the user names are there, and no two rows have one id."""
+"""Names over the whole input: columns that the user names are there, no two rows have one id, none is left aside."""
 
 import hashlib
+import itertools
 from array import array
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from . import passed, source
-from .conversation import DEFAULT_ID, Row, names_nothing, row_id
+from . import passed, shapes, source
+from .conversation import DEFAULT_ID, Row, is_text, kind_of, names_nothing, row_id
 from .errors import JobError, Reject, warn
 from .job import InputTable, nearest
 from .source import SAMPLE_ROWS, InputFile, Plan
 
+FILES = 100  # whose first rows are looked at
 FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
 
 
@@ -53,8 +56,37 @@ class Survey:
     first_nameless: int | None = None
 
 
-def tell(plan: Plan, column: str) -> None:
-    """Warns of ids that name two rows, or nothing."""
+def tell(plan: Plan, table: InputTable, has_template: bool) -> None:
+    """Warns of ids that name two rows, or nothing, and of system columns that are not used."""
+    if table.system is None and not has_template and (found := unused_system(plan, table.format)):
+        row, name, why = found
+        warn(
+            f"{source.place(plan, row)}: column {name} is not used, as {why}; --system-column names the column of "
+            "system messages, --system-column '' says that there is none"
+        )
+    _tell_of_ids(plan, table.id)
+
+
+def unused_system(plan: Plan, format: str) -> tuple[int, str, str] | None:
+    """(row, column, why) of a system column whose text does not get into the prompt, as far as the first rows of the
+    files tell."""
+    reader = source.Reader(plan, shapes.COLUMNS)
+    heads = {planned.file: planned for planned in reversed(plan.shards)}  # the first shard of each file
+    for planned in sorted(heads.values(), key=lambda planned: planned.file)[:FILES]:
+        for row in itertools.islice(reader.read(planned), 1):
+            with suppress(Reject):
+                record = row.record()
+                shape = shapes.shape_of(record, format)
+                for name in shapes.SYSTEMS:
+                    value = record.get(name)
+                    if is_text(value) and not shapes.SHAPES[shape].system:
+                        return row.number, name, f"rows of shape {shape} have no system column"
+                    if value and isinstance(value, list | dict) and shapes.SHAPES[shape].system:
+                        return row.number, name, f"it is {kind_of(value)}, not text"
+    return None
+
+
+def _tell_of_ids(plan: Plan, column: str) -> None:
     found = survey(plan, column)
     if found.twice:
         first, second, id = found.twice

@@ -57,7 +57,7 @@ def plan(spec: JobSpec) -> Forecast:
     job = prepare(spec)
     old = folder.read_job(job.out)
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
-        ids.tell(job.plan, spec.input.id)
+        ids.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     blocks: set[int] = set()
     for made in _items(forecast):

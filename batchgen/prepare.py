@@ -94,7 +94,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         source.check_columns(plan.files, spec.input.format, template)
         ids.check_names(plan.files, spec.input)
     if is_new:
-        ids.tell(plan, spec.input.id)
+        ids.tell(plan, spec.input, bool(template))
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
