@@ -44,7 +44,11 @@ def test_a_retry_answers_the_picked_rows_under_their_old_numbers_and_ids(out, ba
 
 @pytest.mark.slow
 def test_rejected_rows_can_be_retried_too(out, batchgen_process, tmp_path):
-    done = batchgen_process("retry", out, "--only", "bad_sampling,invalid_json", "--output", tmp_path / "new")
+    command = ["retry", out, "--only", "bad_sampling,invalid_json", "--output", tmp_path / "new"]
+    refused = batchgen_process(*command)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "all 2 rows would be rejected (bad_sampling 1, invalid_json 1)" in refused.stderr
+    done = batchgen_process(*command, "--max-rejects", 2)
     assert "done: 2 rows, 0 responses, 2 rejects (bad_sampling 1, invalid_json 1)" in done.stdout
 
 
