@@ -78,7 +78,7 @@ def _check_for_answers(job: Job) -> None:
             reasons[why.reason] += 1
     total = reasons.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
-        listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+        listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
         which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
         raise JobError(
             f"{which} would be rejected ({listed}), the first at {first}; mend that "
