@@ -11,6 +11,7 @@ import pytest
 from conftest import demo_records
 from processes import Finished, Run, Watch, dataset, said, until
 
+WHOLE = 600  # seconds for a whole run of 6,000 rows: 30 on quiet cores
 BAD = ["no json", {"text": ""}, b'{"text": "\xff"}', {"text": "Monday", "sampling": {"top_p": 7}}]
 
 
@@ -85,7 +86,7 @@ def killed_and_resumed(start, watch: Watch, source: Path, out: Path, flags: list
         run.kill()
         kills.append(time.monotonic())
     run = start(source, out, *flags, env=watch.environment)
-    assert run.wait() == 0, run.stderr
+    assert run.wait(WHOLE) == 0, run.stderr
     return kills
 
 
@@ -94,7 +95,7 @@ def test_fifty_kills_lose_nothing_and_cost_less_than_a_second_each(start, write_
     source, flags = write_rows(mixed_rows(6000)), ["--temperature", 0.8, "--max-tokens", 96, "--shard-rows", 40]
     (tmp_path / "whole").mkdir()
     undisturbed = Watch(tmp_path / "whole")
-    assert start(source, tmp_path / "expected", *flags, env=undisturbed.environment).wait() == 0
+    assert start(source, tmp_path / "expected", *flags, env=undisturbed.environment).wait(WHOLE) == 0
 
     chance = random.Random(3)
     moments = [*(at_start(chance) for _ in range(8)), *(while_generating(chance, 110) for _ in range(32))]
