@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import errno
+import functools
 import os
 import uuid
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from . import __version__
-from .errors import JobError, on_disk
+from . import __version__, credentials
+from .errors import JobError, on_disk, warn
 from .job import TABLES, JobSpec, fingerprint, with_defaults
 from .source import InputFile, Plan, Shard
 
@@ -174,12 +175,30 @@ def read_job(out: Path) -> JobRecord | None:
             try:
                 content = path.read_bytes()
             except FileNotFoundError:
-                return job
+                return _without_credentials(out, job)
         try:
             job = _grown(job, unsealed(content, Plan))
         except ValueError as error:
             raise JobError(f"{path}: damaged ({error}); name another output folder") from None
     return None
+
+
+def _without_credentials(out: Path, job: JobRecord) -> JobRecord:
+    """A job that an older version recorded with the keys in its URIs, and tokens in [engine]: nothing of them is shown
+    or written again. Results do not hang on them."""
+    files = [msgspec.structs.replace(file, path=credentials.stripped(file.path)) for file in job.plan.files]
+    spec = {**job.spec, "engine": credentials.without_secrets(job.spec.get("engine", {}))}
+    if isinstance(paths := spec["input"].get("path"), list):
+        spec["input"] = {**spec["input"], "path": [credentials.stripped(path) for path in paths]}
+    if files == job.plan.files and spec == {"engine": {}, **job.spec}:
+        return job
+    _warn_of_credentials(out)
+    return msgspec.structs.replace(job, spec=spec, plan=msgspec.structs.replace(job.plan, files=files))
+
+
+@functools.cache
+def _warn_of_credentials(out: Path) -> None:
+    warn(f"{out}/_job.json: an older batchgen wrote keys or tokens into it; make them void, they may have been read")
 
 
 def job_of(out: Path) -> JobRecord:
