@@ -366,8 +366,9 @@ def submit_command(
 @click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
 @click.option("--show", type=click.IntRange(min=0), default=0, help="also print so many prompts with their token ids")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 @job_flags
-def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **options: Any) -> None:
+def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, as_json: bool, **options: Any) -> None:
     """Read, render and tokenize the whole input of a job: rows, rejects to come, prompt lengths, shards.
 
     Takes what `run` takes, and writes nothing.
@@ -382,6 +383,10 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **
         from . import plan
 
         forecast = plan.plan(spec)
+        if as_json:
+            prompts = plan.show(forecast, show)
+            say(terminal.document(msgspec.json.format(msgspec.json.encode(plan.document(forecast, prompts)), indent=2)))
+            return
         _print_forecast(forecast)
         for made in plan.show(forecast, show):
             say(f"\nrow {made.row}, id {shown(made.id)}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
@@ -399,6 +404,7 @@ def _print_forecast(forecast: Any) -> None:
         "shapes": ", ".join(f"{shape} {number:,}" for shape, number in forecast.shapes.most_common()) or "none",
         "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
+        **_forged_line(forecast),
         "shared": f"{forecast.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
         "prompt format": f"{job.format}, context {job.context:,} tokens",
         "shards": f"{len(job.plan.shards):,} of {output.shard_rows:,} rows",
@@ -409,6 +415,15 @@ def _print_forecast(forecast: Any) -> None:
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
         say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+def _forged_line(forecast: Any) -> dict[str, str]:
+    if not forecast.forged:
+        return {}
+    row, what = forecast.first_forged
+    return {
+        "forged turns": f"in the text of {forecast.forged:,} rows; the first is row {row:,}, which has {shown(what)}"
+    }
 
 
 @cli.command("status", short_help="Show how a job stands, while it runs or later.")

@@ -23,8 +23,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 # Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
-# differs from the defaults. Whatever a later format is, this field and the digest stay: so it is known for what it is.
-FORMAT = 2
+# differs from the defaults; in 3 [prompt] control_tokens holds. Whatever a later format is, this field and the digest stay: so it is known for what it is.
+FORMAT = 3
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
@@ -48,6 +48,11 @@ class JobRecord(msgspec.Struct, kw_only=True):
     def settings(self) -> dict[str, dict[str, Any]]:
         """Its results with the defaults of what they do not state."""
         return with_defaults(self.results)
+
+    @property
+    def control_tokens(self) -> str:
+        """What those in texts are; before format 3 they were what they are in prompts, and in such folders stay so."""
+        return self.settings["prompt"]["control_tokens"] if self.format >= 3 else "token"
 
 
 def shard_path(out: Path, shard: Shard) -> Path:

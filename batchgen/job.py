@@ -75,6 +75,10 @@ class PromptTable(_Table, frozen=True):
     on_overlength: Annotated[
         Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")
     ] = "reject"
+    control_tokens: Annotated[
+        Literal["text", "reject", "token"],
+        Meta(description="what control tokens of a Hugging Face tokenizer are where a row's text holds them"),
+    ] = "text"
 
 
 class OutputTable(_Table, frozen=True):

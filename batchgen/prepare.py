@@ -39,7 +39,7 @@ class Job:
 
     @cached_property
     def render(self) -> Render:
-        return prompt.renderer(self.format, self.model.tokenizer)
+        return prompt.renderer(self.format, self.model.tokenizer, self.record.control_tokens)
 
     @property
     def shape(self) -> pa.Schema:

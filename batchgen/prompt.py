@@ -1,5 +1,7 @@
 """Conversations to prompts: the formats of the model series, and what to do with prompts that are too long."""
 
+import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
@@ -28,12 +30,29 @@ class Fitted(NamedTuple):
     truncated: int
 
 
-def renderer(format: str, tokenizer: Tokenizer | HfTokenizer) -> Render:
-    """What turns a conversation into its prompt."""
-    if format == "chat-template":
-        assert isinstance(tokenizer, HfTokenizer)
-        return tokenizer.render
-    return partial(render, format=format)
+def renderer(format: str, tokenizer: Tokenizer | HfTokenizer, control_tokens: str) -> Render:
+    """What turns a conversation into its prompt. control_tokens: see HfTokenizer.guarded; ours has none in texts."""
+    if not isinstance(tokenizer, HfTokenizer):
+        return partial(render, format=format)
+    plain = tokenizer.render if format == "chat-template" else partial(render, format=format)
+    return partial(tokenizer.guarded, render=plain, control_tokens=control_tokens)
+
+
+# What begins a turn in the formats of the series, as the tokenizers see it after NFKC.
+_SPEAKER = re.compile(rf"\s*({USER}|{ASSISTANT})\s*:")
+
+
+def forged(conversation: Conversation, format: str, tokenizer: Tokenizer | HfTokenizer) -> str:
+    """What in the texts of a conversation would look like a turn or a control token of the prompt; empty if nothing
+    does."""
+    for turn in conversation:
+        if isinstance(tokenizer, HfTokenizer) and (token := tokenizer.control_in(turn.text)):
+            return token
+        if format.startswith("speaker") and not turn.text.isascii():
+            lines = unicodedata.normalize("NFKC", turn.text).replace("<NL>", "\n").splitlines()
+            if found := next(filter(None, map(_SPEAKER.match, lines)), None):
+                return found[0].strip()
+    return ""
 
 
 def render(conversation: Conversation, format: str) -> str:
@@ -86,7 +105,7 @@ def fit(
         if verbatim and any(exceeds(turn.text, limit) for turn in turns):
             return None
         text = render(turns)
-        return None if exceeds(text, limit) else Fitted(turns, text, encode(text), 0)
+        return None if exceeds(text, limit) else Fitted(turns, str(text), encode(text), 0)
 
     def fitting(turns: Conversation) -> Fitted | None:
         made = attempt([*prefix, *turns])
