@@ -421,9 +421,7 @@ def _forged_line(forecast: Any) -> dict[str, str]:
     if not forecast.forged:
         return {}
     row, what = forecast.first_forged
-    return {
-        "forged turns": f"in the text of {forecast.forged:,} rows; the first is row {row:,}, which has {shown(what)}"
-    }
+    return {"forged turns": f"in the text of {forecast.forged:,} rows; the first is row {row:,}, with {shown(what)}"}
 
 
 @cli.command("status", short_help="Show how a job stands, while it runs or later.")

@@ -23,7 +23,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 # Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
-# differs from the defaults; in 3 [prompt] control_tokens holds. Whatever a later format is, this field and the digest stay: so it is known for what it is.
+# differs from the defaults; from 3 on [prompt] control_tokens holds. Whatever a later format is, this field and the
+# digest stay: so it is known for what it is.
 FORMAT = 3
 
 

@@ -22,8 +22,8 @@ MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
 class Forecast:
     """new_rows: those that an incremental job has got since its last run, None if there was none; shapes: of the rows
     that have a prompt; lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or
-    shortened; shared: tokens in blocks that an earlier prompt begins with too; forged: rows whose text holds what begins
-    a turn, or a control token, and the first of them with what it holds."""
+    shortened; shared: tokens in blocks that an earlier prompt begins with too; forged: rows whose text holds what
+    begins a turn, or a control token; first_forged: the first of them, and what it holds."""
 
     job: Job
     new_rows: int | None = None
