@@ -18,7 +18,7 @@ WAY_OUT = (
 _USER = re.compile(r"(?<=://)(?P<user>[^/?#\s@'\"]*(?::(?!\d+/)[^?#\s@'\"]*)?)@")
 # Schemes whose URIs name a container or an account ahead of the @: only a password is a secret there.
 _PLAIN_USERS = re.compile(r"(abfss?|wasbs?|hdfs|viewfs|sftp|ssh)://$", re.I)
-_PARAMETER = re.compile(r"(?<=[?&#;])(?P<name>[\w.%-]+)=(?P<value>[^&#;\s'\"]+)")
+_PARAMETER = re.compile(r"(?<=[?&#;])(?P<name>[\w.%-]+)=(?P<value>[^&#;\s'\"]+?)(?=[:,.)]*(?:[&#;\s'\"]|$))")
 _SECRET_PARAMETER = re.compile(
     r"token$|secret|passw|pwd|credential|signature|^sig$|^sas$|(api|access|private|account)[-_]?key|^key$|accessid"
     r"|^auth(orization|[-_]?key)?$|jwt|^x-(amz|goog)-",
