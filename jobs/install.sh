@@ -57,7 +57,8 @@ make_environment() {
 # --- pip
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" >>"$log" 2>&1; }
-install() { pip install --progress-bar off "$@" -e ".[$extras]"; }
+isolation="" # of the build of batchgen itself: without it setuptools is that of $locked
+install() { pip install --progress-bar off $isolation "$@" -e ".[$extras]"; }
 
 why_not() { # the first thing that pip said of a connection that failed
   sed -nE "s/.*connection broken by '([A-Za-z]+\(.*\))':.*/\1/p; s/.*Could not fetch URL [^ ]*: (.*) - skipping.*/\1/p" \
@@ -73,7 +74,10 @@ give_up() {
 }
 
 install_locked() { # an index need not have all of it any more, but what it has under these names must be just that
-  pip install --progress-bar off --require-hashes --no-deps --only-binary :all: -r "$locked" && return
+  if pip install --progress-bar off --require-hashes --no-deps --only-binary :all: -r "$locked"; then
+    isolation=--no-build-isolation
+    return
+  fi
   if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
     fail 1 "an index has other files than those of $locked under their names: they may have been tampered with; what" \
       "pip said is in $log (to trust that index all the same, remove $locked)"
