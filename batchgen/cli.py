@@ -598,9 +598,13 @@ def rejects_command(out: Path, only: str) -> None:
         count = 0
         for place, line in rejected(out, check_reasons(only) if only else []):
             count += 1
-            raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
-            say(f"{shown(place)}: {shown(line['reason'])}: {shown(line['detail'])}\n    {shown(raw)}")
+            detail, raw = _cut(line["detail"], 500), _cut(line["raw"], 200)
+            say(f"{shown(place)}: {shown(line['reason'])}: {shown(detail)}\n    {shown(raw)}")
         say(f"{count:,} rejected rows")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
 
 
 @cli.command("export", short_help="Write the results as one file or dataset folder.")

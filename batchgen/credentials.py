@@ -25,7 +25,9 @@ _SECRET_PARAMETER = re.compile(
     re.I,
 )
 _SECRET_KEY = re.compile(
-    r"(^|[_-])(token|api_?key|secret|passw(or)?d|credentials?|access_?key|private_?key|jwt)$", re.I
+    r"^((hf|auth|access|api|bearer|session|security|refresh)[_-]?)?token$"  # and not eos_token
+    r"|(^|[_-])(api_?key|secret|passw(or)?d|credentials?|(access|private|account)_?key|jwt)$",
+    re.I,
 )
 _SECRET_VARIABLE = re.compile(r"(KEY|KEY_ID|TOKENS?|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH|JWT|TOKEN_PATH)$", re.I)
 # As they are made by those who hand them out: Hugging Face, AWS, GitHub, OpenAI and kin.

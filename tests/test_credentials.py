@@ -79,6 +79,7 @@ def test_a_token_in_engine_is_refused_and_not_shown(batchgen, write_rows, tmp_pa
 
 def test_arguments_about_tokens_that_are_no_secrets_are_none():
     assert not in_settings({"max_num_batched_tokens": 5, "long_prefill_token_threshold": 4, "hf_token": True})
+    assert not in_settings({"hf_overrides": {"eos_token": "</s>", "mask_token": "<m>", "num_key_value_heads": 2}})
 
 
 def test_secrets_of_the_environment_are_hidden_in_messages(batchgen, monkeypatch, tmp_path):
