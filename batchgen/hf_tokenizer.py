@@ -42,9 +42,12 @@ class HfTokenizer:
         self.eos_ids = eos_ids
         self.vocab_size: int = len(theirs)
         self.has_template = bool(theirs.chat_template)
-        special = {str(token): number for number, token in theirs.added_tokens_decoder.items() if token.special}
-        self._controls = special
-        self._control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        added = getattr(theirs, "added_tokens_decoder", {})
+        special = {number: token for number, token in added.items() if token.special}
+        self._controls = {str(token): number for number, token in special.items()}
+        self._any_is_folded = any(token.normalized for token in special.values())
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._normalizer: Any = None
         self._longest = self._longest_token()
 
@@ -142,8 +145,7 @@ class HfTokenizer:
     def _folds(self) -> Any:
         """What turns other signs into those of control tokens ahead of looking for them; None if nothing does."""
         backend = getattr(self._theirs, "backend_tokenizer", None)
-        tokens = self._theirs.added_tokens_decoder.values()
-        return backend.normalizer if backend and any(token.special and token.normalized for token in tokens) else None
+        return backend.normalizer if backend and self._any_is_folded else None
 
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether a text surely has more tokens than so many, without encoding it; False says nothing."""
