@@ -23,9 +23,11 @@ class Guarded(str):
 
     Attributes:
         marked: the same with marks around the template's.
+        tokens: how many these are, but for that of what the tokenizer does not know, which anything may become.
     """
 
     marked: str
+    tokens: int
 
 
 class HfTokenizer:
@@ -102,6 +104,7 @@ class HfTokenizer:
         shown = {ord(stand_in): token for token, stand_in in hidden.items()}
         prompt = render(turns)
         text = Guarded(prompt.translate(shown))
+        text.tokens = sum(found != self._theirs.unk_token for found in self._control.findall(prompt))
         text.marked = self._control.sub(lambda found: f"{_MARK}{found[0]}{_MARK}", prompt).translate(shown)
         return text
 
@@ -113,8 +116,8 @@ class HfTokenizer:
             return ids
         assert self._renamed
         ids = self._renamed.encode(text.marked, add_special_tokens=False).ids
-        controls = set(self._controls.values())
-        if 2 * sum(token in controls for token in ids) < text.marked.count(_MARK):
+        controls = set(self._controls.values()) - {self._theirs.unk_token_id}
+        if sum(token in controls for token in ids) != text.tokens:
             raise Reject("bad_shape", "holds control tokens that this tokenizer cannot take for text")
         return ids
 

@@ -57,7 +57,8 @@ def word_piece() -> Tokenizer:
 
 
 def hugging_face(tokenizer: Tokenizer) -> HfTokenizer:
-    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    unknown = next((token for token in ("<unk>", "[UNK]") if tokenizer.token_to_id(token) is not None), None)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", unk_token=unknown)
     theirs.chat_template = TEMPLATE
     return HfTokenizer(theirs, [theirs.eos_token_id])
 
