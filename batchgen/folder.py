@@ -194,7 +194,7 @@ def _without_credentials(out: Path, job: JobRecord) -> JobRecord:
     or written again. Results do not hang on them."""
     files = [msgspec.structs.replace(file, path=credentials.stripped(file.path)) for file in job.plan.files]
     spec = {**job.spec, "engine": credentials.without_secrets(job.spec.get("engine", {}))}
-    if isinstance(paths := spec["input"].get("path"), list):
+    if isinstance(paths := spec.get("input", {}).get("path"), list):
         spec["input"] = {**spec["input"], "path": [credentials.stripped(path) for path in paths]}
     if files == job.plan.files and spec == {"engine": {}, **job.spec}:
         return job
