@@ -35,10 +35,8 @@ class Scratch:
         """What engine processes have beside our environment."""
         given = {"TMPDIR": str(self._folder), VARIABLE: self._folder.name}
         given["VLLM_RPC_BASE_PATH"] = str(self._for_sockets())
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and os.path.isabs(caches):
-            # What was compiled is worth keeping, and is code: not under a name in /tmp that others may have made.
-            given["TORCHINDUCTOR_CACHE_DIR"] = f"{caches}/batchgen/torchinductor"
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what was compiled is worth keeping
+            given["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
         return given
 
     def close(self) -> None:
