@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import __version__, demo, engine, gpus, item, journal, models, opening, shard, source
+from . import __version__, demo, engine, environment, gpus, item, journal, models, opening, shard, source
 from .claim import Claims
 from .engine import Engine, Response, set_up_process
 from .errors import JobError, MachineError, Reject
@@ -36,6 +36,7 @@ from .prepare import Job, prepare
 from .report import Report, Work
 from .run import close
 from .sampling import Sampling
+from .scratch import Scratch, adopt
 from .tokenizer import Tokenizer
 from .worker import WINDOW_PER_SEQUENCE, Worker, die_with_parent
 
@@ -237,13 +238,14 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     rows: only the first so many; rounds: of each, by turns, so that what disturbs one disturbs the other; unseeded:
     requests go without their seeds. The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
-    prepare(spec)  # what is wrong with the job shows here, in one line
+    job = prepare(spec)  # what is wrong with the job shows here, in one line
     engine.require_vllm()
-    with tempfile.NamedTemporaryFile() as result:
+    with tempfile.NamedTemporaryFile() as result, contextlib.closing(Scratch()) as scratch:
         orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.
         command = [sys.executable, "-P", "-m", "batchgen.bench"]
-        done = subprocess.run(command, input=orders, stdout=2, stderr=2)
+        variables = {**environment.of_worker(file.path for file in job.plan.files), **scratch.environment()}
+        done = subprocess.run(command, input=orders, stdout=2, stderr=2, env=variables)
         content = Path(result.name).read_bytes()
     if done.returncode or not content:
         raise MachineError(f"the engine failed (exit code {done.returncode}); the log above says why")
@@ -255,6 +257,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
 
 def main() -> None:
     die_with_parent()
+    adopt()
     os.register_at_fork(after_in_child=die_with_parent)
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     try:
@@ -599,4 +602,5 @@ if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     die_with_parent()
+    adopt()
     set_up_process()

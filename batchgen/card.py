@@ -1,11 +1,13 @@
 """The card of an exported dataset: what a Hugging Face dataset's README.md says of it, as far as it is known."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
+from . import terminal
 from .folder import JobRecord
 
 _HEAD = """\
@@ -22,8 +24,16 @@ tags:
 ---
 # {title}
 
-{responses:,} responses of `{model}` to {rows:,} conversations, generated with batchgen.
+{responses:,} responses of {model} to {rows:,} conversations, generated with batchgen.
 """
+
+# What of [engine] is published. Other arguments may name this machine's files and services.
+_ENGINE = frozenset(
+    """
+    attention_backend calculate_kv_scales dtype enforce_eager kv_cache_dtype load_format max_model_len quantization
+    rope_parameters rope_scaling rope_theta seed
+    """.split()
+)
 
 _COLUMNS = {
     "id": "the conversation's id, or its row number",
@@ -54,20 +64,22 @@ def text(
 ) -> str:
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
-    head = _HEAD.format(title=title, size=size_category(counts["responses"]), model=model["name"], **counts)
+    size = size_category(counts["responses"])
+    head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **counts)
     passed = record.settings["output"]["columns"]
     columns = (
-        (f"`{field.name}`", f"`{field.type}`", _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
+        (_code(field.name), _code(str(field.type)), _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
         for field in schema
     )
-    parts = {name: record.settings[name] for name in ("prompt", "sampling", "engine")}
+    engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
+    parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
     return "\n".join(
         [
             head,
             *_table(("", ""), _facts(record, model, counts, facts, missing)),
             "\n## Parameters\n\nThose of the job; a row may have had its own.\n",
             "```json",
-            msgspec.json.format(msgspec.json.encode(parts), indent=1).decode(),
+            terminal.document(msgspec.json.format(msgspec.json.encode(parts), indent=1)),
             "```\n\n## Columns\n",
             *_table(("column", "type", ""), columns),
             "",
@@ -87,31 +99,42 @@ def size_category(rows: int) -> str:
 def _facts(
     record: JobRecord, model: dict[str, Any], counts: dict[str, Any], facts: dict[str, list[str]], missing: int
 ) -> Iterator[tuple[str, str]]:
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
+    reasons = ", ".join(f"{_text(reason)} {number:,}" for reason, number in counts["rejects"].items())
     shards = len(record.plan.shards)
-    yield "model", f"`{model['name']}`"
+    yield "model", _code(model["name"])
     if model["revision"]:
-        yield "revision", f"`{model['revision']}`"
+        yield "revision", _code(model["revision"])
     for file, md5 in model["digests"].items():
-        yield f"MD5 of {file}", f"`{md5}`"
-    yield "prompt format", record.settings["prompt"]["format"]
+        yield f"MD5 of {_text(file)}", _code(md5)
+    yield "prompt format", _text(record.settings["prompt"]["format"])
     yield "seed", str(record.settings["sampling"]["seed"])
     if missing:
         yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
     if record.retry_of:
-        only = " or ".join(record.retry_of["only"])
-        yield "retry", f"of the rows that ended with {only} in the job `{record.retry_of['fingerprint']}`"
+        only = _text(" or ".join(record.retry_of["only"]))
+        yield "retry", f"of the rows that ended with {only} in the job {_code(record.retry_of['fingerprint'])}"
     yield "rows", f"{counts['rows']:,}"
     yield "responses", f"{counts['responses']:,}"
     yield "rejected rows", f"{sum(counts['rejects'].values()):,}{f' ({reasons})' if reasons else ''}"
     yield "tokens", f"{counts['prompt_tokens']:,} of prompts, {counts['response_tokens']:,} of responses"
-    yield "dtype", ", ".join(facts["dtype"])
-    yield "device", ", ".join(facts["device"])
+    yield "dtype", _text(", ".join(facts["dtype"]))
+    yield "device", _text(", ".join(facts["device"]))
     for versions in facts["versions"]:
-        yield "versions", ", ".join(f"{name} {number}" for name, number in msgspec.json.decode(versions).items())
-    yield "fingerprint", f"`{record.fingerprint}`"
+        numbers = msgspec.json.decode(versions)
+        yield "versions", _text(", ".join(f"{name} {number}" for name, number in numbers.items()))
+    yield "fingerprint", _code(record.fingerprint)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     for row in (head, ("---",) * len(head), *rows):
         yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
+
+
+def _text(name: str) -> str:
+    """A name from elsewhere as Markdown that says just that: no tag, link, picture or further line."""
+    return re.sub(r"([\\`*<>\[\]&~$])", r"\\\1", terminal.line(str(name)))
+
+
+def _code(name: str) -> str:
+    """The same as a piece of code, which ends at the next backquote."""
+    return "`" + terminal.line(str(name)).replace("`", "'") + "`"

@@ -16,8 +16,8 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 import click
 import msgspec
 
-from . import __version__, console
-from .errors import JobError, MachineError, Stopped
+from . import __version__, console, terminal
+from .errors import JobError, MachineError, Stopped, shown
 from .job import TABLES, JobSpec, current_folder, load, model_path
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
@@ -40,10 +40,13 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click's own business
+        except click.ClickException as error:  # click's own business, as the next are
+            error.message = terminal.message(error.message)  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except JobError as error:
-            fail(str(error), EXIT_USAGE)
+            fail(error, EXIT_USAGE)
         except OSError as error:
             if error.filename is None:
                 raise  # of stdout
@@ -67,7 +70,7 @@ def _bug(error: Exception) -> str:
         with tempfile.NamedTemporaryFile(
             "w", prefix="batchgen-bug-", suffix=".txt", encoding="utf-8", delete=False
         ) as file:
-            file.write(f"batchgen {__version__}\n{''.join(traceback.format_exception(error))}")
+            file.write(terminal.hidden(f"batchgen {__version__}\n{''.join(traceback.format_exception(error))}"))
     except OSError:
         return f"this is a bug in batchgen: {what}; run it with BATCHGEN_TRACEBACK=1 to see where it arose"
     return f"this is a bug in batchgen: {what}; where it arose stands in {file.name}"
@@ -80,15 +83,16 @@ def cli() -> None:
 
 
 def say(text: Any = "", **options: Any) -> None:
-    """click.echo, whose error names what could not be written to."""
+    """click.echo of what any terminal takes, whose error names what could not be written to."""
     try:
-        click.echo(text, **options)
+        click.echo(terminal.lines(str(text)), **options)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, "stdout") from None
 
 
-def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"batchgen: {message}", err=True)
+def fail(why: str | JobError, code: int) -> NoReturn:
+    lines = why.lines if isinstance(why, JobError) else [why]
+    click.echo("batchgen: " + "\n".join(map(terminal.message, lines)), err=True)
     sys.exit(code)
 
 
@@ -237,7 +241,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        fail(str(error), EXIT_USAGE)
+        fail(error, EXIT_USAGE)
     except MachineError as error:
         fail(str(error), EXIT_BROKEN)
     except Stopped as why:
@@ -362,8 +366,9 @@ def submit_command(
 @click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] any of vLLM's EngineArgs")
 @click.option("--show", type=click.IntRange(min=0), default=0, help="also print so many prompts with their token ids")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 @job_flags
-def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **options: Any) -> None:
+def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, as_json: bool, **options: Any) -> None:
     """Read, render and tokenize the whole input of a job: rows, rejects to come, prompt lengths, shards.
 
     Takes what `run` takes, and writes nothing.
@@ -378,9 +383,13 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, **
         from . import plan
 
         forecast = plan.plan(spec)
+        if as_json:
+            prompts = plan.show(forecast, show)
+            say(terminal.document(msgspec.json.format(msgspec.json.encode(plan.document(forecast, prompts)), indent=2)))
+            return
         _print_forecast(forecast)
         for made in plan.show(forecast, show):
-            say(f"\nrow {made.row}, id {made.id}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
+            say(f"\nrow {made.row}, id {shown(made.id)}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
             say(f"{made.prompt_token_ids}")
 
 
@@ -395,6 +404,7 @@ def _print_forecast(forecast: Any) -> None:
         "shapes": ", ".join(f"{shape} {number:,}" for shape, number in forecast.shapes.most_common()) or "none",
         "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
+        **_forged_line(forecast),
         "shared": f"{forecast.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
         "prompt format": f"{job.format}, context {job.context:,} tokens",
         "shards": f"{len(job.plan.shards):,} of {output.shard_rows:,} rows",
@@ -405,6 +415,13 @@ def _print_forecast(forecast: Any) -> None:
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
         say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+def _forged_line(forecast: Any) -> dict[str, str]:
+    if not forecast.forged:
+        return {}
+    row, what = forecast.first_forged
+    return {"forged turns": f"in the text of {forecast.forged:,} rows; the first is row {row:,}, with {shown(what)}"}
 
 
 @cli.command("status", short_help="Show how a job stands, while it runs or later.")
@@ -439,7 +456,7 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
                 status.write_metrics(prometheus, seen)
             if as_json:
                 document = msgspec.json.encode(seen)
-                say(document if watch else msgspec.json.format(document, indent=2))
+                say(terminal.document(document if watch else msgspec.json.format(document, indent=2)))
             elif watch and not sys.stdout.isatty():
                 say(_status_line(seen))
             else:
@@ -458,12 +475,12 @@ def _status_line(seen: Any) -> str:
 
 def _print_status(seen: Any) -> None:
     shards, finished = seen.shards, seen.finished
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in finished.rejects.items())
+    reasons = ", ".join(f"{shown(reason)} {number:,}" for reason, number in finished.rejects.items())
     rejects = f"{sum(finished.rejects.values()):,} rejects{f' ({reasons})' if reasons else ''}"
     unreadable = f"; those of {finished.unreadable:,} shards cannot be read" if finished.unreadable else ""
     overall = seen.response_tokens_per_second_overall
     for name, value in {
-        "job": f"{seen.state}, {seen.out}",
+        "job": f"{seen.state}, {shown(seen.out)}",
         "shards": f"{shards.done:,} done, {shards.running:,} running, {shards.left:,} left of {shards.total:,}",
         "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
         "in finished": f"{finished.responses:,} responses, {rejects}, {finished.prompt_tokens:,} prompt and "
@@ -479,13 +496,13 @@ def _print_status(seen: Any) -> None:
 def _print_workers(seen: Any) -> None:
     """A line a worker; those that died long ago are only counted."""
     dead = sorted((worker for worker in seen.workers if not worker.is_alive), key=lambda worker: worker.heartbeat_age)
-    shown = [*seen.live, *dead[:DEAD_SHOWN]]
+    listed = [*seen.live, *dead[:DEAD_SHOWN]]
     titles = ("worker", "state", "Slurm", "beat", "shards", "running", "waiting", "rows", "tokens/s")
     lines = [
         (
-            worker.worker,
-            worker.state,
-            worker.slurm_task or "-",
+            shown(worker.worker),
+            shown(worker.state),
+            shown(worker.slurm_task) or "-",
             f"{worker.heartbeat_age:,.0f} s ago",
             ",".join(map(str, worker.shards)) or "-",
             f"{worker.running:,}",
@@ -493,7 +510,7 @@ def _print_workers(seen: Any) -> None:
             f"{worker.rows:,}",
             f"{worker.response_tokens_per_second:,.0f}",
         )
-        for worker in shown
+        for worker in listed
     ]
     if lines:
         widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
@@ -502,7 +519,7 @@ def _print_workers(seen: Any) -> None:
     if len(dead) > DEAD_SHOWN:
         say(f"and {len(dead) - DEAD_SHOWN:,} more that are dead")
     if seen.clock == "this host":
-        say(f"beats are timed by this host's own clock: {seen.out} cannot be written to")
+        say(f"beats are timed by this host's own clock: {shown(seen.out)} cannot be written to")
 
 
 def _duration(seconds: float | None) -> str:
@@ -529,7 +546,7 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
     with exit_codes():
         verdict = verify.verify(out)
         for line in verdict.problems:
-            click.echo(f"batchgen: {line}", err=True)
+            click.echo(terminal.message(f"batchgen: {line}"), err=True)
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
         console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
@@ -581,9 +598,13 @@ def rejects_command(out: Path, only: str) -> None:
         count = 0
         for place, line in rejected(out, check_reasons(only) if only else []):
             count += 1
-            raw = line["raw"] if len(line["raw"]) <= 200 else line["raw"][:200] + "..."
-            say(f"{place}: {line['reason']}: {line['detail']}\n    {raw}")
+            detail, raw = _cut(line["detail"], 500), _cut(line["raw"], 200)
+            say(f"{shown(place)}: {shown(line['reason'])}: {shown(detail)}\n    {shown(raw)}")
         say(f"{count:,} rejected rows")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
 
 
 @cli.command("export", short_help="Write the results as one file or dataset folder.")
@@ -742,7 +763,7 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
 
         found = models.load(model_path(model, current_folder()), revision)
         for name, value in inspection.describe(found):
-            say(f"{name:15}  {value}")
+            say(f"{name:15}  {shown(value)}")
         models.check_release(found, allow_withdrawn)
 
 

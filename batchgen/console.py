@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 import click
 
+from . import terminal
+
 
 class Console:
     """A text stream that takes everything: what the real one refuses is dropped, what it cannot spell is escaped.
@@ -50,7 +52,7 @@ def stderr() -> Any:
 def say(text: str) -> None:
     """A line on stdout about work that is done: that it cannot be shown does not make it undone."""
     with suppress(OSError, ValueError):
-        click.echo(text)
+        click.echo(terminal.message(text))
 
 
 def set_up() -> None:

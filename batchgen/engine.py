@@ -12,7 +12,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from . import environment
 from .errors import JobError, Reject, in_one_line, warn
 from .job import nearest
 from .models import Model
@@ -157,9 +160,28 @@ def set_up_process() -> None:
 
     topk_topp_sampler.random_sample = random_sample
     topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
+    _meet_in_a_file()
     if TOKENIZER_MODE not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(TOKENIZER_MODE, "batchgen.vllm_tokenizer", "VllmTokenizer")
         RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm.renderers.hf", "HfRenderer")
+
+
+def _meet_in_a_file() -> None:
+    """Up to 0.27 vLLM has an engine's processes meet at torch's TCPStore, which listens on all interfaces, whatever
+    address it is given (vLLM's issue 52638). From 0.28 on they meet in a file, as torch lets them in all of these."""
+    from vllm.utils import network_utils
+
+    if hasattr(network_utils, "get_file_store_init_method"):
+        return
+    from vllm.v1.executor import multiproc_executor, uniproc_executor
+
+    for executor in (multiproc_executor, uniproc_executor):
+        executor.get_distributed_init_method = meeting_place
+
+
+def meeting_place(ip: str, port: int) -> str:
+    """Where an engine's processes meet, for torch. What stands behind the last colon names their shared memory too."""
+    return f"file://{tempfile.gettempdir()}/vllm_dist:{uuid.uuid4().hex}"
 
 
 class Engine:
@@ -167,9 +189,7 @@ class Engine:
 
     def __init__(self, model: Model, args: dict[str, Any], context: int):
         """Raises JobError if vLLM refuses the arguments, anything else if the machine fails it."""
-        # Nothing of the jobs leaves the machine.
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
+        os.environ.update(environment.of_engine())
         from vllm import EngineArgs, LLMEngine, SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams

@@ -4,11 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import console
+from . import console, terminal
+
+shown = terminal.line
 
 
 class JobError(Exception):
-    """Wrong usage, spec, input or model. Its text is the one line the user sees; the command exits 2."""
+    """Wrong usage, spec, input or model. Its text is the one line the user sees; the command exits 2. Given several
+    lines, each is shown as one: no newline in what they quote makes more of them."""
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class MissingInput(JobError):
@@ -48,14 +55,9 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def shown(path: str) -> str:
-    """For messages: one line that any terminal takes."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
-
-
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know though it stops nothing."""
-    print(f"batchgen: warning: {text}", file=console.stderr())
+    print(terminal.message(f"batchgen: warning: {text}"), file=console.stderr())
 
 
 @contextmanager

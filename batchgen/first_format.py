@@ -15,6 +15,7 @@ from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance, kind
 from .errors import Reject
 
 FORMAT = 1
+CLIP = "clip@1"  # what clip meant then, as prompt.fit knows it
 Record = dict[str, Any]
 
 _SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}

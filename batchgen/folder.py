@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import errno
+import functools
 import os
 import uuid
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from . import __version__
-from .errors import JobError, on_disk
+from . import __version__, credentials
+from .errors import JobError, on_disk, warn
 from .job import TABLES, JobSpec, fingerprint, with_defaults
 from .source import InputFile, Plan, Shard
 
@@ -22,8 +23,9 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 # Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
-# differs from the defaults. Whatever a later format is, this field and the digest stay: so it is known for what it is.
-FORMAT = 2
+# differs from the defaults; from 3 on [prompt] control_tokens holds. Whatever a later format is, this field and the
+# digest stay: so it is known for what it is.
+FORMAT = 3
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
@@ -47,6 +49,11 @@ class JobRecord(msgspec.Struct, kw_only=True):
     def settings(self) -> dict[str, dict[str, Any]]:
         """Its results with the defaults of what they do not state."""
         return with_defaults(self.results)
+
+    @property
+    def control_tokens(self) -> str:
+        """What those in texts are; before format 3 they were what they are in prompts, and in such folders stay so."""
+        return self.settings["prompt"]["control_tokens"] if self.format >= 3 else "token"
 
 
 def shard_path(out: Path, shard: Shard) -> Path:
@@ -174,12 +181,30 @@ def read_job(out: Path) -> JobRecord | None:
             try:
                 content = path.read_bytes()
             except FileNotFoundError:
-                return job
+                return _without_credentials(out, job)
         try:
             job = _grown(job, unsealed(content, Plan))
         except ValueError as error:
             raise JobError(f"{path}: damaged ({error}); name another output folder") from None
     return None
+
+
+def _without_credentials(out: Path, job: JobRecord) -> JobRecord:
+    """A job that an older version recorded with the keys in its URIs, and tokens in [engine]: nothing of them is shown
+    or written again. Results do not hang on them."""
+    files = [msgspec.structs.replace(file, path=credentials.stripped(file.path)) for file in job.plan.files]
+    spec = {**job.spec, "engine": credentials.without_secrets(job.spec.get("engine", {}))}
+    if isinstance(paths := spec.get("input", {}).get("path"), list):
+        spec["input"] = {**spec["input"], "path": [credentials.stripped(path) for path in paths]}
+    if files == job.plan.files and spec == {"engine": {}, **job.spec}:
+        return job
+    _warn_of_credentials(out)
+    return msgspec.structs.replace(job, spec=spec, plan=msgspec.structs.replace(job.plan, files=files))
+
+
+@functools.cache
+def _warn_of_credentials(out: Path) -> None:
+    warn(f"{out}/_job.json: an older batchgen wrote keys or tokens into it; make them void, they may have been read")
 
 
 def job_of(out: Path) -> JobRecord:

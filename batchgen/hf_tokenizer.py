@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from . import lengths
-from .conversation import ASSISTANT, SYSTEM, USER, Conversation
+from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance
 from .errors import JobError, Reject
 
 _ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
+# Characters that no text has a meaning for: one marks control tokens, the others stand for them in what is said.
+_MARK, _STAND_INS, _OURS = chr(0x100000), 0x100001, re.compile("[\U00100000-\U0010fffd]")
+
+
+class Guarded(str):
+    """A prompt whose control tokens are those of the template: in what is said they are text.
+
+    Attributes:
+        marked: the same with marks around the template's.
+        tokens: how many these are, but for that of what the tokenizer does not know, which anything may become.
+    """
+
+    marked: str
+    tokens: int
 
 
 class HfTokenizer:
@@ -28,6 +44,12 @@ class HfTokenizer:
         self.eos_ids = eos_ids
         self.vocab_size: int = len(theirs)
         self.has_template = bool(theirs.chat_template)
+        added = getattr(theirs, "added_tokens_decoder", {})
+        special = {number: token for number, token in added.items() if token.special}
+        self._controls = {str(token): number for number, token in special.items()}
+        self._any_is_folded = any(token.normalized for token in special.values())
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._normalizer: Any = None
         self._longest = self._longest_token()
 
@@ -58,10 +80,75 @@ class HfTokenizer:
             raise Reject("bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}") from None
         return prompt
 
+    def control_in(self, text: str) -> str:
+        """The first control token that a text holds; empty if there is none."""
+        found = self._control.search(text) or (self._folds and self._control.search(self._folds.normalize_str(text)))
+        return found[0] if found else ""
+
+    def guarded(self, conversation: Conversation, render: Callable[[Conversation], str], control_tokens: str) -> str:
+        """The prompt that `render` makes of a conversation. control_tokens: what those in its utterances are: token, as
+        they would be in the prompt; text; or a reason for Reject(bad_shape)."""
+        held = next(filter(None, (self.control_in(turn.text) for turn in conversation)), "")
+        if control_tokens == "token" or not held:
+            return render(conversation)
+        if control_tokens == "reject":
+            raise Reject("bad_shape", f"holds the control token {held}, and [prompt] control_tokens is reject")
+        if self._renamed is None or any(_OURS.search(turn.text) for turn in conversation):
+            raise Reject("bad_shape", f"holds the control token {held}, which cannot be written as text here")
+        tokens = list(self._controls)
+        hidden = {token: chr(_STAND_INS + number) for number, token in enumerate(tokens)}
+        turns = [
+            Utterance(turn.speaker, self._control.sub(lambda found: hidden[found[0]], turn.text))
+            for turn in conversation
+        ]
+        shown = {ord(stand_in): token for token, stand_in in hidden.items()}
+        prompt = render(turns)
+        text = Guarded(prompt.translate(shown))
+        text.tokens = sum(found != self._theirs.unk_token for found in self._control.findall(prompt))
+        text.marked = self._control.sub(lambda found: f"{_MARK}{found[0]}{_MARK}", prompt).translate(shown)
+        return text
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens count as such, as chat templates write them; none are added."""
-        ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
+        """Ids of a text in which special tokens count as such, as chat templates write them; none are added. Raises
+        Reject(bad_shape) if a guarded one cannot be."""
+        if not isinstance(text, Guarded):
+            ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
+            return ids
+        assert self._renamed
+        ids = self._renamed.encode(text.marked, add_special_tokens=False).ids
+        controls = set(self._controls.values()) - {self._theirs.unk_token_id}
+        if sum(token in controls for token in ids) != text.tokens:
+            raise Reject("bad_shape", "holds control tokens that this tokenizer cannot take for text")
         return ids
+
+    @cached_property
+    def _renamed(self) -> Any:
+        """The same tokenizer with marks as a part of its control tokens' names: these without are text to it, and all
+        else, blanks around them too, goes as before. None if it cannot be had."""
+        backend = getattr(self._theirs, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        made = json.loads(backend.to_str())
+        names = {token: f"{_MARK}{token}{_MARK}" for token in self._controls}
+        for token in made["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        model = made["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+        else:
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token"):
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        made |= {"post_processor": None, "truncation": None, "padding": None}
+        renamed = type(backend).from_str(json.dumps(made))
+        same = all(renamed.token_to_id(names[token]) == number for token, number in self._controls.items())
+        return renamed if same else None
+
+    @cached_property
+    def _folds(self) -> Any:
+        """What turns other signs into those of control tokens ahead of looking for them; None if nothing does."""
+        backend = getattr(self._theirs, "backend_tokenizer", None)
+        return backend.normalizer if backend and self._any_is_folded else None
 
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether a text surely has more tokens than so many, without encoding it; False says nothing."""

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from . import terminal
 from .errors import JobError
 
 # Every file but the weights that may decide what a model reads and writes.
@@ -104,7 +105,8 @@ def _on_hub(name: str, revision: str) -> Found:
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
         if cached := _cached(name, revision):
-            print(f"batchgen: {why}: {name} comes from the cache, commit {cached.revision}", file=sys.stderr)
+            said = f"batchgen: {why}: {name} comes from the cache, commit {cached.revision}"
+            print(terminal.message(said), file=sys.stderr)
             return cached
         raise JobError(
             f"{name}: no folder, and {revision} is not in the hub's cache, while {why}; "

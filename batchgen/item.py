@@ -100,13 +100,10 @@ def make(row: Row, job: Job) -> list[Item]:
         except ValueError as error:
             raise Reject("bad_sampling", str(error)) from None
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
-    policy = spec.prompt.on_overlength
+    policy = job.on_overlength
     limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
-    shorten = first_format.clip if policy == "clip" and job.is_of_first_format else None
     tokenizer, verbatim = job.model.tokenizer, job.format != "chat-template"
-    fitted = prompt.fit(
-        turns, prefix, job.render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim, shorten
-    )
+    fitted = prompt.fit(turns, prefix, job.render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
     params = _within(params, job.context - len(fitted.token_ids))
     written = _as_written(params, job.format)
     passed = {column.name: passed_value(row, record, column) for column in job.columns}

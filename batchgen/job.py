@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta
 
-from . import deadline
+from . import credentials, deadline
 from .errors import JobError, on_disk, shown
 from .hub import is_name
 from .places import check_place
@@ -75,6 +75,10 @@ class PromptTable(_Table, frozen=True):
     on_overlength: Annotated[
         Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")
     ] = "reject"
+    control_tokens: Annotated[
+        Literal["text", "reject", "token"],
+        Meta(description="what control tokens of a Hugging Face tokenizer are where a row's text holds them"),
+    ] = "text"
 
 
 class OutputTable(_Table, frozen=True):
@@ -154,6 +158,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
+    _refuse_secrets(flags, "flags")
     _make_absolute(flags, current_folder())
     for table, values in flags.items():
         data[table] = {**data.get(table, {}), **values}
@@ -180,8 +185,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}; a job file looks like README's") from None
+    _refuse_secrets(data, str(path))
     _make_absolute(data, as_opened(current_folder(), str(path.parent)))
     return data
+
+
+def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
+    for table in ("input", "model", "output"):
+        values = tables.get(table)
+        if uri := credentials.in_uris(values.get("path")) if isinstance(values, dict) else "":
+            raise JobError(f"{where}: [{table}] path {shown(uri)}: holds a key or token; {credentials.WAY_OUT}")
+    if key := credentials.in_settings(tables.get("engine")):
+        raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
 
 
 def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
@@ -295,15 +310,21 @@ def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
     not used. So a default must stay as it is for ever, and a key that is gone must have had its default."""
     return {
         table: {key: value for key, value in values.items() if not _is_default(table, key, value)}
-        for table, values in results.items()
+        for table, values in _without_secrets(results).items()
     }
 
 
 def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
     """The same for people: what is not stated has its default."""
     return {
-        table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values for table, values in results.items()
+        table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values
+        for table, values in _without_secrets(results).items()
     }
+
+
+def _without_secrets(results: dict[str, Any]) -> dict[str, Any]:
+    """Folders of the first versions may hold tokens in [engine], which change no result."""
+    return results | {"engine": credentials.without_secrets(results.get("engine", {}))}
 
 
 def _is_default(table: str, key: str, value: Any) -> bool:

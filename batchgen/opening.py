@@ -73,8 +73,9 @@ def _take(out: Path, old: JobRecord, job: JobRecord, presence: Presence, discard
     changes = differences(old.settings, job.settings)
     if busy := presence.others():
         raise JobError(
-            f"{out}: a run is at work there ({busy[0]}) whose job differs in\n{_listed(changes)}\n"
-            "wait for its end, or name another output folder"
+            f"{out}: a run is at work there ({busy[0]}) whose job differs in",
+            *_listed(changes),
+            "wait for its end, or name another output folder",
         )
     held = held_in(out)
     if held and not discard:
@@ -89,14 +90,15 @@ def _take(out: Path, old: JobRecord, job: JobRecord, presence: Presence, discard
 def drift(out: Path, changes: list[str]) -> JobError:
     held = held_in(out)
     return JobError(
-        f"{out}: holds results of a job that differs in\n{_listed(changes)}\n"
+        f"{out}: holds results of a job that differs in",
+        *_listed(changes),
         f"go on with the old values, or name another output folder; --discard drops the {held.responses:,} responses "
-        "that are there and starts anew"
+        "that are there and starts anew",
     )
 
 
-def _listed(changes: list[str]) -> str:
-    return "\n".join(f"  {line}" for line in changes)
+def _listed(changes: list[str]) -> list[str]:
+    return [f"  {line}" for line in changes]
 
 
 class Held(NamedTuple):

@@ -5,8 +5,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from . import folder, ids, item
+from . import folder, ids, item, prompt
 from .errors import Reject
 from .item import Item
 from .job import JobSpec
@@ -21,7 +22,8 @@ MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
 class Forecast:
     """new_rows: those that an incremental job has got since its last run, None if there was none; shapes: of the rows
     that have a prompt; lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or
-    shortened; shared: tokens in blocks that an earlier prompt begins with too."""
+    shortened; shared: tokens in blocks that an earlier prompt begins with too; forged: rows whose text holds what
+    begins a turn, or a control token; first_forged: the first of them, and what it holds."""
 
     job: Job
     new_rows: int | None = None
@@ -30,6 +32,8 @@ class Forecast:
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     over_length: int = 0
     shared: int = 0
+    forged: int = 0
+    first_forged: tuple[int, str] | None = None
 
     @property
     def tokens(self) -> int:
@@ -69,12 +73,48 @@ def plan(spec: JobSpec) -> Forecast:
             forecast.lengths.append(len(made.prompt_token_ids))
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)
+            _look_for_forged(forecast, made)
     return forecast
+
+
+def _look_for_forged(forecast: Forecast, made: Item) -> None:
+    job = forecast.job
+    ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
+    turns = [turn for turn in made.conversation if turn.text not in ours]
+    if what := prompt.forged(turns, job.format, job.model.tokenizer):
+        forecast.forged += 1
+        forecast.first_forged = forecast.first_forged or (made.row, what)
 
 
 def show(forecast: Forecast, prompts: int) -> list[Item]:
     """The first rendered prompts."""
     return list(itertools.islice((made for made in _items(forecast) if isinstance(made, Item)), prompts))
+
+
+def document(forecast: Forecast, prompts: list[Item]) -> dict[str, Any]:
+    """All of it, as JSON has it."""
+    job, lengths = forecast.job, forecast.percentiles()
+    first = forecast.first_forged
+    return {
+        "rows": job.plan.rows,
+        "new_rows": forecast.new_rows,
+        "files": len(job.plan.latest),
+        "rejects": dict(sorted(forecast.rejects.items())),
+        "shapes": dict(forecast.shapes.most_common()),
+        "prompt_tokens": {"total": forecast.tokens, **lengths},
+        "over_length": forecast.over_length,
+        "shared_tokens": forecast.shared,
+        "forged": {"rows": forecast.forged, "first": {"row": first[0], "text": first[1]} if first else None},
+        "format": job.format,
+        "context": job.context,
+        "shards": len(job.plan.shards),
+        "shard_rows": job.spec.output.shard_rows,
+        "fingerprint": job.record.fingerprint,
+        "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
+        "prompts": [
+            {"row": made.row, "id": made.id, "text": made.prompt, "ids": made.prompt_token_ids} for made in prompts
+        ],
+    }
 
 
 def _items(forecast: Forecast) -> Iterator[Item | Reject]:

@@ -53,12 +53,18 @@ class Job:
 
     @cached_property
     def render(self) -> Render:
-        return prompt.renderer(self.format, self.model.tokenizer)
+        return prompt.renderer(self.format, self.model.tokenizer, self.record.control_tokens)
 
     @property
     def is_of_first_format(self) -> bool:
         """Whether its rows become what batchgen 0.1.0, which began the folder, would have made of them."""
         return self.record.format == first_format.FORMAT
+
+    @property
+    def on_overlength(self) -> str:
+        """How a prompt is shortened, as prompt.fit knows it."""
+        policy = self.spec.prompt.on_overlength
+        return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
 
     @property
     def shape(self) -> pa.Schema:

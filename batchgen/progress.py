@@ -6,6 +6,8 @@ from typing import IO
 
 from tqdm import tqdm
 
+from . import terminal
+
 LOG_EVERY = 30.0  # seconds between two lines in a log file
 RATE_OVER = 30.0  # seconds that the shown tokens per second are an average of
 
@@ -53,7 +55,7 @@ class Progress:
 
     def write(self, line: str) -> None:
         """A line of its own, above the bar."""
-        tqdm.write(line, file=self._console)
+        tqdm.write(terminal.message(line), file=self._console)
 
     def close(self, rows: int) -> None:
         self._bar.update(self._done + rows - self._bar.n)

@@ -1,12 +1,14 @@
 """Conversations to prompts: the formats of the model series, and what to do with prompts that are too long."""
 
+import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from . import graphemes
+from . import first_format, graphemes
 from .conversation import ASSISTANT, USER, Conversation, Utterance
 from .errors import Reject
 from .hf_tokenizer import HfTokenizer
@@ -28,17 +30,29 @@ class Fitted(NamedTuple):
     truncated: int
 
 
-# Turns to a prompt that fits, or None.
-Fitting = Callable[[Conversation], Fitted | None]
-Shorten = Callable[[Conversation, Fitting, int], Fitted | None]
+def renderer(format: str, tokenizer: Tokenizer | HfTokenizer, control_tokens: str) -> Render:
+    """What turns a conversation into its prompt. control_tokens: see HfTokenizer.guarded; ours has none in texts."""
+    if not isinstance(tokenizer, HfTokenizer):
+        return partial(render, format=format)
+    plain = tokenizer.render if format == "chat-template" else partial(render, format=format)
+    return partial(tokenizer.guarded, render=plain, control_tokens=control_tokens)
 
 
-def renderer(format: str, tokenizer: Tokenizer | HfTokenizer) -> Render:
-    """What turns a conversation into its prompt."""
-    if format == "chat-template":
-        assert isinstance(tokenizer, HfTokenizer)
-        return tokenizer.render
-    return partial(render, format=format)
+# What begins a turn in the formats of the series, as the tokenizers see it after NFKC.
+_SPEAKER = re.compile(rf"\s*({USER}|{ASSISTANT})\s*:")
+
+
+def forged(conversation: Conversation, format: str, tokenizer: Tokenizer | HfTokenizer) -> str:
+    """What in the texts of a conversation would look like a turn or a control token of the prompt; empty if nothing
+    does."""
+    for turn in conversation:
+        if isinstance(tokenizer, HfTokenizer) and (token := tokenizer.control_in(turn.text)):
+            return token
+        if format.startswith("speaker") and not turn.text.isascii():
+            lines = unicodedata.normalize("NFKC", turn.text).replace("<NL>", "\n").splitlines()
+            if found := next(filter(None, map(_SPEAKER.match, lines)), None):
+                return found[0].strip()
+    return ""
 
 
 def render(conversation: Conversation, format: str) -> str:
@@ -77,15 +91,14 @@ def fit(
     on_overlength: str,
     exceeds: Exceeds = lambda text, tokens: False,
     verbatim: bool = True,
-    shorten: Shorten | None = None,
 ) -> Fitted:
     """The prompt of prefix and conversation, brought to at most `limit` tokens. Raises Reject(too_long).
 
     on_overlength: reject; drop-turns, the oldest of the conversation (never the prefix), so that it still begins with
-    the user; or clip, which keeps as much of the end of the last utterance as fits, in whole grapheme clusters.
+    the user; or clip, which keeps as much of the end of the last utterance as fits, in whole grapheme clusters
+    (first_format.CLIP: by that version's rule).
     exceeds: whether a text surely has more tokens than so many (Tokenizer.exceeds), so that long ones cost little;
-    verbatim: whether `render` leaves out nothing of what is said, as a chat template may; shorten: instead of the way
-    that goes by the name of on_overlength.
+    verbatim: whether `render` leaves out nothing of what is said, as a chat template may.
     """
 
     def attempt(turns: Conversation) -> Fitted | None:
@@ -93,7 +106,7 @@ def fit(
         if verbatim and any(exceeds(turn.text, limit) for turn in turns):
             return None
         text = render(turns)
-        return None if exceeds(text, limit) else Fitted(turns, text, encode(text), 0)
+        return None if exceeds(text, limit) else Fitted(turns, str(text), encode(text), 0)
 
     def fitting(turns: Conversation) -> Fitted | None:
         made = attempt([*prefix, *turns])
@@ -102,15 +115,19 @@ def fit(
     whole = attempt([*prefix, *conversation])
     if whole and len(whole.token_ids) <= limit:
         return whole
-    shorter = shorten or {"drop-turns": _drop_turns, "clip": _clip}.get(on_overlength)
+    ways = {"drop-turns": _drop_turns, "clip": _clip, first_format.CLIP: first_format.clip}
+    shorter = ways.get(on_overlength)
     found = shorter(conversation, fitting, limit) if shorter else None
     if found is None:
         has = len(whole.token_ids) if whole else f"more than {limit}"
-        what = f" and on_overlength = {on_overlength} cannot bring it down" if shorter else ""
+        what = f" and on_overlength = {on_overlength.partition('@')[0]} cannot bring it down" if shorter else ""
         raise Reject("too_long", f"the prompt has {has} tokens, there is room for {limit}{what}")
     if whole:
         return found._replace(truncated=len(whole.token_ids) - len(found.token_ids))
     return found._replace(truncated=_removed(conversation, found.conversation[len(prefix) :], encode))
+
+
+Fitting = Callable[[Conversation], Fitted | None]
 
 
 def _drop_turns(conversation: Conversation, fitting: Fitting, limit: int) -> Fitted | None:

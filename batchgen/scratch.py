@@ -34,8 +34,7 @@ class Scratch:
     def environment(self) -> dict[str, str]:
         """What engine processes have beside our environment."""
         given = {"TMPDIR": str(self._folder), VARIABLE: self._folder.name}
-        if "VLLM_RPC_BASE_PATH" not in os.environ:
-            given["VLLM_RPC_BASE_PATH"] = str(self._for_sockets())
+        given["VLLM_RPC_BASE_PATH"] = str(self._for_sockets())
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what was compiled is worth keeping
             given["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
         return given

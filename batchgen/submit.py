@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import engine, gpus, opening
+from . import credentials, engine, gpus, opening
 from .errors import JobError, on_disk, warn
 from .job import JobSpec
 from .prepare import Job
@@ -21,6 +21,8 @@ WARNING = "B:USR1@120"
 # Of the settings that --sbatch adds, those that the verification needs as well: who pays, and where it may run.
 SHARED = ("account", "clusters", "export", "partition", "qos", "reservation", "time")
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+
+LONGEST_NAME = 200  # bytes of the 255 that a file's name may have: job and task ids stand behind it
 
 Options = dict[str, str]
 
@@ -41,6 +43,12 @@ def settings(given: Iterable[str]) -> Options:
         key, equals, value = setting.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", key) or (equals and not value):
             raise JobError(f"--sbatch {setting}: write KEY=VALUE with an option of sbatch, such as mem=64G")
+        names = [part.partition("=")[0] for part in value.split(",") if "=" in part]
+        if credentials.redacted(value) != value or any(map(credentials.is_secret_name, names)):
+            raise JobError(
+                f"--sbatch {key}: has a key or token in it, which the script and Slurm's database would keep; "
+                "export it in your shell, from where Slurm passes it on"
+            )
         options[key] = value
     return options
 
@@ -56,10 +64,13 @@ def array_of(tasks: str) -> str:
 
 def run_options(spec: JobSpec, name: str, given: Options) -> Options:
     """All options of sbatch for a run, or for each run of an array; those that are given win."""
+    name = given.get("job-name", name)
     for key, value in {"job-name": name, **given}.items():
         # A newline would end the comment that sbatch reads, and bash would run the rest.
-        if any(unicodedata.category(sign) == "Cc" for sign in value):
-            raise JobError(f"--{key} {value!r}: has a control character; sbatch takes one line")
+        if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in value):
+            raise JobError(f"--{key} {value!r}: has a control character, or is not UTF-8; sbatch takes one line")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise JobError(f"--job-name {name[:40]}...: has over {LONGEST_NAME} bytes, and the logs are named after it")
     if "/" in name:
         raise JobError(f"--job-name {name}: has a slash, and the logs are named after it; give another name")
     wanted = gpus.per_worker(spec.engine) * (spec.output.workers or 1)
@@ -100,7 +111,7 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
     name, text = options["job-name"], script(options, ["run", *arguments])
     job_id = _sbatch(text)
     path = Path(f"{name}_{job_id}.sbatch")
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     check = {"job-name": f"{name}-verify", "dependency": f"afterany:{job_id}", "output": "%x_%j.out"}
     check |= {key: value for key, value in options.items() if key in SHARED}
     try:
@@ -113,7 +124,9 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
 
 def _sbatch(text: str) -> str:
     """Submits a script; gives the job's id."""
-    done = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=text, capture_output=True, text=True, errors="surrogateescape"
+    )
     if done.returncode:
         said = dict.fromkeys(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
         raise JobError(f"sbatch: {'; '.join(said)}")

@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from . import deadline, death, folder
+from . import deadline, death, environment, folder
 from .death import Death
 from .engine import needs_gpu
 from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
@@ -49,11 +49,10 @@ class WorkerProcess:
     waiting: int = 0
 
     @classmethod
-    def start(
-        cls, job: Job, environment: dict[str, str], log: Path, accused: Accused, until: float | None
-    ) -> "WorkerProcess":
-        """Raises Stopped if the machine does not let it. environment: what it has beside ours."""
+    def start(cls, job: Job, own: dict[str, str], log: Path, accused: Accused, until: float | None) -> "WorkerProcess":
+        """Raises Stopped if the machine does not let it. own: what it has in its environment beside ours."""
         read, write = os.pipe()
+        ours = environment.of_worker(file.path for file in job.plan.files)
         record = _in_memory(msgspec.json.encode(job.record))
         try:
             with on_disk(job.out), log.open("ab") as stream:
@@ -65,7 +64,7 @@ class WorkerProcess:
                     stdout=stream,
                     stderr=stream,
                     pass_fds=[write, record],
-                    env={**os.environ, **environment},
+                    env={**ours, **own},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
         except Stopped:
@@ -285,8 +284,8 @@ class Supervisor:
             return
         try:
             accused = self._strikes.accused
-            environment = {**self._scratch.environment(), **slot.environment}
-            slot.worker = WorkerProcess.start(self._job, environment, slot.log, accused, self._until)
+            own = {**self._scratch.environment(), **slot.environment}
+            slot.worker = WorkerProcess.start(self._job, own, slot.log, accused, self._until)
         except Stopped as why:
             self._stopped(str(why))
             return

@@ -171,7 +171,11 @@ def replay(out: Path, items: int, seed: int) -> Replay:
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
-        tables["prompt"] = {"format": record.settings["prompt"]["format"]}  # shards hold conversations as rendered
+        # Shards hold conversations as rendered.
+        tables["prompt"] = {
+            "format": record.settings["prompt"]["format"],
+            "control_tokens": record.control_tokens,
+        }
         tables["sampling"] |= {"n": 1}
         again = msgspec.convert(tables, JobSpec)
         run(again)

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 pytorch=https://download.pytorch.org/whl/cpu # PyTorch's own index: PyPI has no CPU builds of torch
+locked=jobs/constraints-cpu.txt              # versions and hashes of everything else
 log=.venv/install.log
 
 say() { echo "jobs/install.sh: $*" >&2; }
@@ -56,7 +57,8 @@ make_environment() {
 # --- pip
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" >>"$log" 2>&1; }
-install() { pip install --progress-bar off "$@" -e ".[$extras]"; }
+isolation="" # of the build of batchgen itself: without it setuptools is that of $locked
+install() { pip install --progress-bar off $isolation "$@" -e ".[$extras]"; }
 
 why_not() { # the first thing that pip said of a connection that failed
   sed -nE "s/.*connection broken by '([A-Za-z]+\(.*\))':.*/\1/p; s/.*Could not fetch URL [^ ]*: (.*) - skipping.*/\1/p" \
@@ -69,6 +71,20 @@ give_up() {
   error=$(sed -n 's/^ *ERROR: //p' "$log" | tail -n 1)
   [ -z "$why" ] || fail 75 "an index of packages cannot be reached ($why); run this again with a connection"
   fail 1 "pip failed: ${error:-no reason given}; all it said is in $log"
+}
+
+install_locked() { # an index need not have all of it any more, but what it has under these names must be just that
+  if pip install --progress-bar off --require-hashes --no-deps --only-binary :all: -r "$locked"; then
+    isolation=--no-build-isolation
+    return
+  fi
+  if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
+    fail 1 "an index has other files than those of $locked under their names: they may have been tampered with; what" \
+      "pip said is in $log (to trust that index all the same, remove $locked)"
+  fi
+  [ -z "$(why_not)" ] || give_up
+  say "not everything in $locked is to be had here; installing what the index has instead, without hashes"
+  : >"$log"
 }
 
 check_pytorch() { # one package is asked for first: an index that is not there costs pip's patience once for each
@@ -89,13 +105,14 @@ check_pytorch() { # one package is asked for first: an index that is not there c
 if nvidia-smi -L >/dev/null 2>&1; then device=gpu; else device=cpu; fi
 extras=$device${1:+,$1}
 stamp=.venv/.installed-${extras//,/-}
-if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ] && fits .venv/bin/python; then exit 0; fi
+if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ] && [ ! "$locked" -nt "$stamp" ] && fits .venv/bin/python; then exit 0; fi
 
 make_environment
 sizes="0.9 GB to download, 3.7 GB of disk, 1 to 2 minutes on a fast line"
 [ "$device" = cpu ] || sizes="several GB to download, and twice that of disk"
 say "installing batchgen and vLLM for a ${device^^} into .venv ($sizes); pip's log is $log"
 : >"$log"
+if [ "$device" = cpu ] && [ -e "$locked" ]; then install_locked; fi
 if ! install; then
   grep -qE 'No matching distribution found for torch==[0-9.]+\+cpu' "$log" || give_up
   check_pytorch

@@ -10,6 +10,7 @@ from conftest import CONVERSATIONS, MODEL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from batchgen import folder, opening
 from batchgen import models as batchgen_models
 from batchgen.errors import JobError
 from batchgen.hf_tokenizer import HfTokenizer
@@ -217,3 +218,24 @@ def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):
         )
     )
     assert [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
+
+
+def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):
+    out = tmp_path / "out"
+    tables = {"input": {"path": [str(write_rows([{"text": "a<|end|>b"}]))]}, "output": {"path": str(out)}}
+    spec = load(None, {"model": {"path": str(llama)}, **tables})
+
+    def ids() -> list[int]:
+        job = prepare(spec)
+        [row] = read(job.plan, job.plan.shards[0], ())
+        return make(row, job)[0].prompt_token_ids
+
+    end = 1
+    assert ids().count(end) == 1  # the template's
+    opening.make_folders(out)
+    record = prepare(spec).record
+    record.format = 2
+    (out / "_job.json").write_bytes(folder.written(record))
+    assert ids().count(end) == 2
+    (out / "_job.json").write_bytes(folder.written(prepare(spec).record))
+    assert folder.read_job(out).format == 2

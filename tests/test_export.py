@@ -27,7 +27,9 @@ from openai.types.chat import ChatCompletion
 from processes import until
 
 from batchgen import card, export
+from batchgen.folder import JobRecord
 from batchgen.job import with_defaults
+from batchgen.source import Plan
 
 ROWS = [
     *demo_records(4),
@@ -245,6 +247,31 @@ def test_the_card_says_what_is_known_of_the_job(out, exported):
         "| `extra` | `string` | from the input |",
     ]
     assert str(out.parent) not in text
+
+
+def test_the_card_publishes_no_argument_of_the_engine_that_may_name_what_is_the_makers_own():
+    record = JobRecord(
+        fingerprint="f",
+        results={
+            "prompt": {"format": "`raw` <img src=x>"},
+            "sampling": {"seed": 0},
+            "engine": {"dtype": "float32", "hf_overrides": {"a": "/home/me/secret"}},
+            "output": {},
+        },
+        spec={},
+        versions={},
+        plan=Plan([], []),
+    )
+    model = {"name": "m`\n# evil\n<script>", "revision": None, "digests": {"[x](http://y)": "0"}}
+    facts = {name: ["<b>"] for name in ("dtype", "device")} | {"model": [json.dumps(model)], "versions": ["{}"]}
+    counts = {"rows": 1, "responses": 1, "rejects": {}, "prompt_tokens": 1, "response_tokens": 1}
+    schema = pa.schema([("a`|b\n", pa.string())])
+    text = card.text("T\n---\nlicense: evil <img onerror=x>", record, counts, facts, schema, 0)
+    assert "/home/me" not in text and '"hf_overrides": "(not shown)"' in text and '"dtype": "float32"' in text
+    body = re.sub(r"`[^`\n]*`", "", text.split("---\n", 2)[2].split("```")[0])
+    assert next(line for line in body.splitlines() if line.startswith("#")).startswith("# T")
+    assert not re.search(r"(?<!\\)<\w|^# evil|^license|(?<!\\)\[x", body, re.MULTILINE)
+    assert "| `a'\\|b\\n` |" in text
 
 
 @pytest.mark.parametrize(

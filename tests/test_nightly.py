@@ -47,6 +47,23 @@ def test_the_service_lets_a_stop_drain_and_takes_75_for_what_it_is():
     assert service["Type"] == "exec"
 
 
+def test_the_service_can_write_to_its_own_folder_and_talk_to_itself_alone():
+    service = unit("batchgen.service")["Service"]
+    assert (service["ProtectSystem"], service["ReadWritePaths"]) == ("strict", service["WorkingDirectory"])
+    assert (service["IPAddressDeny"], service["IPAddressAllow"]) == ("any", "localhost")
+    assert {"AF_UNIX", "AF_INET", "AF_NETLINK"} <= set(service["RestrictAddressFamilies"].split())  # of ZMQ and gloo
+    assert service["NoNewPrivileges"] == service["PrivateTmp"] == service["ProtectHome"] == "true"
+    assert service["Environment"] == f"HOME=/var/cache/{service['CacheDirectory']}"
+    assert "PrivateDevices" not in service and "MemoryDenyWriteExecute" not in service  # GPUs, compiled kernels
+
+
+def test_systemd_finds_the_service_well_enclosed(tmp_path):
+    (tmp_path / "batchgen.service").write_text((NIGHTLY / "batchgen.service").read_text())
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(tmp_path / "batchgen.service")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_nightly_job_is_valid_and_incremental():
     spec = load(str(NIGHTLY / "nightly.toml"), {})
     assert spec.input.incremental

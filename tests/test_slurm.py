@@ -138,6 +138,55 @@ def test_a_mistake_shows_when_it_is_submitted(batchgen, job_file, flags, message
     assert message in done.stderr
 
 
+SBATCH = """#!/bin/sh
+cat >>"{folder}/submitted"
+echo 777
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("night\ntouch pwned #.toml", []),
+        ("job.toml", ["--job-name", "a\nb"]),
+        ("job.toml", ["--job-name", "a\u2028b"]),
+        ("job.toml", ["--job-name", "../../x"]),
+        ("job.toml", ["--job-name", "x" * 240]),
+        ("job.toml", ["--sbatch", "job-name=../../x"]),
+        ("job.toml", ["--sbatch", "comment=a\nb"]),
+        ("job.toml", ["-p", "a\nb"]),
+        ("job.toml", ["--time", "1\rb"]),
+    ],
+)
+def test_an_odd_name_or_option_is_refused_before_anything_is_submitted(
+    batchgen, job_file, monkeypatch, tmp_path, name, flags
+):
+    (tmp_path / "sbatch").write_text(SBATCH.format(folder=tmp_path))
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    job_file.rename(tmp_path / name)
+    refused = batchgen("submit", tmp_path / name, *flags)
+    assert refused.exit_code == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_paths_of_any_bytes_are_submitted_as_they_are(batchgen, job_file, monkeypatch, tmp_path):
+    (tmp_path / "sbatch").write_text(SBATCH.format(folder=tmp_path))
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    job_file.rename(folder / "job.toml")
+    (folder / "job.toml").write_text((folder / "job.toml").read_text().replace('"in.jsonl"', '"../in.jsonl"'))
+    done = batchgen("submit", folder / "job.toml", "--job-name", "a", "--", "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert os.fsencode(folder) in (tmp_path / "submitted").read_bytes()
+    assert os.fsencode(folder) in (tmp_path / "a_777.sbatch").read_bytes()
+
+
 def test_an_error_in_the_job_file_shows_when_it_is_submitted(batchgen, job_file):
     job_file.write_text(job_file.read_text() + "shard_row = 3\n")
     done = batchgen("submit", job_file)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow.dataset
 
+from .. import terminal
+
 SHOWN = 6
 
 
@@ -23,7 +25,7 @@ def score(folder: Path) -> tuple[int, int]:
 
 def main(folder: Path) -> None:
     for row in rows(folder)[:SHOWN]:
-        print(f"{row['conversation'][-1]['text']}\n  -> {row['response']}")
+        print(f"{terminal.line(row['conversation'][-1]['text'])}\n  -> {terminal.line(row['response'])}")
     right, total = score(folder)
     print(f"{right} of {total} translations are exactly right ({right / max(total, 1):.1%})")
 

@@ -1,0 +1,66 @@
+"""What the processes of an engine have in their environment: what engines need, by name, and no keys. An engine talks
+to nobody, so it needs none of the secrets that a shell, a cluster or a container holds for other programs.
+"""
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+
+from .credentials import is_secret_name
+
+# More of it, by names with commas between, for a site that needs what nobody here thought of.
+PASS = "BATCHGEN_PASS"
+
+_NAMES = frozenset(
+    """
+    PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD LIBRARY_PATH
+    CPATH CC CXX XDG_CACHE_HOME XDG_CONFIG_HOME HF_HOME MAX_JOBS DO_NOT_TRACK SAFETENSORS_FAST_GPU GPU_DEVICE_ORDINAL
+    SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+    """.split()
+)
+_PREFIXES = tuple(
+    """
+    LC_ PYTHON BATCHGEN_ VLLM_ TORCH PYTORCH_ TRITON_ TRANSFORMERS_ TOKENIZERS_ HF_HUB_ HUGGINGFACE_HUB_CACHE
+    CUDA CUDNN_ CUBLAS NVIDIA_ NVCC_ NCCL_ GLOO_ FLASHINFER_ XFORMERS_ DG_ ROCM_ HIP_ HSA_ ROCR_ AMD_
+    OMP_ GOMP_ KMP_ MKL_ DNNL_ ONEDNN_ OPENBLAS_ NUMEXPR_ RAYON_ MALLOC_
+    """.split()
+)
+# Of vLLM's: what would open its sockets to pickle.
+_DANGEROUS = frozenset(["VLLM_ALLOW_INSECURE_SERIALIZATION"])
+
+# Workers read the input, so one that lies elsewhere takes the keys to it along.
+_OF_ANY_REMOTE = tuple("SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE FSSPEC_".split())
+_OF_SCHEME = {
+    **dict.fromkeys(("s3", "s3a"), ("AWS_",)),
+    **dict.fromkeys(("gs", "gcs"), ("GOOGLE_", "GCLOUD_", "CLOUDSDK_", "GCE_", "STORAGE_EMULATOR_")),
+    **dict.fromkeys(("abfs", "abfss", "az"), ("AZURE_",)),
+    **dict.fromkeys(("hdfs", "viewfs"), ("HADOOP_", "JAVA_", "CLASSPATH", "ARROW_LIBHDFS_", "KRB5")),
+    "hf": ("HF_", "HUGGING_FACE_", "HUGGINGFACE_"),
+}
+
+
+def of_worker(inputs: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What of our environment (or of the one given) a worker gets that reads these paths and URIs."""
+    given = os.environ if given is None else given
+    schemes = {path.partition("://")[0].lower() for path in inputs if "://" in path} - {"file"}
+    keys = tuple(prefix for scheme in schemes for prefix in (*_OF_SCHEME.get(scheme, ()), *_OF_ANY_REMOTE))
+    named = {name.strip() for name in given.get(PASS, "").split(",")}
+
+    def is_passed(name: str) -> bool:
+        if name in named or name.startswith(keys) or (schemes and name.lower().endswith("_proxy")):
+            return True
+        is_needed = name in _NAMES or name.startswith(_PREFIXES)
+        return is_needed and name not in _DANGEROUS and not is_secret_name(name)
+
+    return {name: value for name, value in given.items() if is_passed(name)}
+
+
+def of_engine() -> dict[str, str]:
+    """What an engine has in any case, whatever was exported: a worker never spans hosts, so all of its processes meet
+    on this machine's loopback, and nothing of the jobs leaves the machine. By default gloo and vLLM listen at the
+    address that the host's name stands for, 13 ports per engine (vLLM 0.31)."""
+    local = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
+    if loopback := {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:  # Linux, macOS
+        local |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback.pop())
+    quiet = dict.fromkeys(("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"), "1")
+    return local | quiet
