@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pyarrow.dataset as ds
 
-from . import folder, shard, source
+from . import folder, safeopen, shard, source
 from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec, load, nearest
@@ -73,6 +73,8 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
 def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
     finished = folder.finished(out, record.plan)
     shards = [str(folder.shard_path(out, planned)) for planned in finished]
+    for path in shards:
+        safeopen.size(path)
     rows: set[int] = set()
     if shards:
         ended = ds.field("finish_reason").isin(reasons)
