@@ -113,5 +113,5 @@ def _size(path: StrPath, about: os.stat_result, most: int | None) -> int:
 
 def _no_file(path: StrPath, about: os.stat_result) -> JobError:
     kind = _KINDS.get(stat.S_IFMT(about.st_mode), "no file")
-    advice = "put the file itself there (cp -rL copies a folder so)" if kind == "a link" else "remove it"
-    return JobError(f"{path}: is {kind}, where a file belongs; {advice}")
+    advice = ", or copy the folder by cp -rL, without its links" if kind == "a link" else ""
+    return JobError(f"{path}: is {kind}, where a file belongs; remove it{advice}")

@@ -41,8 +41,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Writing:
-    """What `verify` may do to a folder. quarantine: set damaged shards aside; close: write `_SUCCESS` where nothing else
-    is missing; shared: it is a team's."""
+    """What `verify` may do to a folder. quarantine: set damaged shards aside; close: write `_SUCCESS` where nothing
+    else is missing; shared: it is a team's."""
 
     quarantine: bool = False
     close: bool = False

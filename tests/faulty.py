@@ -65,9 +65,10 @@ def spec_of(
     stale: float = 60,
     incremental: bool = False,
     max_rejects: int | None = None,
+    output: dict | None = None,
     **sampling,
 ) -> JobSpec:
-    output = {"path": str(out), "shard_rows": shard_rows, "stale": stale}
+    output = {"path": str(out), "shard_rows": shard_rows, "stale": stale, **(output or {})}
     output |= {} if max_rejects is None else {"max_rejects": max_rejects}
     input = {"path": [str(source)], "incremental": incremental}
     tables = {"input": input, "model": {"path": str(MODEL)}, "output": output}

@@ -31,8 +31,8 @@ def put(path: Path, content: bytes = LINE) -> Path:
     return path
 
 
-def names(root: Path, *paths: str) -> list[str]:
-    return [os.path.relpath(found, root) for found in files.find([str(root / path) for path in paths])]
+def names(root: Path, *paths: str, **how) -> list[str]:
+    return [os.path.relpath(found, root) for found in files.find([str(root / path) for path in paths], **how)]
 
 
 def parquet() -> bytes:
