@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
@@ -24,6 +24,9 @@ LONGEST = 1 << 28  # bytes of a record; a million tokens with 20 log probabiliti
 _HEAD = struct.Struct("<II")
 
 
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """A finished item: what the engine gave for it. All else can be read off the input again.
 
@@ -33,9 +36,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     row: int
     sample: int
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[list[tuple[int, float]]] | None = None
+    token_ids: Annotated[list[TokenId], msgspec.Meta(min_length=1)]
+    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
+    logprobs: list[list[tuple[TokenId, float]]] | None = None
     text_end: int | None = None
 
 

@@ -8,11 +8,14 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 
+import msgspec
 import pytest
-from conftest import MODEL
+from conftest import MODEL, demo_records
+from faulty import run_here, spec_of
 from folders.make import PLACES, put_places
+from neighbours import Instant
 
-from batchgen import export, folder, opening, retry, status, verify
+from batchgen import export, folder, journal, opening, retry, status, verify
 from batchgen.errors import JobError, Stopped
 from batchgen.job import load
 from batchgen.prepare import prepare
@@ -171,3 +174,56 @@ def forge(out: Path, number: int, seed: int, *looks) -> int:
             raise
         path.write_bytes(whole)
     return taken
+
+
+# --- what must hold
+
+
+def test_300_forged_records_end_in_one_line_or_are_taken(out):
+    assert 0 < forge(out, 300, 1, look) < 300
+
+
+@pytest.mark.slow
+def test_3000_forged_records_end_every_command_in_one_line_or_are_taken(out):
+    assert 0 < forge(out, 3000, 2, look) < 3000
+    assert 0 < forge(out, 300, 3, look_closely, prepare_again) < 600
+
+
+def change(out: Path, **fields) -> None:
+    path = out / "_job.json"
+    table = json.loads(path.read_bytes()) | fields
+    del table["digest"]
+    seal(path, table)
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "X" * 32, "0" * 31, "0" * 32])
+def test_a_fingerprint_that_is_not_that_of_its_results_is_refused(out, name):
+    change(out, fingerprint=name)
+    with pytest.raises(
+        JobError, match=r"_job\.json: damaged, or not batchgen's \(its fingerprint is not that of its res"
+    ):
+        folder.read_job(out)
+
+
+def test_a_generation_that_adds_nothing_is_refused_and_not_read_for_ever(out):
+    record = folder.read_job(out)
+    path = out / "_state" / "grown" / f"{record.fingerprint}.json"
+    path.write_bytes(folder.sealed(folder.Plan([], [])))
+    with within(20), pytest.raises(JobError, match=r"\.json: damaged \(it does not add a generation\)"):
+        folder.read_job(out)
+
+
+def test_a_journal_that_holds_what_no_engine_gives_is_set_aside_and_its_rows_are_answered(tmp_path, write_rows):
+    spec = spec_of(write_rows(demo_records(3)), tmp_path / "out", logprobs=1)
+    job = prepare(spec)
+    opening.open_job(job.out, job.record)
+    good = [0, 0, [5], "length", [[[5, -1.0]]]]
+    for place, odd in ((2, []), (2, [-1]), (2, [2**40]), (3, "x\x1b[2J"), (4, [[[2**40, 0.0]]])):
+        forged_entry = [1, 0, *good[2:]]
+        forged_entry[place] = odd
+        path = journal.path_of(job.out, 0, f"{place}")
+        records = [job.record.fingerprint.encode(), *map(msgspec.msgpack.encode, (good, forged_entry))]
+        path.write_bytes(b"".join(map(journal._record, records)))
+    assert run_here(Instant(), spec).counts["responses"] == 3
+    assert len(list(job.out.glob("_state/quarantine/*"))) == 3
+    assert verify.verify(job.out).problems == []
