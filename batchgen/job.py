@@ -261,9 +261,9 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error line: the valid name that comes closest, or all of them if there are few."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    if close := difflib.get_close_matches(word, known, n=3):
+        alike = [name for name in close if name.startswith(word[:5])]  # shards: shard_rows, not shared
+        return f"; did you mean {(alike or close)[0]}?"
     return f"; valid are {', '.join(known)}" if len(known) <= 20 else ""
 
 

@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     row: int
     sample: int
-    token_ids: Annotated[list[TokenId], msgspec.Meta(min_length=1)]
+    token_ids: list[TokenId]
     finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
     logprobs: list[list[tuple[TokenId, float]]] | None = None
     text_end: int | None = None
