@@ -112,7 +112,9 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
     opening.check_shards(out, record)
     for each in shards:
         _refuse(out, each, shard.damage(out, each))
-    schema = _footer(out, shards[0]).schema.to_arrow_schema().remove_metadata()
+    schema = _schema(out, shards[0])
+    for each in shards[1:]:
+        _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
     return Results(out, record, shards, missing, schema, count(out, shards), _facts(out, shards))
 
@@ -132,6 +134,10 @@ def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
             raise  # the disk's own
         _refuse(out, planned, "is damaged: its footer cannot be read")
         raise AssertionError from error
+
+
+def _schema(out: Path, planned: Shard) -> pa.Schema:
+    return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
 
 
 def _picked(columns: str, known: list[str]) -> list[str]:
@@ -154,8 +160,14 @@ def _facts(out: Path, shards: list[Shard]) -> dict[str, list[str]]:
             name = key.decode().removeprefix(shard.PREFIX)
             if key.startswith(shard.PREFIX.encode()) and name not in _OWN_FACTS:
                 values = facts.setdefault(name, [])
-                if value.decode() not in values:
-                    values.append(value.decode())
+                if value.decode(errors="replace") not in values:
+                    values.append(value.decode(errors="replace"))
+    try:
+        msgspec.json.decode(facts["model"][0], type=card.ModelFacts)
+        [msgspec.json.decode(versions, type=dict[str, str]) for versions in facts["versions"]]
+        facts["dtype"], facts["device"]
+    except (KeyError, msgspec.DecodeError) as error:
+        raise JobError(f"{out}: its shards do not say what made them ({error}); run the job again elsewhere") from None
     return facts
 
 
@@ -312,7 +324,8 @@ def _jsonl(results: Results, made: Path) -> None:
 def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows as JSON has them: columns of type json are the values they hold the text of."""
     passed = results.record.settings["output"]["columns"]
-    json_columns = [name for name in columns if passed.get(name) == "json"]
+    is_text = {field.name for field in results.schema if pa.types.is_string(field.type)}
+    json_columns = [name for name in columns if passed.get(name) == "json" and name in is_text]
     for batch in results.batches(shards, columns):
         for row in _without_nanoseconds(batch).to_pylist():
             for name in json_columns:

@@ -248,11 +248,15 @@ def _check(job: JobRecord) -> None:
     table, names = job.results, [job.fingerprint, job.after or job.fingerprint]
     if not all(re.fullmatch("[0-9a-f]{32}", name) for name in names) or fingerprint(table) != job.fingerprint:
         raise ValueError("its fingerprint is not that of its results")
-    if not {"input", "prompt", "output"} <= table.keys() or table["input"].get("files") != facts_of(job.plan.files):
+    if not {"input", "prompt", "sampling", "engine", "output"} <= table.keys() or table["input"].get(
+        "files"
+    ) != facts_of(job.plan.files):
         raise ValueError("its results are not those of its plan")
     settings = job.settings
     msgspec.convert(settings["output"]["columns"], dict[str, str])
     msgspec.convert([settings["output"]["shard_rows"], settings["prompt"]["format"]], tuple[int, str])
+    if job.retry_of is not None:
+        msgspec.convert([job.retry_of.get("fingerprint"), job.retry_of.get("only")], tuple[str, list[str]])
     if any("\0" in path for path in _paths(job)):
         raise ValueError("a path of it has a NUL in it")
     _check_plan(job.plan)

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pyarrow.dataset as ds
 
-from . import folder, safeopen, shard, source
+from . import folder, shard, source
 from .errors import JobError
 from .folder import JobRecord
 from .job import JobSpec, load, nearest
 from .prepare import Job, prepare
 from .run import Outcome, run_job
-from .verify import grows, open_finished
+from .verify import grows, open_finished, set_aside_by
 
 FINISH_REASONS = ("stop", "length")
 REJECT_REASONS = (
@@ -73,8 +73,11 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
 def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
     finished = folder.finished(out, record.plan)
     shards = [str(folder.shard_path(out, planned)) for planned in finished]
-    for path in shards:
-        safeopen.size(path)
+    made_by = folder.fingerprints(record)
+    for planned in finished:
+        fingerprint = made_by[record.plan.files[planned.file].generation]
+        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint):
+            raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     if shards:
         ended = ds.field("finish_reason").isin(reasons)

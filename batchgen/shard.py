@@ -54,6 +54,7 @@ _COLUMNS = [
     ("seed", pa.int64()),
     ("sampling", _SAMPLING),
 ]
+_NEVER_NULL = ("id", "row", "sample", "finish_reason", "prompt_tokens", "response_tokens")
 _OPTIONAL = {
     "prompt": pa.string(),
     "prompt_token_ids": pa.list_(pa.int32()),
@@ -226,9 +227,31 @@ def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
         return "its content does not fit its checksum"
     if _made_by(path) != fingerprint:
         return "it is a shard of another job"
+    if not _is_whole(path):
+        return "its columns are not those of a shard"
     if sums.rejects and _file_digest(rejects_path(out, shard)) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it has the columns of a shard, and values in them: who makes checksums anew can give them to anything."""
+    try:
+        with safeopen.reading(path) as stream:
+            file = pq.ParquetFile(stream)
+            table = file.read([name for name in _NEVER_NULL if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's own
+        return False
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    expected = {**dict(_COLUMNS), "sampling": kinds.get("sampling")}  # which has got more fields over time
+    return (
+        len(kinds) == len(file.schema_arrow)
+        and kinds | expected == kinds
+        and pa.types.is_struct(kinds["sampling"])
+        and not any(column.null_count for column in table.columns)
+    )
 
 
 def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
