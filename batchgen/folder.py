@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,10 +151,10 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def check_links(out: Path) -> None:
+def check_links(out: Path, names: Iterable[str] = FOLDERS) -> None:
     """Raises JobError if one of an output folder's own folders is none: a link would lead out of it, and with it what
     is written and removed there."""
-    for path in (out / name for name in FOLDERS):
+    for path in (out / name for name in names):
         try:
             kind = path.stat(follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -179,6 +179,7 @@ def sync_folder(folder: Path) -> None:
 def quarantine(out: Path, path: Path) -> Path:
     """Moves a damaged file out of the way, for people to look at."""
     aside = out / "_state" / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    check_links(out, ["_state/quarantine"])
     make_folder(aside.parent)
     path.rename(aside)
     sync_folder(aside.parent)
@@ -197,6 +198,7 @@ def read_job(out: Path) -> JobRecord | None:
                 content = safeopen.read(path, safeopen.RECORD)
             except FileNotFoundError:
                 return job
+            check_links(out, ["_state/grown"])
         try:
             job = _grown(job, unsealed(content, Plan))
         except ValueError as error:
@@ -206,6 +208,8 @@ def read_job(out: Path) -> JobRecord | None:
 
 def job_of(out: Path) -> JobRecord:
     """The job of a folder that is to have one. Raises JobError."""
+    with on_disk(out):
+        check_links(out)
     record = read_job(out) if (out / "_job.json").exists() else None
     if record is None:
         raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
@@ -216,7 +220,7 @@ def _read_root(out: Path) -> JobRecord | None:
     """`_job.json` as it is. Runs that let the job grow write it too, and a slow one may write an old one."""
     path = out / "_job.json"
     with on_disk(out):
-        check_links(out)
+        check_links(out, ["_state"])
         there = next(folder for folder in (out, *out.parents) if folder.exists())
         if not there.is_dir():
             raise JobError(f"{there}: is a file; name a folder for the output")
@@ -368,6 +372,7 @@ def is_growth(old: JobRecord, job: JobRecord) -> bool:
 def grow(out: Path, old: JobRecord, job: JobRecord) -> None:
     """Raises FileExistsError if another run has let the job grow before."""
     path = _growth_path(out, old.fingerprint)
+    check_links(out, ["_state/grown"])
     make_folder(path.parent)
     (out / "_SUCCESS").unlink(missing_ok=True)
     more = Plan(job.plan.files[len(old.plan.files) :], job.plan.shards[len(old.plan.shards) :])

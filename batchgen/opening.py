@@ -25,11 +25,11 @@ _STATE = ("claims", "runs", "workers", "journal", "checksums")
 
 def make_folders(out: Path, shared: bool) -> None:
     """All that a run needs to be there, as its own or, if a team shares it, somebody's. Raises JobError."""
-    owners.check_folders(out, shared)
-    state = out / "_state"
-    for each in (*reversed(out.parents), out, state, *(state / name for name in _STATE)):
+    names = ["_state", *(f"_state/{name}" for name in _STATE)]
+    owners.check_folders(out, shared, names)
+    for each in (*reversed(out.parents), out, *(out / name for name in names)):
         folder.make_folder(each)
-    owners.check_folders(out, shared)  # what was made meanwhile
+    owners.check_folders(out, shared, names)  # what was made meanwhile
 
 
 def open_job(out: Path, job: JobRecord, presence: Presence | None = None, discard: bool = False) -> bool:
@@ -61,6 +61,7 @@ def open_job(out: Path, job: JobRecord, presence: Presence | None = None, discar
                 _take(out, old, job, presence, discard)
         except FileExistsError:
             return False
+        owners.check_folders(out, job.spec["output"]["shared"])
         presence.opened()
     return True
 
@@ -140,8 +141,10 @@ def _clear(out: Path) -> None:
     state = out / "_state"
     parts = [out / name for name in part_names(out)]
     kept = (state / name for name in ("journal", "checksums", "grown"))
+    links = [out / name for name in folder.FOLDERS if (out / name).is_symlink()]
     for path in [
         out / "_SUCCESS",
+        *links,
         *parts,
         *_files(out / "_rejects"),
         *(path for place in kept for path in _files(place)),

@@ -8,7 +8,7 @@ import os
 import pwd
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,16 +31,16 @@ def writing(shared: bool) -> Iterator[None]:
         os.umask(before)
 
 
-def check_folders(out: Path, shared: bool) -> None:
+def check_folders(out: Path, shared: bool, names: Collection[str] = FOLDERS) -> None:
     """An output folder and its own folders, as far as they are there, must be ours alone, or a team's. Raises JobError.
 
     A link to it must be ours too. What is above it is not looked at: whoever may rename the whole folder gains nothing
     by it, as no run goes on in one that has become another.
     """
     check_link(str(out), out)
-    check_links(out)
+    check_links(out, names)
     there = _there(out) if not shared else None
-    for path in (out, *(out / name for name in FOLDERS)):
+    for path in (out, *(out / name for name in names)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             about = path.stat()
             if there:

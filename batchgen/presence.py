@@ -17,6 +17,7 @@ from . import beat, safeopen
 from .beat import Activity, Beat
 from .claim import Claims
 from .errors import JobError, Stopped, on_disk
+from .safeopen import SMALL
 
 FILE_SYSTEM, THIS_HOST = "file system", "this host"
 STALE = 60.0  # seconds of silence after which one is dead that does not say itself how many
@@ -116,6 +117,6 @@ def files_of(place: Path) -> list[tuple[str, bytes, float]]:
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(place)):
             # NFS asks the server for the times of a file that is opened; others it may remember for a minute.
-            with contextlib.suppress(FileNotFoundError, JobError), safeopen.reading(place / name) as file:
-                files.append((name, file.read(safeopen.SMALL), os.fstat(file.fileno()).st_mtime))
+            with contextlib.suppress(FileNotFoundError, JobError), safeopen.reading(place / name, SMALL) as file:
+                files.append((name, file.read(SMALL), os.fstat(file.fileno()).st_mtime))
     return files

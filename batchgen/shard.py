@@ -14,7 +14,17 @@ from . import safeopen
 from .columns import Column, assemble
 from .conversation import Row
 from .errors import JobError, Reject
-from .folder import checksum_path, make_folder, publish, rejects_path, sealed, shard_path, sync_folder, unsealed
+from .folder import (
+    check_links,
+    checksum_path,
+    make_folder,
+    publish,
+    rejects_path,
+    sealed,
+    shard_path,
+    sync_folder,
+    unsealed,
+)
 from .source import Shard
 
 PREFIX = "batchgen."
@@ -163,6 +173,7 @@ def commit(
     about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
     content = _parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
+    check_links(out, ["_rejects"])
     if rejects:
         make_folder(out / "_rejects")
         publish(out, rejects_path(out, shard), rejected)
@@ -279,6 +290,7 @@ def _made_by(path: Path) -> str:
 
 def read_rejects(out: Path, shard: Shard) -> list[dict[str, Any]]:
     """Raises JobError if a line is none of ours."""
+    check_links(out, ["_rejects"])
     path = rejects_path(out, shard)
     try:
         with safeopen.reading(path) as stream:

@@ -113,13 +113,13 @@ def test_in_a_teams_folder_a_link_in_the_place_of_a_folder_is_not_followed(lab, 
     next(out.glob("part-*")).unlink()
     shutil.rmtree(out / which, ignore_errors=True)
     link(ATTACKER, out / which, home / "thesis")
-    before = snapshot(lab.parent)
+    before = snapshot(home)
     told = f"{out / which}: is a link, and nothing outside the output folder is touched; remove it"
     assert runs(VICTIM, source, out, shared=True) == told
     writing = verify.Writing(quarantine=True, close=True, shared=True)
     assert as_user(VICTIM, lambda: verify.verify(out, writing)) == told
     assert as_user(VICTIM, lambda: status.look(out)) == told
-    assert snapshot(lab.parent) == before
+    assert snapshot(home) == before
 
 
 def test_a_users_own_link_to_an_output_folder_is_followed(lab, source, home):
