@@ -222,13 +222,15 @@ def _read_root(out: Path) -> JobRecord | None:
     with on_disk(out):
         check_links(out, ["_state"])
         there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if not there.is_dir():
+        if not there.is_dir() and there.exists():  # nor has it just vanished
             raise JobError(f"{there}: is a file; name a folder for the output")
         ours = ("_state", ".huggingface.yaml")
         others = [name for name in sorted(os.listdir(out)) if name not in ours] if there == out else []
         try:
             content = safeopen.read(path, safeopen.RECORD)
         except FileNotFoundError:  # after the listing: one that another run has just made is not something else
+            if "_job.json" in others:  # it has just vanished, most likely with the whole folder
+                raise
             if others:
                 raise JobError(
                     f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder"
