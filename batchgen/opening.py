@@ -23,7 +23,7 @@ _HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 _STATE = ("claims", "runs", "workers", "journal", "checksums")
 
 
-def make_folders(out: Path, shared: bool) -> None:
+def make_folders(out: Path, shared: bool = False) -> None:
     """All that a run needs to be there, as its own or, if a team shares it, somebody's. Raises JobError."""
     names = ["_state", *(f"_state/{name}" for name in _STATE)]
     owners.check_folders(out, shared, names)

@@ -110,12 +110,16 @@ def _others_write(path: Path, about: os.stat_result) -> bool:
 
 def _is_private(group: int) -> bool:
     """Whether it is the group of our own name with nobody else in it, as Debian and Fedora give to every user; with it
-    comes a umask of 002."""
+    comes a umask of 002. In a container that does not know us by name, the group of our own number."""
+    name, members = None, set()
+    with contextlib.suppress(KeyError):
+        found = grp.getgrgid(group)
+        name, members = found.gr_name, set(found.gr_mem)
     try:
-        me, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+        me = pwd.getpwuid(os.geteuid())
     except KeyError:
-        return False
-    return (found.gr_name, group) == (me.pw_name, me.pw_gid) and set(found.gr_mem) <= {me.pw_name}
+        return group == os.geteuid() and not members
+    return (name, group) == (me.pw_name, me.pw_gid) and members <= {me.pw_name}
 
 
 def _has_no_acl(path: Path) -> bool:

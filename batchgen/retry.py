@@ -64,6 +64,7 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """The old job's spec with the flags on top."""
     tables = msgspec.to_builtins(old)
     tables["output"].pop("path")
+    tables["output"].pop("shared")  # who handed the old folder over does not say so of the new one
     if "path" in flags.get("model", {}):
         tables["model"].pop("revision")  # the other model's
     merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}

@@ -15,7 +15,7 @@ from faulty import run_here, spec_of
 from msgspec.structs import replace
 from neighbours import ATTACKER, DONE, TEAM, VICTIM, Instant, as_user, runs, snapshot
 
-from batchgen import export, folder, owners, safeopen, scratch, status, verify
+from batchgen import export, folder, owners, retry, safeopen, scratch, status, verify
 from batchgen.errors import JobError
 from batchgen.source import Shard
 
@@ -134,10 +134,15 @@ def test_another_users_link_to_an_output_folder_is_refused(lab, source, home):
     assert not list((home / "far").iterdir())
 
 
-def test_the_private_group_of_a_user_counts_as_the_user(tmp_path):
+def test_the_private_group_of_a_user_counts_as_the_user(tmp_path, lab):
     (tmp_path / "out").mkdir(mode=0o775)
     (tmp_path / "out").chmod(0o775)  # of root's own group
     owners.check_folders(tmp_path / "out", shared=False)
+    out = put(VICTIM, lab / "out", 0o775)
+    os.chown(out, VICTIM, VICTIM)
+    assert (
+        as_user(VICTIM, lambda: owners.check_folders(out, False)) == "None"
+    )  # whom this machine does not know by name
     os.chown(tmp_path / "out", 0, TEAM)
     with pytest.raises(JobError, match=f"group {TEAM} may write to it"):
         owners.check_folders(tmp_path / "out", shared=False)
@@ -252,6 +257,11 @@ def test_any_folder_is_verified_and_nothing_in_it_changes(finished, user):
     assert verdict.endswith("is_closed=False, closed=False)")
     assert snapshot(finished / "out") == before
     (finished / "success").rename(finished / "out" / "_SUCCESS")
+
+
+def test_a_retry_of_a_folder_that_says_it_is_shared_makes_one_that_is_not(tmp_path):
+    old = spec_of(tmp_path / "in.jsonl", tmp_path / "out", output={"shared": True})
+    assert not retry._changed(old, {"output": {"path": str(tmp_path / "new")}}).output.shared
 
 
 @pytest.mark.parametrize("how", ["quarantine", "close"])
