@@ -254,9 +254,9 @@ def _check(job: JobRecord) -> None:
     table, names = job.results, [job.fingerprint, job.after or job.fingerprint]
     if not all(re.fullmatch("[0-9a-f]{32}", name) for name in names) or fingerprint(table) != job.fingerprint:
         raise ValueError("its fingerprint is not that of its results")
-    if not {"input", "prompt", "sampling", "engine", "output"} <= table.keys() or table["input"].get(
-        "files"
-    ) != facts_of(job.plan.files):
+    if not {"input", "prompt", "sampling", "engine", "output"} <= table.keys():
+        raise ValueError("its results lack a table")
+    if table["input"].get("files") != facts_of(job.plan.files):
         raise ValueError("its results are not those of its plan")
     settings = job.settings
     msgspec.convert(settings["output"]["columns"], dict[str, str])

@@ -20,7 +20,7 @@ from . import safeopen
 from .folder import sync_folder
 
 SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
-LONGEST = 1 << 28  # bytes of a record; a million tokens with 20 log probabilities each
+LONGEST = 1 << 29  # bytes of a record; a million tokens with 20 log probabilities each have 0.3 GB
 _HEAD = struct.Struct("<II")
 
 

@@ -34,8 +34,8 @@ def writing(shared: bool) -> Iterator[None]:
 def check_folders(out: Path, shared: bool, names: Collection[str] = FOLDERS) -> None:
     """An output folder and its own folders, as far as they are there, must be ours alone, or a team's. Raises JobError.
 
-    A link to it must be ours too. What is above it is not looked at: whoever may rename the whole folder gains nothing
-    by it, as no run goes on in one that has become another.
+    A link to it must be ours too. What is above it is not looked at, as groups keep their folders in common ones:
+    whoever may rename things there can take the whole folder away from a run.
     """
     check_link(str(out), out)
     check_links(out, names)
