@@ -1,6 +1,8 @@
 """Other users of the machine, as they are: a fork of this process that has become one of them. Needs root."""
 
 import os
+import select
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from batchgen.errors import JobError, Stopped
 
 ATTACKER, VICTIM, TEAM = 1001, 1002, 2000
 DONE = "done"
+PATIENCE = 60  # seconds
 
 
 class Instant:
@@ -51,6 +54,8 @@ def as_user(user: int, work: Callable[[], object], umask: int = 0o022, group: in
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
+        if not select.select([pipe], [], [], PATIENCE)[0]:
+            os.kill(child, signal.SIGKILL)
         word = pipe.read()
     os.waitpid(child, 0)
     return word
