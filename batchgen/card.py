@@ -54,6 +54,14 @@ _COLUMNS = {
 }
 
 
+class ModelFacts(msgspec.Struct):
+    """What a shard says of the model that made it."""
+
+    name: str
+    revision: str | None
+    digests: dict[str, str]
+
+
 def text(
     title: str,
     record: JobRecord,

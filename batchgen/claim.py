@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import beat
+from . import beat, safeopen
 from .beat import Activity
+from .errors import JobError
 
 BEATS = 6  # within the time after which a silent worker counts as dead
 _NAME = re.compile(r"[\w.-]+")
@@ -62,7 +63,7 @@ class Claims:
             if not self._take_away(path, holder):
                 return False
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = safeopen.create(path)
         except FileExistsError:
             return False
         try:
@@ -111,7 +112,7 @@ class Claims:
             if self._stop.is_set():
                 return
             self._beats += 1
-            file = os.open(self._workers / self.worker, os.O_WRONLY | os.O_CREAT, 0o666)
+            file = safeopen.write_again(self._workers / self.worker)
             try:
                 os.pwrite(file, beat.encode(self._who, self._activity(), self._beats), 0)
             finally:
@@ -131,7 +132,7 @@ class Claims:
     def _take_away(self, path: Path, holder: bytes) -> bool:
         """Removes the claim of a dead worker. Of several watchers one succeeds; where there are no locks, two may."""
         try:
-            with path.open("r+b") as claim:
+            with safeopen.updating(path) as claim:
                 try:
                     fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -147,12 +148,12 @@ class Claims:
 
     def _beat_on(self) -> None:
         while not self._stop.wait(self._stale / BEATS):
-            with contextlib.suppress(OSError):  # a vanished disk is the main thread's to report
+            with contextlib.suppress(OSError, JobError):  # a vanished disk is the main thread's to report
                 self.beat()
 
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return safeopen.read(path)
     except FileNotFoundError:
         return None

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 import click
 import msgspec
 
-from . import __version__, console, terminal
+from . import __version__, console, safeopen, terminal
 from .errors import JobError, MachineError, Stopped, shown
 from .job import TABLES, JobSpec, current_folder, load, model_path
 
@@ -210,9 +210,9 @@ def _is_other_job_file(path: Path) -> bool:
     if path.suffix.lower() != ".json":
         return False
     try:
-        with path.open("rb") as file:
+        with safeopen.reading(path) as file:
             tables = msgspec.json.decode(file.read(LONGEST_JOB_FILE))
-    except (OSError, ValueError):
+    except (OSError, ValueError, JobError):
         return False
     return (
         isinstance(tables, dict)
@@ -530,21 +530,28 @@ def _duration(seconds: float | None) -> str:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--replay", type=click.IntRange(min=1), help="generate so many random items again and compare")
 @click.option("--replay-seed", type=int, default=0, show_default=True, help="which items those are")
-def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
+@click.option("--quarantine", is_flag=True, help="move damaged shards to OUT/_state/quarantine; a run makes them again")
+@click.option("--close", is_flag=True, help="write OUT/_SUCCESS if only that is missing")
+@click.option("--shared", is_flag=True, help="write so in a team's folder too, which others may write to")
+def verify_command(
+    out: Path, replay: int | None, replay_seed: int, quarantine: bool, close: bool, shared: bool
+) -> None:
     """Check every shard of OUT: checksums, counts and ids, against the job and its input.
 
-    Exits with 0 only if every input row is answered or rejected exactly once, and writes OUT/_SUCCESS if only that is
-    missing. Damaged shards are moved to OUT/_state/quarantine; running the job again makes them again.
+    Exits with 0 only if every input row is answered or rejected exactly once. It changes nothing in OUT unless it is
+    told to. The digest that it prints is that of all shards and rejects: kept elsewhere, it shows later that they are
+    still the same.
 
     \b
     Examples:
       batchgen verify out
       batchgen verify out --replay 50
+      batchgen verify out --quarantine --close
     """
     from . import verify
 
     with exit_codes():
-        verdict = verify.verify(out)
+        verdict = verify.verify(out, verify.Writing(quarantine, close, shared))
         for line in verdict.problems:
             click.echo(terminal.message(f"batchgen: {line}"), err=True)
         if verdict.problems:
@@ -552,6 +559,9 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
         console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
         if verdict.closed:
             console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
+        elif not verdict.is_closed:
+            console.say(f"_SUCCESS is missing; `batchgen verify {out} --close` writes it")
+        console.say(f"digest of all shards: {verdict.digest}")
         if replay:
             again = verify.replay(out, replay, replay_seed)
             console.say(f"replayed: {again.matches} of {again.items} responses are the same")
@@ -726,7 +736,11 @@ def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
     for name, value in figures.items():
         say(f"{name:28} {_figure(value)}")
     if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"
+        if json_file.is_file() or not json_file.exists():
+            safeopen.replace(json_file, content)
+        else:  # such as /dev/stdout
+            json_file.write_bytes(content)
 
 
 def _figure(value: Any) -> str:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from . import safeopen
+from .errors import JobError
 from .report import Ended
 
 # Only SIGKILL, the kernel's when memory is short, may not come again; a build for another processor crashes each time.
@@ -84,10 +86,10 @@ def _cause(word: Ended, log: Path, begin: int) -> Death:
 
 def _end_of(log: Path, begin: int) -> str:
     try:
-        with log.open("rb") as stream:
+        with safeopen.reading(log) as stream:
             stream.seek(max(begin, log.stat().st_size - _MOST_READ))
             return _COLOUR.sub("", stream.read().decode(errors="replace"))
-    except OSError:
+    except (OSError, JobError):
         return ""
 
 

@@ -20,14 +20,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import card, folder, ids, opening, shard
+from . import card, folder, ids, opening, owners, shard
 from .errors import JobError, on_disk, warn
 from .folder import JobRecord, sync_folder
 from .job import nearest
 from .places import check_place
 from .run import count
 from .source import COMPRESSIONS, Shard
-from .verify import open_finished
+from .verify import open_finished, set_aside_by
 
 BATCH_ROWS = 64  # in memory as Python objects; with 20 log probabilities of 512 tokens each that is some 170 MB
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
@@ -70,6 +70,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
     with on_disk(to.parent):
         check_place("--to", str(to))
+        owners.check_link(f"--to {to}", to)
         if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
             raise JobError(
                 f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
@@ -111,7 +112,9 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
     opening.check_shards(out, record)
     for each in shards:
         _refuse(out, each, shard.damage(out, each))
-    schema = _footer(out, shards[0]).schema.to_arrow_schema().remove_metadata()
+    schema = _schema(out, shards[0])
+    for each in shards[1:]:
+        _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
     return Results(out, record, shards, missing, schema, count(out, shards), _facts(out, shards))
 
@@ -119,7 +122,7 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
 def _refuse(out: Path, planned: Shard, damage: str) -> None:
     if damage:
         path = folder.shard_path(out, planned)
-        raise JobError(f"{path}: {damage}; `batchgen verify {out}` sets it aside, and the next run makes it again")
+        raise JobError(f"{path}: {damage}; {set_aside_by(out)}")
 
 
 def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
@@ -131,6 +134,10 @@ def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
             raise  # the disk's own
         _refuse(out, planned, "is damaged: its footer cannot be read")
         raise AssertionError from error
+
+
+def _schema(out: Path, planned: Shard) -> pa.Schema:
+    return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
 
 
 def _picked(columns: str, known: list[str]) -> list[str]:
@@ -153,8 +160,14 @@ def _facts(out: Path, shards: list[Shard]) -> dict[str, list[str]]:
             name = key.decode().removeprefix(shard.PREFIX)
             if key.startswith(shard.PREFIX.encode()) and name not in _OWN_FACTS:
                 values = facts.setdefault(name, [])
-                if value.decode() not in values:
-                    values.append(value.decode())
+                if value.decode(errors="replace") not in values:
+                    values.append(value.decode(errors="replace"))
+    try:
+        msgspec.json.decode(facts["model"][0], type=card.ModelFacts)
+        [msgspec.json.decode(versions, type=dict[str, str]) for versions in facts["versions"]]
+        facts["dtype"], facts["device"]
+    except (KeyError, msgspec.DecodeError) as error:
+        raise JobError(f"{out}: its shards do not say what made them ({error}); run the job again elsewhere") from None
     return facts
 
 
@@ -202,18 +215,29 @@ def _taking_the_place_of(to: Path) -> Iterator[Path]:
     with contextlib.suppress(FileExistsError):
         hidden.mkdir(mode=0o700)
     with _locked(hidden) as folder_of_ours:
+        _check_left(hidden, folder_of_ours, {made.name, replaced.name})
         put_back()
         _empty(folder_of_ours)
         try:
             yield made
             if to.is_dir():  # a rename replaces a file, but no folder
                 to.rename(replaced)
+                if others := _not_ours(replaced):  # it became another one, where others may write too
+                    raise JobError(f"{to}: holds something else ({', '.join(others[:3])}); name another folder")
             made.rename(to)
             sync_folder(to.parent)
         finally:
             put_back()
             with contextlib.suppress(OSError):
-                shutil.rmtree(hidden)
+                _empty(folder_of_ours)
+                hidden.rmdir()
+
+
+def _check_left(hidden: Path, folder: int, ours: set[str]) -> None:
+    """Where others may write, one of the user's own folders may have got this name. Raises JobError."""
+    left = [name for name in os.listdir(folder) if not stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)]
+    if left and not (ours.issuperset(left) and stat.S_IMODE(os.fstat(folder).st_mode) == 0o700):
+        raise JobError(f"{hidden}: holds what no export has put there ({left[0]}); move it away")
 
 
 def _empty(folder: int) -> None:
@@ -300,7 +324,8 @@ def _jsonl(results: Results, made: Path) -> None:
 def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows as JSON has them: columns of type json are the values they hold the text of."""
     passed = results.record.settings["output"]["columns"]
-    json_columns = [name for name in columns if passed.get(name) == "json"]
+    is_text = {field.name for field in results.schema if pa.types.is_string(field.type)}
+    json_columns = [name for name in columns if passed.get(name) == "json" and name in is_text]
     for batch in results.batches(shards, columns):
         for row in _without_nanoseconds(batch).to_pylist():
             for name in json_columns:

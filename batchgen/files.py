@@ -4,11 +4,13 @@ import contextlib
 import errno
 import fnmatch
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
@@ -16,6 +18,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from . import safeopen
 from .errors import JobError, MissingInput, Stopped, shown, warn
 from .job import recordable_path
 
@@ -128,7 +131,7 @@ def open_raw(path: str, running: bool = False) -> Any:
     inner = local(path)
     with reading(path, running):
         if inner is not None:
-            return open(inner, "rb", buffering=0)
+            return _open_regular(path, inner)
         system, inner = _open_system(path)
         return _open_stream(system, inner) if _is_without_ranges(system, inner) else system.open_input_file(inner)
 
@@ -138,11 +141,21 @@ def open_arrow(path: str, running: bool = False) -> pa.NativeFile:
     inner = local(path)
     with reading(path, running):
         if inner is not None:
+            _open_regular(path, inner).close()
             return pa.OSFile(os.fsencode(inner))
         system, inner = _open_system(path)
         if _is_without_ranges(system, inner):
             return pa.BufferReader(_open_stream(system, inner).read())
         return system.open_input_file(inner)
+
+
+def _open_regular(path: str, inner: str) -> io.FileIO:
+    """A pipe that came in the place of a file would be waited for."""
+    file = io.FileIO(os.open(inner, os.O_RDONLY | os.O_NONBLOCK))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise _no_regular_file(path)
 
 
 def _is_without_ranges(system: fs.FileSystem, inner: str) -> bool:
@@ -210,12 +223,26 @@ class _Found(NamedTuple):
     is_link: bool = False
 
 
-def find(paths: Iterable[str], out: str | None = None) -> list[str]:
-    """Every input file of files, folders, globs and URIs, in the order given, each sorted by name.
+class _Asked(NamedTuple):
+    """What holds for all of a search. out: the job's own output folder, which is no input; follow_links: in folders and
+    globs; known: files that the job has read before, by whatever links, and the folders above them."""
 
-    out: the job's own output folder, which is no input. Raises JobError or Stopped.
-    """
-    listings = [_find_one(path, out) for given in paths for path in _braces(given)]
+    out: str | None = None
+    follow_links: bool = False
+    known: Collection[str] = ()
+
+    def follows(self, link: str) -> bool:
+        return self.follow_links or recordable_path(link) in self.known
+
+
+def find(
+    paths: Iterable[str], out: str | None = None, follow_links: bool = False, known: Iterable[str] = ()
+) -> list[str]:
+    """Every input file of files, folders, globs and URIs, in the order given, each sorted by name; the rest as in
+    _Asked. Raises JobError or Stopped."""
+    above = {str(each) for path in known for each in (path, *PurePosixPath(path).parents)}
+    asked = _Asked(out, follow_links, above)
+    listings = [_find_one(path, asked) for given in paths for path in _braces(given)]
     seen: dict[Any, _Found] = {}
     found = []
     for listing in listings:
@@ -252,34 +279,44 @@ def _braces(path: str) -> list[str]:
     return [each for way in ways for each in _braces(way)]
 
 
-def _find_one(path: str, out: str | None) -> list[_Found]:
+def _find_one(path: str, asked: _Asked) -> list[_Found]:
     inner = local(path)
+    links: list[str] = []
     if inner is None:
         files = _find_remote(path)
     else:
         with reading(path):
-            files = _find_local(path, inner, out)
+            files = _find_local(path, inner, asked, links)
     if not files:
         what = "no file matches" if _is_glob(path) else f"folder without {', '.join(_DATA_ENDINGS)} files"
-        raise JobError(f"{shown(path)}: {what}")
+        raise JobError(f"{shown(path)}: {what}{f', but for {_passed_over(links)}' if links else ''}")
+    if links:
+        warn(f"{shown(path)}: {_passed_over(links)}")
     return files
+
+
+def _passed_over(links: list[str]) -> str:
+    """Whoever may put a link into a folder could have any file read that we can read."""
+    number = "1 link" if len(links) == 1 else f"{len(links):,} links"
+    return f"{number} passed over ({shown(min(links))}): name the files, or give --follow-links ([input] follow_links)"
 
 
 def _is_glob(path: str) -> bool:
     return any(sign in path for sign in GLOB_SIGNS)
 
 
-def _find_local(path: str, inner: str, out: str | None) -> list[_Found]:
+def _find_local(path: str, inner: str, asked: _Asked, links: list[str]) -> list[_Found]:
+    """links: those that are passed over are added to it."""
     if not os.path.exists(inner):
         if _is_glob(inner):
-            return _glob(inner, out)
+            return _glob(inner, asked, links)
         if os.path.islink(inner):
             raise JobError(f"{shown(path)}: a link to {shown(os.readlink(inner))}, which is not there")
         if os.path.basename(inner) == "-":
             raise _no_regular_file(path)
         raise JobError(f"{shown(path)}: no such file or folder")
     if os.path.isdir(inner):
-        return _data_of(inner, _walk(inner, out))
+        return _data_of(inner, _walk(inner, ["**", "*"], asked, links))
     if not os.path.isfile(inner) or inner.startswith(("/dev/", "/proc/")):
         raise _no_regular_file(path)
     return [_found(inner)]
@@ -297,14 +334,12 @@ def _found(path: str) -> _Found:
     return _Found(recordable_path(path), (info.st_dev, info.st_ino), os.path.islink(path))
 
 
-def _walk(folder: str, out: str | None, patterns: list[str] | None = None) -> Iterator[str]:
-    """The files of a folder and those below it, or of these those that match the patterns; without results of
-    batchgen, and without names that begin with `.` or `_` where no pattern asks for them. Links are followed, but no
-    folder is entered twice."""
+def _walk(folder: str, patterns: list[str], asked: _Asked, passed_over: list[str]) -> Iterator[str]:
+    """The files of a folder and those below it that match the patterns; without results of batchgen, and without names
+    that begin with `.` or `_` where no pattern asks for them. No folder is entered twice."""
     above = itertools.accumulate(folder.split("/")[1:], lambda left, part: f"{left}/{part}", initial="")
     seen = {_identity(part or "/") for part in above}
-    own = _identity(out) if out and os.path.isdir(out) else None
-    patterns = ["**", "*"] if patterns is None else patterns
+    own = _identity(asked.out) if asked.out and os.path.isdir(asked.out) else None
     folders, links, outputs = [folder], list[str](), list[str]()
     while folders or links:
         here = folders.pop() if folders else links.pop(0)
@@ -318,7 +353,10 @@ def _walk(folder: str, out: str | None, patterns: list[str] | None = None) -> It
         parts = _saved_parts(here)
         names = os.path.relpath(here, folder).split("/") if here is not folder else []
         for entry in sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True):
-            if entry.is_dir():
+            if entry.is_symlink() and not asked.follows(entry.path):
+                if _may_be_meant([*names, entry.name], patterns):
+                    passed_over.append(entry.path)
+            elif entry.is_dir():
                 if _may_match_below([*names, entry.name], patterns):
                     (links if entry.is_symlink() else folders).append(entry.path)
             elif not _matches([*names, entry.name], patterns):
@@ -343,14 +381,15 @@ def _is_output(folder: str) -> bool:
 
 def _saved_parts(folder: str) -> set[str] | None:
     """The data files of a folder that `datasets.save_to_disk` made (caches may lie beside them); None of another."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(f"{folder}/state.json", "rb") as state:
-        return {str(part["filename"]) for part in json.load(state)["_data_files"]}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, JobError, RecursionError):
+        state = json.loads(safeopen.read(f"{folder}/state.json"))
+        return {str(part["filename"]) for part in state["_data_files"]}
     return None
 
 
-def _glob(pattern: str, out: str | None) -> list[_Found]:
+def _glob(pattern: str, asked: _Asked, links: list[str]) -> list[_Found]:
     folder, patterns = _fixed(pattern)
-    return _data_of(folder, _walk(folder, out, patterns)) if os.path.isdir(folder) else []
+    return _data_of(folder, _walk(folder, patterns, asked, links)) if os.path.isdir(folder) else []
 
 
 def _fixed(pattern: str) -> tuple[str, list[str]]:
@@ -382,6 +421,12 @@ def _may_match_below(folders: list[str], patterns: list[str]) -> bool:
         if pattern is None or not _matches_name(name, pattern):
             return False
     return len(patterns) > len(folders)
+
+
+def _may_be_meant(names: list[str], patterns: list[str]) -> bool:
+    """Whether a link could give something that the patterns ask for, be it to a file or to a folder."""
+    is_file = _matches(names, patterns) and _may_be_data(names[-1])
+    return is_file or (not os.path.splitext(names[-1])[1] and _may_match_below(names, patterns))
 
 
 def _data_of(folder: str, files: Iterable[str]) -> list[_Found]:

@@ -4,14 +4,19 @@ import bisect
 import contextlib
 import errno
 import functools
+import itertools
+import operator
 import os
+import re
+import stat
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from . import __version__, credentials
+from . import __version__, credentials, safeopen
 from .errors import JobError, on_disk, warn
 from .job import TABLES, JobSpec, fingerprint, with_defaults
 from .source import InputFile, Plan, Shard
@@ -26,6 +31,10 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 # differs from the defaults; from 3 on [prompt] control_tokens holds. Whatever a later format is, this field and the
 # digest stay: so it is known for what it is.
 FORMAT = 3
+
+# All that lies in an output folder.
+STATE_FOLDERS = ("claims", "runs", "workers", "journal", "checksums", "grown", "quarantine")
+FOLDERS = ("_state", "_rejects", *(f"_state/{name}" for name in STATE_FOLDERS))
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
@@ -83,7 +92,7 @@ def publish(out: Path, path: Path, content: bytes | memoryview, new: bool = Fals
     # Hosts may have one name, and their containers one process id: neither tells two writers apart.
     temporary = out / "_state" / f"{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as stream:
+        with open(safeopen.create(temporary), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -149,6 +158,19 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
+def check_links(out: Path, names: Iterable[str] = FOLDERS) -> None:
+    """Raises JobError if one of an output folder's own folders is none: a link would lead out of it, and with it what
+    is written and removed there."""
+    for path in (out / name for name in names):
+        try:
+            kind = path.stat(follow_symlinks=False).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISDIR(kind):
+            what = "a link" if stat.S_ISLNK(kind) else "no folder"
+            raise JobError(f"{path}: is {what}, and nothing outside the output folder is touched; remove it")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder, new or gone, outlast a power loss, on file systems that can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -164,6 +186,7 @@ def sync_folder(folder: Path) -> None:
 def quarantine(out: Path, path: Path) -> Path:
     """Moves a damaged file out of the way, for people to look at."""
     aside = out / "_state" / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    check_links(out, ["_state/quarantine"])
     make_folder(aside.parent)
     path.rename(aside)
     sync_folder(aside.parent)
@@ -179,9 +202,10 @@ def read_job(out: Path) -> JobRecord | None:
         path = _growth_path(out, job.fingerprint)
         with on_disk(out):
             try:
-                content = path.read_bytes()
+                content = safeopen.read(path, safeopen.RECORD)
             except FileNotFoundError:
                 return _without_credentials(out, job)
+            check_links(out, ["_state/grown"])
         try:
             job = _grown(job, unsealed(content, Plan))
         except ValueError as error:
@@ -209,6 +233,8 @@ def _warn_of_credentials(out: Path) -> None:
 
 def job_of(out: Path) -> JobRecord:
     """The job of a folder that is to have one. Raises JobError."""
+    with on_disk(out):
+        check_links(out)
     record = read_job(out) if (out / "_job.json").exists() else None
     if record is None:
         raise JobError(f"{out}: no batchgen output folder (it has no _job.json)")
@@ -219,14 +245,17 @@ def _read_root(out: Path) -> JobRecord | None:
     """`_job.json` as it is. Runs that let the job grow write it too, and a slow one may write an old one."""
     path = out / "_job.json"
     with on_disk(out):
+        check_links(out, ["_state"])
         there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if not there.is_dir():
+        if not there.is_dir() and there.exists():  # nor has it just vanished
             raise JobError(f"{there}: is a file; name a folder for the output")
         ours = ("_state", ".huggingface.yaml")
         others = [name for name in sorted(os.listdir(out)) if name not in ours] if there == out else []
         try:
-            content = path.read_bytes()
+            content = safeopen.read(path, safeopen.RECORD)
         except FileNotFoundError:  # after the listing: one that another run has just made is not something else
+            if "_job.json" in others:  # it has just vanished, most likely with the whole folder
+                raise
             if others:
                 raise JobError(
                     f"{out}: holds something else ({', '.join(others[:3])}); name a new or empty folder"
@@ -237,13 +266,61 @@ def _read_root(out: Path) -> JobRecord | None:
         if (format := table.get("format", 1)) > FORMAT:
             raise _newer(out, f"format {format}, and this one ({__version__}) knows formats up to {FORMAT}")
         record = msgspec.convert(table, JobRecord)
-        _check_spec(out, record.spec)
+        _check_keys(out, record.spec)
+        _check(record)
     except (ValueError, TypeError, msgspec.ValidationError) as error:
         raise JobError(f"{path}: damaged, or not batchgen's ({error}); name another output folder") from None
+    spec_of(out, record)
     return record
 
 
-def _check_spec(out: Path, spec: dict[str, Any]) -> None:
+def _check(job: JobRecord) -> None:
+    """Whoever hands a folder over may have made its record. Raises ValueError if it is none that batchgen writes."""
+    table, names = job.results, [job.fingerprint, job.after or job.fingerprint]
+    if not all(re.fullmatch("[0-9a-f]{32}", name) for name in names) or fingerprint(table) != job.fingerprint:
+        raise ValueError("its fingerprint is not that of its results")
+    if not {"input", "prompt", "sampling", "engine", "output"} <= table.keys():
+        raise ValueError("its results lack a table")
+    if table["input"].get("files") != facts_of(job.plan.files):
+        raise ValueError("its results are not those of its plan")
+    settings = job.settings
+    msgspec.convert(settings["output"]["columns"], dict[str, str])
+    msgspec.convert([settings["output"]["shard_rows"], settings["prompt"]["format"]], tuple[int, str])
+    if job.retry_of is not None:
+        msgspec.convert([job.retry_of.get("fingerprint"), job.retry_of.get("only")], tuple[str, list[str]])
+    if any("\0" in path for path in _paths(job)):
+        raise ValueError("a path of it has a NUL in it")
+    _check_plan(job.plan)
+
+
+def _paths(job: JobRecord) -> Iterator[str]:
+    yield from (file.path for file in job.plan.files)
+    for table in ("input", "model", "output"):
+        yield str(job.spec.get(table, {}).get("path"))
+
+
+def _check_plan(plan: Plan) -> None:
+    """Raises ValueError if its shards are not cut from its files, in order."""
+    if not plan.files or not plan.shards:
+        raise ValueError("its plan is empty")
+    for before, file in itertools.pairwise([plan.files[0], *plan.files]):
+        if not 0 <= file.generation - before.generation <= 1 or min(file.size, file.rows, file.start, file.end) < 0:
+            raise ValueError(f"its plan has a file that cannot be: {file.path!r:.200}")
+    if plan.files[0].generation:
+        raise ValueError("its plan has no beginning")
+    end, rows = 0, sum(file.rows for file in plan.files)
+    for index, shard in enumerate(plan.shards):
+        begin, end = end, shard.first_row + shard.rows
+        picked = shard.picked or [shard.first_row]
+        fits = begin <= shard.first_row <= picked[0] and picked[-1] < end <= rows < 1 << 53 and shard.picked != []
+        ordered = all(map(operator.lt, picked, picked[1:]))
+        if not (fits and ordered and shard.index == index < shard.of < 1 << 31 and shard.position >= 0):
+            raise ValueError(f"its plan has a shard that cannot be: {index}")
+        if not 0 <= shard.file < len(plan.files):
+            raise ValueError(f"its plan has a shard of no file: {index}")
+
+
+def _check_keys(out: Path, spec: dict[str, Any]) -> None:
     """Refuses keys that this version does not know: it cannot know what they mean. Raises JobError."""
     for table, values in spec.items():
         if table != "engine" and table not in TABLES:
@@ -303,7 +380,11 @@ def with_files(results: dict[str, Any], files: list[InputFile]) -> dict[str, Any
 
 
 def _grown(job: JobRecord, more: Plan) -> JobRecord:
+    """Raises ValueError if there is not more of it than before."""
+    if not more.files or {file.generation for file in more.files} != {job.plan.generation + 1}:
+        raise ValueError("it does not add a generation")
     plan = Plan(job.plan.files + more.files, job.plan.shards + more.shards)
+    _check_plan(plan)
     results = with_files(job.results, plan.files)
     return msgspec.structs.replace(
         job, plan=plan, results=results, fingerprint=fingerprint(results), after=job.fingerprint
@@ -318,6 +399,7 @@ def is_growth(old: JobRecord, job: JobRecord) -> bool:
 def grow(out: Path, old: JobRecord, job: JobRecord) -> None:
     """Raises FileExistsError if another run has let the job grow before."""
     path = _growth_path(out, old.fingerprint)
+    check_links(out, ["_state/grown"])
     make_folder(path.parent)
     (out / "_SUCCESS").unlink(missing_ok=True)
     more = Plan(job.plan.files[len(old.plan.files) :], job.plan.shards[len(old.plan.shards) :])

@@ -75,7 +75,7 @@ class Item:
         """Where the response ends in the text of an entry of batchgen 0.1.0, by that version's rule: before the stop
         text that ends last, if no stop token ended it."""
         found = [stop for stop in self.written.stop if stop in text]
-        if entry.finish_reason != "stop" or entry.token_ids[-1] in self._stop_ids(job) or not found:
+        if entry.finish_reason != "stop" or self._stop_ids(job).intersection(entry.token_ids[-1:]) or not found:
             return WHOLE
         end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
         return end if self.sampling.include_stop_str_in_output else start

@@ -50,6 +50,7 @@ class InputTable(_Table, frozen=True):
     format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
     incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False
+    follow_links: Annotated[bool, Meta(description="read what links in folders and globs lead to, too")] = False
 
 
 class ModelTable(_Table, frozen=True):
@@ -99,6 +100,7 @@ class OutputTable(_Table, frozen=True):
     max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response between")] = 10
     stale: Annotated[float, Meta(gt=0, description="seconds of silence before another worker counts as dead")] = 60.0
     stop_at: Annotated[str, Meta(description="when to be over: HH:MM, an ISO time or epoch seconds; exit 75")] = ""
+    shared: Annotated[bool, Meta(description="a team's folder: others may have made it, and may write to it")] = False
     requeue: Annotated[bool, Meta(description="under Slurm: when the time is up, have the job started again")] = False
 
     def __post_init__(self) -> None:
@@ -132,10 +134,10 @@ TABLES: dict[str, type[msgspec.Struct]] = {
 # What decides how fast, where and until when, not what: a job may go on with others of these. Every other key of these
 # tables is a result. Of the model its files' digests are results, whatever its path.
 MEANS = {
-    "input": frozenset({"path", "incremental"}),
+    "input": frozenset({"path", "incremental", "follow_links"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
-    "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue".split()),
+    "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
 }
 # The same of vLLM's EngineArgs; tests say of each name why. Some are names of older or newer vLLMs than that here.
 ENGINE_MEANS = frozenset(
@@ -274,9 +276,9 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error line: the valid name that comes closest, or all of them if there are few."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    if close := difflib.get_close_matches(word, known, n=3):
+        alike = [name for name in close if name.startswith(word[:5])]  # shards: shard_rows, not shared
+        return f"; did you mean {(alike or close)[0]}?"
     return f"; valid are {', '.join(known)}" if len(known) <= 20 else ""
 
 

@@ -12,13 +12,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, BinaryIO
 
 import msgspec
 
+from . import safeopen
 from .folder import sync_folder
 
 SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
+LONGEST = 1 << 29  # bytes of a record; a million tokens with 20 log probabilities each have 0.3 GB
 _HEAD = struct.Struct("<II")
+
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -30,9 +36,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     row: int
     sample: int
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[list[tuple[int, float]]] | None = None
+    token_ids: list[TokenId]
+    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
+    logprobs: list[list[tuple[TokenId, float]]] | None = None
     text_end: int | None = None
 
 
@@ -96,7 +102,7 @@ class Journal:
             self._file = -1
 
     def _create(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = safeopen.create(self._path)
         _write_all(self._file, _record(self._fingerprint.encode()))
         sync_folder(self._path.parent)
 
@@ -119,11 +125,12 @@ def read(path: Path, fingerprint: str) -> tuple[list[Entry], str]:
     """
     entries: list[Entry] = []
     try:
-        for number, payload in enumerate(_payloads(path.read_bytes())):
-            if number:
-                entries.append(msgspec.msgpack.decode(payload, type=Entry))
-            elif payload != fingerprint.encode():
-                return [], ""
+        with safeopen.reading(path) as stream:
+            for number, payload in enumerate(_payloads(stream)):
+                if number:
+                    entries.append(msgspec.msgpack.decode(payload, type=Entry))
+                elif payload != fingerprint.encode():
+                    return [], ""
     except (ValueError, msgspec.DecodeError) as error:
         return entries, f"{error}; {len(entries)} whole entries kept"
     return entries, ""
@@ -133,25 +140,28 @@ def count(path: Path) -> int:
     """How many whole entries a journal has, of whatever job."""
     number = 0
     try:
-        for _ in _payloads(path.read_bytes()):
-            number += 1
+        with safeopen.reading(path) as stream:
+            for _ in _payloads(stream):
+                number += 1
     except (ValueError, FileNotFoundError):
         pass
     return max(0, number - 1)
 
 
-def _payloads(data: bytes) -> Iterator[bytes]:
+def _payloads(stream: BinaryIO) -> Iterator[bytes]:
     """Raises ValueError where the records end too early or do not fit their CRC."""
     position = 0
-    while position < len(data):
-        if len(data) - position < _HEAD.size:
+    while head := stream.read(_HEAD.size):
+        if len(head) < _HEAD.size:
             raise ValueError(f"cut off at byte {position}")
-        length, crc = _HEAD.unpack_from(data, position)
-        payload = data[position + _HEAD.size : position + _HEAD.size + length]
+        length, crc = _HEAD.unpack(head)
+        # An empty record is never written: that is what a zero-filled file looks like.
+        if not 0 < length <= LONGEST:
+            raise ValueError(f"damaged at byte {position}")
+        payload = stream.read(length)
         if len(payload) < length:
             raise ValueError(f"cut off at byte {position}")
-        # An empty record is never written: that is what a zero-filled file looks like.
-        if not length or zlib.crc32(data[position : position + 4] + payload) != crc:
+        if zlib.crc32(head[:4] + payload) != crc:
             raise ValueError(f"damaged at byte {position}")
         yield payload
         position += _HEAD.size + length

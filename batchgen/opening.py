@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from . import folder, journal, shard
+from . import folder, journal, owners, safeopen, shard
 from .errors import JobError, Stopped, on_disk, warn
 from .folder import JobRecord
 from .job import differences
@@ -23,11 +23,13 @@ _HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 _STATE = ("claims", "runs", "workers", "journal", "checksums")
 
 
-def make_folders(out: Path) -> None:
-    """All that a run needs to be there."""
-    state = out / "_state"
-    for each in (*reversed(out.parents), out, state, *(state / name for name in _STATE)):
+def make_folders(out: Path, shared: bool = False) -> None:
+    """All that a run needs to be there, as its own or, if a team shares it, somebody's. Raises JobError."""
+    names = ["_state", *(f"_state/{name}" for name in _STATE)]
+    owners.check_folders(out, shared, names)
+    for each in (*reversed(out.parents), out, *(out / name for name in names)):
         folder.make_folder(each)
+    owners.check_folders(out, shared, names)  # what was made meanwhile
 
 
 def open_job(out: Path, job: JobRecord, presence: Presence | None = None, discard: bool = False) -> bool:
@@ -38,9 +40,11 @@ def open_job(out: Path, job: JobRecord, presence: Presence | None = None, discar
     left. Raises JobError on drift.
     """
     if presence is None:
-        make_folders(out)
-        with Presence(out, job.spec["output"]["stale"]) as presence:
-            return open_job(out, job, presence, discard)
+        shared = job.spec["output"]["shared"]
+        with owners.writing(shared):
+            make_folders(out, shared)
+            with Presence(out, job.spec["output"]["stale"]) as presence:
+                return open_job(out, job, presence, discard)
     with presence.deciding():
         old = folder.read_job(out)
         if (old.fingerprint if old else None) != job.after:
@@ -57,6 +61,7 @@ def open_job(out: Path, job: JobRecord, presence: Presence | None = None, discar
                 _take(out, old, job, presence, discard)
         except FileExistsError:
             return False
+        owners.check_folders(out, job.spec["output"]["shared"])
         presence.opened()
     return True
 
@@ -128,7 +133,7 @@ def _responses(out: Path, name: str) -> int:
     """Of a shard, by its checksums; 0 if they are gone or damaged."""
     path = out / "_state" / "checksums" / f"{name.removesuffix('.parquet')}.json"
     try:
-        return int(folder.unsealed(path.read_bytes(), shard.Checksums).counts["responses"])
+        return int(folder.unsealed(safeopen.read(path), shard.Checksums).counts["responses"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0
 
@@ -138,8 +143,10 @@ def _clear(out: Path) -> None:
     state = out / "_state"
     parts = [out / name for name in part_names(out)]
     kept = (state / name for name in ("journal", "checksums", "grown"))
+    links = [out / name for name in folder.FOLDERS if (out / name).is_symlink()]
     for path in [
         out / "_SUCCESS",
+        *links,
         *parts,
         *_files(out / "_rejects"),
         *(path for place in kept for path in _files(place)),
@@ -195,7 +202,7 @@ class Fence:
 
     def check(self) -> None:
         """Raises JobError if it is another job's by now, Stopped if it is nobody's."""
-        with on_disk(self._out), open(self._out / "_job.json", "rb") as file:  # opened, as NFS remembers a bare stat
+        with on_disk(self._out), safeopen.reading(self._out / "_job.json") as file:  # as NFS remembers a bare stat
             facts = os.fstat(file.fileno())
         seen = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
         if seen != self._seen:

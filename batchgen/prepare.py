@@ -145,10 +145,11 @@ def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
 def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
+    where = str(out), spec.input.follow_links
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
-        return source.plan(paths, shard_rows, known, incremental, str(out))
-    plan, changed = source.grow(paths, shard_rows, known, str(out))
+        return source.plan(paths, shard_rows, known, incremental, *where)
+    plan, changed = source.grow(paths, shard_rows, known, *where)
     if not incremental:
         more = plan.files[len(known.files) :]
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
@@ -156,7 +157,7 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
         return plan
     if not discard and opening.held_in(out):
         raise opening.drift(out, changed)
-    return source.plan(paths, shard_rows, None, incremental, str(out))
+    return source.plan(paths, shard_rows, None, incremental, *where)
 
 
 def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from . import beat
+from . import beat, safeopen
 from .beat import Activity, Beat
 from .claim import Claims
-from .errors import Stopped, on_disk
+from .errors import JobError, Stopped, on_disk
+from .safeopen import SMALL
 
 FILE_SYSTEM, THIS_HOST = "file system", "this host"
 STALE = 60.0  # seconds of silence after which one is dead that does not say itself how many
@@ -111,11 +112,11 @@ def now(state: Path) -> tuple[float, str]:
 
 
 def files_of(place: Path) -> list[tuple[str, bytes, float]]:
-    """Name, content and mtime of every file of a folder."""
+    """Name, content and mtime of every file of a folder, but for what cannot be one of ours."""
     files = []
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(place)):
             # NFS asks the server for the times of a file that is opened; others it may remember for a minute.
-            with contextlib.suppress(FileNotFoundError), (place / name).open("rb") as file:
-                files.append((name, file.read(), os.fstat(file.fileno()).st_mtime))
+            with contextlib.suppress(FileNotFoundError, JobError), safeopen.reading(place / name, SMALL) as file:
+                files.append((name, file.read(SMALL), os.fstat(file.fileno()).st_mtime))
     return files

@@ -13,7 +13,7 @@ from .folder import JobRecord
 from .job import JobSpec, load, nearest
 from .prepare import Job, prepare
 from .run import Outcome, run_job
-from .verify import grows, open_finished
+from .verify import grows, open_finished, set_aside_by
 
 FINISH_REASONS = ("stop", "length")
 REJECT_REASONS = (
@@ -64,6 +64,7 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """The old job's spec with the flags on top."""
     tables = msgspec.to_builtins(old)
     tables["output"].pop("path")
+    tables["output"].pop("shared")  # who handed the old folder over does not say so of the new one
     if "path" in flags.get("model", {}):
         tables["model"].pop("revision")  # the other model's
     merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}
@@ -73,6 +74,11 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
 def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
     finished = folder.finished(out, record.plan)
     shards = [str(folder.shard_path(out, planned)) for planned in finished]
+    made_by = folder.fingerprints(record)
+    for planned in finished:
+        fingerprint = made_by[record.plan.files[planned.file].generation]
+        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint):
+            raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     if shards:
         ended = ds.field("finish_reason").isin(reasons)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from . import console, deadline, engine, folder, gpus, item, journal, opening, shard, slurm, source
+from . import console, deadline, engine, folder, gpus, item, journal, opening, owners, safeopen, shard, slurm, source
 from .errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -51,13 +51,14 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     if (counts := _done_already(job)) is not None:
         return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
     _check_for_answers(job)
-    with on_disk(job.out):
-        if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
-            engine.require_vllm()
-        opening.make_folders(job.out)
-        presence = Presence(job.out, job.spec.output.stale)
-    with presence:
-        return _at_work(_opened(job, prepared, presence, discard), presence)
+    with owners.writing(job.spec.output.shared):
+        with on_disk(job.out):
+            if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
+                engine.require_vllm()
+            opening.make_folders(job.out, job.spec.output.shared)
+            presence = Presence(job.out, job.spec.output.stale)
+        with presence:
+            return _at_work(_opened(job, prepared, presence, discard), presence)
 
 
 def _check_for_answers(job: Job) -> None:
@@ -100,7 +101,7 @@ def _done_already(job: Job) -> dict[str, Any] | None:
         opening.check_shards(job.out, old)
         success = job.out / "_SUCCESS"
         totals = _totals(job)
-        return totals if success.exists() and success.read_bytes() == _as_success(totals) else None
+        return totals if success.exists() and safeopen.read(success) == _as_success(totals) else None
 
 
 def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
@@ -210,7 +211,7 @@ def close(job: Job) -> dict[str, Any]:
     with on_disk(job.out):
         totals = _totals(job)
         content = _as_success(totals)
-        if not success.exists() or success.read_bytes() != content:
+        if not success.exists() or safeopen.read(success) != content:
             folder.publish(job.out, success, content)
             if _as_it_is_now(job) is not job:
                 success.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from contextlib import suppress
 from multiprocessing import shared_memory
 from pathlib import Path
 
+from . import owners
+
 PREFIX = "batchgen-engine-"
 MARK = ".batchgen-scratch"  # in each of them: a folder that only has such a name is none of ours
 VARIABLE = "BATCHGEN_SCRATCH"
@@ -30,16 +32,22 @@ class Scratch:
         self._locks: list[int] = []
         self._folders: list[Path] = []
         self._folder = self._make(Path(tempfile.gettempdir()))
+        self._compiled = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
 
     def environment(self) -> dict[str, str]:
         """What engine processes have beside our environment."""
         given = {"TMPDIR": str(self._folder), VARIABLE: self._folder.name}
         given["VLLM_RPC_BASE_PATH"] = str(self._for_sockets())
-        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what was compiled is worth keeping
-            given["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what was compiled is worth keeping; it is run, so whose it is
+            with suppress(OSError):
+                self._compiled.mkdir(mode=0o700)
+            if owners.is_ours(self._compiled):
+                given["TORCHINDUCTOR_CACHE_DIR"] = str(self._compiled)
         return given
 
     def close(self) -> None:
+        with suppress(OSError):  # it is not empty, or not there
+            self._compiled.rmdir()
         for folder, lock in zip(self._folders, self._locks, strict=True):
             _remove(folder)
             os.close(lock)

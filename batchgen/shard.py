@@ -10,10 +10,21 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from . import safeopen
 from .columns import Column, assemble
 from .conversation import Row
-from .errors import Reject
-from .folder import checksum_path, make_folder, publish, rejects_path, sealed, shard_path, sync_folder, unsealed
+from .errors import JobError, Reject
+from .folder import (
+    check_links,
+    checksum_path,
+    make_folder,
+    publish,
+    rejects_path,
+    sealed,
+    shard_path,
+    sync_folder,
+    unsealed,
+)
 from .source import Shard
 
 PREFIX = "batchgen."
@@ -53,6 +64,7 @@ _COLUMNS = [
     ("seed", pa.int64()),
     ("sampling", _SAMPLING),
 ]
+_NEVER_NULL = ("id", "row", "sample", "finish_reason", "prompt_tokens", "response_tokens")
 _OPTIONAL = {
     "prompt": pa.string(),
     "prompt_token_ids": pa.list_(pa.int32()),
@@ -61,6 +73,27 @@ _OPTIONAL = {
 }
 
 RAW = 4096  # bytes of a rejected row that its line shows
+LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
+
+
+class Counts(msgspec.Struct):
+    """A shard's accounting."""
+
+    rows: int
+    responses: int
+    rejects: dict[str, int]
+    prompt_tokens: int
+    response_tokens: int
+
+
+class RejectLine(msgspec.Struct):
+    """A rejected row."""
+
+    row: int
+    id: str
+    reason: str
+    detail: str
+    raw: str
 
 
 class Checksums(msgspec.Struct):
@@ -140,6 +173,7 @@ def commit(
     about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
     content = _parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
+    check_links(out, ["_rejects"])
     if rejects:
         make_folder(out / "_rejects")
         publish(out, rejects_path(out, shard), rejected)
@@ -170,13 +204,15 @@ def _digest(content: bytes | memoryview) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
+    with safeopen.reading(path) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_checksums(out: Path, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    return unsealed(checksum_path(out, shard).read_bytes(), Checksums)
+    sums = unsealed(safeopen.read(checksum_path(out, shard)), Checksums)
+    msgspec.convert(sums.counts, Counts)
+    return sums
 
 
 def damage(out: Path, shard: Shard) -> str:
@@ -186,7 +222,7 @@ def damage(out: Path, shard: Shard) -> str:
         sums = read_checksums(out, shard)
     except (FileNotFoundError, ValueError) as error:
         return f"its checksums are gone or damaged ({error})"
-    size = path.stat().st_size
+    size = safeopen.size(path)
     if size != sums.size:
         return f"it has {size} bytes, not {sums.size}"
     if sums.rejects and not rejects_path(out, shard).exists():
@@ -202,9 +238,31 @@ def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
         return "its content does not fit its checksum"
     if _made_by(path) != fingerprint:
         return "it is a shard of another job"
-    if sums.rejects and _digest(rejects_path(out, shard).read_bytes()) != sums.rejects:
+    if not _is_whole(path):
+        return "its columns are not those of a shard"
+    if sums.rejects and _file_digest(rejects_path(out, shard)) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it has the columns of a shard, and values in them: who makes checksums anew can give them to anything."""
+    try:
+        with safeopen.reading(path) as stream:
+            file = pq.ParquetFile(stream)
+            table = file.read([name for name in _NEVER_NULL if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's own
+        return False
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    expected = {**dict(_COLUMNS), "sampling": kinds.get("sampling")}  # which has got more fields over time
+    return (
+        len(kinds) == len(file.schema_arrow)
+        and kinds | expected == kinds
+        and pa.types.is_struct(kinds["sampling"])
+        and not any(column.null_count for column in table.columns)
+    )
 
 
 def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
@@ -215,7 +273,7 @@ def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
         sums = read_checksums(out, shard)
     except (FileNotFoundError, ValueError):
         sums = None
-    if sums and sums.size == path.stat().st_size:
+    if sums and sums.size == safeopen.size(path):
         return (sums.fingerprint or _made_by(path) or fingerprint) != fingerprint
     return (_made_by(path) or fingerprint) != fingerprint
 
@@ -223,12 +281,22 @@ def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
 def _made_by(path: Path) -> str:
     """The fingerprint in a shard; empty if it cannot be read."""
     try:
-        about = pq.read_metadata(path).metadata or {}
+        with safeopen.reading(path) as stream:
+            about = pq.read_metadata(stream).metadata or {}
     except (pa.ArrowException, OSError):
         return ""
     return about.get(f"{PREFIX}fingerprint".encode(), b"").decode(errors="replace")
 
 
 def read_rejects(out: Path, shard: Shard) -> list[dict[str, Any]]:
+    """Raises JobError if a line is none of ours."""
+    check_links(out, ["_rejects"])
     path = rejects_path(out, shard)
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    try:
+        with safeopen.reading(path) as stream:
+            lines = iter(lambda: stream.readline(LONGEST_LINE), b"")
+            return [msgspec.structs.asdict(msgspec.json.decode(line, type=RejectLine)) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: damaged ({error}); run batchgen verify") from None

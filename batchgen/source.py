@@ -140,16 +140,17 @@ def plan(
     known: Plan | None = None,
     incremental: bool = False,
     out: str | None = None,
+    follow_links: bool = False,
 ) -> Plan:
     """Counts and digests every file, one pass each, and cuts the rows into shards of shard_rows.
 
     known: an earlier plan with the same shard_rows. If every file still has its path, size and time of
-    change, it is returned as it is, without reading anything. incremental: the plan is going to grow; out: the output
-    folder, which is no input. Raises JobError or Stopped.
+    change, it is returned as it is, without reading anything. incremental: the plan is going to grow; out and
+    follow_links: as files.find has them. Raises JobError or Stopped.
     """
     paths = list(paths)
     latest = known.latest if known else {}
-    found = _as_before(find(paths, out), paths, latest)
+    found = _as_before(find(paths, out, follow_links, latest), paths, latest)
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
     parts = [_Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
@@ -182,7 +183,9 @@ def _is_still_there(path: str) -> bool:
     return inner is not None and os.path.isfile(inner)
 
 
-def grow(paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = None) -> tuple[Plan, list[str]]:
+def grow(
+    paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = None, follow_links: bool = False
+) -> tuple[Plan, list[str]]:
     """The known plan with a generation more for what the input has got since, or as it is if there is nothing; and, one
     line each, what of the known part is not as it was: then there is no plan. A file is known by its path.
 
@@ -191,7 +194,7 @@ def grow(paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = N
     """
     paths = list(paths)
     latest = known.latest
-    found = _as_before(find(paths, out), paths, latest)
+    found = _as_before(find(paths, out, follow_links, latest), paths, latest)
     there = set(found)
     changed = [f"{shown(path)}: is no longer in the input" for path in latest if path not in there]
     parts = []

@@ -1,7 +1,6 @@
 """How a job stands, read off its folder: from any host, while it runs or later. Nothing of the job is changed."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from . import beat, folder
+from . import beat, folder, safeopen
 from .beat import Activity, Beat
+from .errors import JobError
 from .presence import FILE_SYSTEM, files_of, now
 from .source import Shard
 
@@ -193,18 +193,9 @@ def _read_counts(out: Path, shards: list[Shard]) -> dict[str, Counts]:
     place = folder.checksum_path(out, shards[0]).parent
     read = {}
     for shard in shards:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            read[shard.name] = _CHECKSUMS.decode(_content(f"{place}/{shard.name}.json")).counts
+        with contextlib.suppress(FileNotFoundError, ValueError, JobError):
+            read[shard.name] = _CHECKSUMS.decode(safeopen.read(f"{place}/{shard.name}.json")).counts
     return read
-
-
-def _content(path: str) -> bytes:
-    """Of a small file. Path.read_bytes takes three times as long."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(file, 1 << 16)
-    finally:
-        os.close(file)
 
 
 def _overall(out: Path, tokens: int) -> float | None:
@@ -265,12 +256,7 @@ def _state_of(said: Beat | None, is_silent: bool, clock: str) -> str:
 
 def write_metrics(path: Path, seen: Status) -> None:
     """Writes a file for node_exporter's textfile collector, which must never see half of it. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(metrics(seen), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    safeopen.replace(path, metrics(seen).encode())
 
 
 def metrics(seen: Status) -> str:

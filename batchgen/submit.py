@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import credentials, engine, gpus, opening
+from . import credentials, engine, gpus, opening, safeopen
 from .errors import JobError, on_disk, warn
 from .job import JobSpec
 from .prepare import Job
@@ -111,13 +111,14 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
     name, text = options["job-name"], script(options, ["run", *arguments])
     job_id = _sbatch(text)
     path = Path(f"{name}_{job_id}.sbatch")
-    path.write_text(text, errors="surrogateescape")
+    safeopen.replace(path, text.encode(errors="surrogateescape"))
     check = {"job-name": f"{name}-verify", "dependency": f"afterany:{job_id}", "output": "%x_%j.out"}
     check |= {key: value for key, value in options.items() if key in SHARED}
     try:
-        verification = _sbatch(script(check, ["verify", str(job.out)]))
+        shared = ["--shared"] if job.spec.output.shared else []
+        verification = _sbatch(script(check, ["verify", str(job.out), "--quarantine", "--close", *shared]))
     except JobError as error:
-        warn(f"the verification was not submitted ({error}); in the end, run batchgen verify {job.out}")
+        warn(f"the verification was not submitted ({error}); in the end, run batchgen verify {job.out} --close")
         verification = ""
     return Submission(job_id, verification, path)
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from . import deadline, death, environment, folder
+from . import deadline, death, environment, folder, safeopen
 from .death import Death
 from .engine import needs_gpu
 from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
@@ -55,7 +55,7 @@ class WorkerProcess:
         ours = environment.of_worker(file.path for file in job.plan.files)
         record = _in_memory(msgspec.json.encode(job.record))
         try:
-            with on_disk(job.out), log.open("ab") as stream:
+            with on_disk(job.out), open(safeopen.write_again(log, os.O_APPEND), "ab") as stream:
                 log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.
@@ -67,7 +67,7 @@ class WorkerProcess:
                     env={**ours, **own},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
-        except Stopped:
+        except (Stopped, JobError):
             os.close(read)
             raise
         finally:
@@ -183,11 +183,12 @@ class Supervisor:
         self._job = job
         self._progress = progress
         state = job.out / "_state"
+        name = f"engine.{os.geteuid()}" if job.spec.output.shared else "engine"  # nobody writes to another one's log
         self._slots = [
             Slot(
                 f"worker {number}'s engine" if len(environments) > 1 else "the engine",
                 environment,
-                state / ("engine.log" if number == 1 else f"engine-{number}.log"),
+                state / f"{name}{'' if number == 1 else f'-{number}'}.log",
             )
             for number, environment in enumerate(environments, 1)
         ]

@@ -1,5 +1,8 @@
 """Proves a job's accounting: checksums, counts and ids of every shard against the job and its input."""
 
+import contextlib
+import hashlib
+import itertools
 import json
 import random
 import tempfile
@@ -13,8 +16,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from . import folder, item, opening, shard, source
-from .errors import Reject
+from . import folder, item, opening, owners, safeopen, shard, source
+from .errors import Reject, on_disk
 from .folder import JobRecord
 from .job import JobSpec
 from .prepare import Job, prepare
@@ -24,14 +27,26 @@ from .source import Reader, Shard
 
 @dataclass
 class Verdict:
-    """problems: one line each; the accounting closes if there are none. closed: `_SUCCESS` was missing, and is there
-    now."""
+    """problems: one line each; the accounting closes if there are none. digest: over all shards and rejects; is_closed:
+    whether `_SUCCESS` is there; closed: it was missing, and is there now."""
 
     rows: int = 0
     responses: int = 0
     rejects: int = 0
     problems: list[str] = field(default_factory=list)
+    digest: str = ""
+    is_closed: bool = False
     closed: bool = False
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What `verify` may do to a folder. quarantine: set damaged shards aside; close: write `_SUCCESS` where nothing
+    else is missing; shared: it is a team's."""
+
+    quarantine: bool = False
+    close: bool = False
+    shared: bool = False
 
 
 def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
@@ -45,12 +60,19 @@ def grows(record: JobRecord) -> bool:
     return bool(record.spec["input"].get("incremental") or record.plan.generation)
 
 
-def verify(out: Path) -> Verdict:
-    """Reads every shard and the whole input. Damaged shards go to quarantine, so that the next run makes them again;
-    those of another job stay where they are; where nothing but `_SUCCESS` is missing, it is written.
+def verify(out: Path, writing: Writing = Writing()) -> Verdict:
+    """Reads every shard and the whole input, and changes nothing but what it is told to.
 
-    Raises JobError if input or model cannot be read.
+    Raises JobError if input or model cannot be read, or if it is to write in a folder that is not ours.
     """
+    if not (writing.quarantine or writing.close):
+        return _verify(out, writing)
+    with owners.writing(writing.shared), on_disk(out):
+        owners.check_folders(out, writing.shared)
+        return _verify(out, writing)
+
+
+def _verify(out: Path, writing: Writing) -> Verdict:
     record, spec = open_finished(out)
     verdict = Verdict()
     changed = source.changes(record.plan, trust_times=False, growing=grows(record))
@@ -63,20 +85,34 @@ def verify(out: Path) -> Verdict:
     verdict.problems += [f"{path}: is no shard of this job; move it away" for path in strangers]
     reader = item.reader(job)
     for planned in record.plan.shards:
-        _verify_shard(job, planned, reader, verdict)
-    if not verdict.problems and not _is_closed(out, record):
+        _verify_shard(job, planned, reader, verdict, writing.quarantine)
+    if verdict.problems:
+        return verdict
+    verdict.digest = _digest(out, record.plan.shards)
+    verdict.is_closed = _is_closed(out, record)
+    if writing.close and not verdict.is_closed:
         close(job)
-        verdict.closed = True
+        verdict.is_closed = verdict.closed = True
     return verdict
+
+
+def _digest(out: Path, shards: list[Shard]) -> str:
+    """`sha256sum part-*.parquet _rejects/*.jsonl | sha256sum`: whoever keeps it needs no batchgen to compare."""
+    places = [sorted(place(out, each) for each in shards) for place in (folder.shard_path, folder.rejects_path)]
+    lines = []
+    for path in itertools.chain(*places):
+        with contextlib.suppress(FileNotFoundError), safeopen.reading(path) as stream:
+            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.relative_to(out)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _is_closed(out: Path, record: JobRecord) -> bool:
     """Whether `_SUCCESS` is there, and not that of a time before the job grew."""
     success = out / "_SUCCESS"
-    return success.exists() and record.fingerprint.encode() in success.read_bytes()
+    return success.exists() and record.fingerprint.encode() in safeopen.read(success)
 
 
-def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict) -> None:
+def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, quarantine: bool) -> None:
     out = job.out
     path = folder.shard_path(out, planned)
     if not path.exists():
@@ -86,9 +122,7 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict) ->
         verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
     if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned)):
-        aside = folder.quarantine(out, path)
-        (out / "_SUCCESS").unlink(missing_ok=True)
-        verdict.problems.append(f"{path}: {what}; moved to {aside}; run the job again to make it again")
+        verdict.problems.append(f"{path}: {what}; {_set_aside(out, path) if quarantine else set_aside_by(out)}")
         return
     answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
     rejects = shard.read_rejects(out, planned)
@@ -103,6 +137,16 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict) ->
             return
     if len(found) != len(expected):
         verdict.problems.append(f"{path}: {len(found)} responses and rejects, the input says {len(expected)}")
+
+
+def _set_aside(out: Path, path: Path) -> str:
+    aside = folder.quarantine(out, path)
+    (out / "_SUCCESS").unlink(missing_ok=True)
+    return f"moved to {aside}; run the job again to make it again"
+
+
+def set_aside_by(out: Path) -> str:
+    return f"`batchgen verify {out} --quarantine` sets it aside, and the next run makes it again"
 
 
 def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:

@@ -65,9 +65,10 @@ def spec_of(
     stale: float = 60,
     incremental: bool = False,
     max_rejects: int | None = None,
+    output: dict | None = None,
     **sampling,
 ) -> JobSpec:
-    output = {"path": str(out), "shard_rows": shard_rows, "stale": stale}
+    output = {"path": str(out), "shard_rows": shard_rows, "stale": stale, **(output or {})}
     output |= {} if max_rejects is None else {"max_rejects": max_rejects}
     input = {"path": [str(source)], "incremental": incremental}
     tables = {"input": input, "model": {"path": str(MODEL)}, "output": output}
@@ -135,7 +136,7 @@ def in_child(work: Callable[[], object], timeout: float = 60) -> str:
 # --- a disk that may fail
 
 CHANGES = ("create", "write", "pwrite", "mkdir", "unlink", "rename", "replace", "link")
-LOOKS = ("stat", "listdir", "scandir", "fsync", "close")  # and open, read
+LOOKS = ("stat", "listdir", "scandir", "fsync", "read", "close")  # and open
 
 
 class Disk:
@@ -181,11 +182,15 @@ class Disk:
 
     def _open_file(self, path, mode="r", buffering=-1, *args, **options):
         """A binary file under the folder becomes one whose every read and write is a call of its own."""
-        if isinstance(path, int) or not self._is_ours(path):
+        ours = path in self.files if isinstance(path, int) else self._is_ours(path)
+        if not ours:
             return self._io_open(path, mode, buffering, *args, **options)
         assert "b" in mode, mode
-        raw = self.do("open" if "r" in mode else "create", lambda path, mode: _File(self, path, mode), path, mode)
-        self.files[raw.fileno()] = os.fspath(path)
+        if isinstance(path, int):
+            raw = _File(self, path, mode)
+        else:
+            raw = self.do("open" if "r" in mode else "create", lambda path, mode: _File(self, path, mode), path, mode)
+            self.files[raw.fileno()] = os.fspath(path)
         if buffering == 0:
             return raw
         buffered = io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter
@@ -193,7 +198,7 @@ class Disk:
 
 
 class _File(io.FileIO):
-    def __init__(self, disk: Disk, path: str, mode: str):
+    def __init__(self, disk: Disk, path: str | int, mode: str):
         super().__init__(path, mode.replace("b", ""))
         self._disk = disk
 

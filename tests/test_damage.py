@@ -70,7 +70,7 @@ class Done:
     def command(self, name: str):
         """`batchgen run` or `batchgen verify`, where no engine is to start."""
         flags = [self.source, "--model", MODEL, "--output", self.out, "--shard-rows", "3", "--max-tokens", "4"]
-        return self._batchgen("run", *flags) if name == "run" else self._batchgen("verify", self.out)
+        return self._batchgen("run", *flags) if name == "run" else self._batchgen("verify", self.out, "--quarantine")
 
     def is_set_aside_by_verify_and_made_again(self, path: Path) -> None:
         result = self.command("verify")
@@ -306,7 +306,7 @@ def test_1_000_random_bad_rows_among_10_000_good_ones_are_all_rejected_with_row_
         assert line["raw"] == (whole if len(bad[row][0]) <= 4096 else cut)
     answered = ds.dataset(out).to_table(["row"])["row"].to_pylist()
     assert answered == [row for row in range(11_000) if row not in bad]
-    assert batchgen("verify", out).stdout == "verified: 11,000 rows, 10,000 responses, 1,000 rejects\n"
+    assert batchgen("verify", out).stdout.startswith("verified: 11,000 rows, 10,000 responses, 1,000 rejects\n")
     print(dict(Counter(reason for _, reason in bad.values())))
 
 

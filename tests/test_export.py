@@ -359,7 +359,7 @@ def test_a_damaged_shard_is_not_exported(out, refused, tmp_path, change):
     path = out / "part-00001-of-00003.parquet"
     change(path)
     assert str(path) in (message := refused(out, "all.parquet"))
-    assert f"`batchgen verify {out}` sets it aside" in message
+    assert f"`batchgen verify {out} --quarantine` sets it aside" in message
     assert not (tmp_path / "all.parquet").exists()
 
 

@@ -31,8 +31,8 @@ def put(path: Path, content: bytes = LINE) -> Path:
     return path
 
 
-def names(root: Path, *paths: str) -> list[str]:
-    return [os.path.relpath(found, root) for found in files.find([str(root / path) for path in paths])]
+def names(root: Path, *paths: str, **how) -> list[str]:
+    return [os.path.relpath(found, root) for found in files.find([str(root / path) for path in paths], **how)]
 
 
 def parquet() -> bytes:
@@ -127,7 +127,9 @@ def test_links_and_second_names(tmp_path, capsys):
     (tmp_path / "data" / "self").symlink_to(".")
     (tmp_path / "data" / "elsewhere").symlink_to(tmp_path / "far")
     (tmp_path / "data" / "gone.jsonl").symlink_to("nowhere")
-    assert names(tmp_path, "data") == ["data/a.jsonl", "data/b.jsonl", "data/elsewhere/c.jsonl"]
+    assert names(tmp_path, "data") == ["data/a.jsonl", "data/b.jsonl"]
+    assert "/data: 4 links passed over (" in capsys.readouterr().err
+    assert names(tmp_path, "data", follow_links=True) == ["data/a.jsonl", "data/b.jsonl", "data/elsewhere/c.jsonl"]
     assert "gone.jsonl: a link to nothing; passed over" in capsys.readouterr().err
     (tmp_path / "alias").symlink_to("data")
     assert names(tmp_path, ".") == ["data/a.jsonl", "data/b.jsonl", "far/c.jsonl"]

@@ -102,7 +102,7 @@ def test_new_files_and_appended_rows_become_new_shards_and_old_ones_stay(night, 
     expected = [*range(10), *range(12, 15), 10, 11, 15]
     assert ids_by_row(out) == {**{row: demo_id(number) for row, number in enumerate(expected)}, 16: "p"}
     assert json.loads((out / "_SUCCESS").read_text())["rows"] == 17
-    assert batchgen("verify", out).stdout == "verified: 17 rows, 17 responses, 0 rejects\n"
+    assert batchgen("verify", out).stdout.startswith("verified: 17 rows, 17 responses, 0 rejects\n")
 
 
 def test_a_night_without_anything_new_does_nothing(night, talks, batchgen, command):
@@ -543,4 +543,4 @@ def test_a_night_that_is_killed_and_two_runs_at_once_after_it(night, talks, comm
     assert parts(out).items() >= left.items()
     assert ids_by_row(out) == {row: demo_id(row) for row in range(290)}
     assert record_of(out)["plan"]["files"][-1]["path"] == f"{talks}/0.jsonl"
-    assert batchgen("verify", out).stdout == "verified: 290 rows, 290 responses, 0 rejects\n"
+    assert batchgen("verify", out).stdout.startswith("verified: 290 rows, 290 responses, 0 rejects\n")
