@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from . import environment
+from . import environment, scratch
 from .errors import JobError, Reject, in_one_line, warn
 from .job import nearest
 from .models import Model
@@ -168,20 +168,18 @@ def set_up_process() -> None:
 
 def _meet_in_a_file() -> None:
     """Up to 0.27 vLLM has an engine's processes meet at torch's TCPStore, which listens on all interfaces, whatever
-    address it is given (vLLM's issue 52638). From 0.28 on they meet in a file, as torch lets them in all of these."""
-    from vllm.utils import network_utils
-
-    if hasattr(network_utils, "get_file_store_init_method"):
-        return
+    address it is given (vLLM's issue 52638); from 0.28 on in a file, whose name its shared memory has on a CPU."""
     from vllm.v1.executor import multiproc_executor, uniproc_executor
 
     for executor in (multiproc_executor, uniproc_executor):
-        executor.get_distributed_init_method = meeting_place
+        newer = hasattr(executor, "get_file_store_init_method")
+        setattr(executor, "get_file_store_init_method" if newer else "get_distributed_init_method", meeting_place)
 
 
-def meeting_place(ip: str, port: int) -> str:
-    """Where an engine's processes meet, for torch. What stands behind the last colon names their shared memory too."""
-    return f"file://{tempfile.gettempdir()}/vllm_dist:{uuid.uuid4().hex}"
+def meeting_place(*address: object) -> str:
+    """Where an engine's processes meet, for torch. Older vLLMs name shared memory after what follows the last colon."""
+    name = os.environ.get(scratch.VARIABLE, "vllm")
+    return f"file://{tempfile.gettempdir()}/dist:{name}.{uuid.uuid4().hex}"
 
 
 class Engine:

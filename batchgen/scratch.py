@@ -102,7 +102,6 @@ def _sweep(parent: Path) -> None:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    for pattern in (f"{folder.name}.*", f"sem.{folder.name}-*"):
-        for path in SHARED.glob(pattern):
-            with suppress(OSError):
-                path.unlink()
+    for path in SHARED.glob(f"*{folder.name}*"):  # nobody else's: the name is made of eight random letters
+        with suppress(OSError):
+            path.unlink()

@@ -76,6 +76,24 @@ def test_a_signal_to_every_process_drains_and_leaves_nothing_behind(start, gener
 
 
 @pytest.mark.slow
+def test_the_shared_memory_of_an_engine_over_several_processes_goes_with_the_run(start, write_rows, tmp_path):
+    """Which vLLM names after where they meet."""
+    before = set(os.listdir("/dev/shm"))
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    run = start(write_rows(demo_records(3)), tmp_path / "out", "--engine", "tensor_parallel_size=2", env=environment)
+    seen: set[str] = set()
+
+    def finished() -> bool:
+        seen.update(os.listdir("/dev/shm"))
+        return run.process.poll() is not None
+
+    until(finished)
+    assert run.wait() == 0, run.stderr
+    assert any("cpushm" in name for name in seen - before)
+    assert not [name for name in set(os.listdir("/dev/shm")) - before if "cpushm" in name]
+
+
+@pytest.mark.slow
 def test_the_line_names_the_cause_that_vllm_only_points_at(start, write_rows, tmp_path):
     run = start(write_rows(demo_records(3)), tmp_path / "out", "--engine", "kv_cache_memory_bytes=100000")
     assert run.wait() == 1

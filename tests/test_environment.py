@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from processes import instant, until
 
 from batchgen import engine as engine_module
 from batchgen import environment
+from batchgen.scratch import VARIABLE
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "a",
@@ -115,18 +117,22 @@ def test_the_meeting_place_of_older_vllms_listens_on_no_other_interface():
     assert not listeners("meeting_place('127.0.0.1', 1)") & EVERYWHERE
 
 
-def test_an_older_vllm_is_given_that_meeting_place(monkeypatch):
-    from vllm.utils import network_utils
+@pytest.mark.parametrize("older", [True, False])
+def test_every_vllm_is_given_a_meeting_place_that_goes_with_the_run(monkeypatch, older):
     from vllm.v1.executor import multiproc_executor, uniproc_executor
 
-    executors = [multiproc_executor, uniproc_executor]
-    for executor in executors:
-        monkeypatch.setattr(executor, "get_distributed_init_method", executor.get_distributed_init_method)
-    engine_module._meet_in_a_file()
-    assert all(executor.get_distributed_init_method is not engine_module.meeting_place for executor in executors)
-    monkeypatch.delattr(network_utils, "get_file_store_init_method")
-    engine_module._meet_in_a_file()
-    assert all(executor.get_distributed_init_method is engine_module.meeting_place for executor in executors)
+    monkeypatch.setenv(VARIABLE, "batchgen-engine-abc")
+    name = "get_distributed_init_method" if older else "get_file_store_init_method"
+    for executor in (multiproc_executor, uniproc_executor):
+        for each in ("get_distributed_init_method", "get_file_store_init_method"):
+            monkeypatch.setattr(executor, each, getattr(executor, each))
+        if older:
+            monkeypatch.delattr(executor, "get_file_store_init_method")
+        engine_module._meet_in_a_file()
+        way = getattr(executor, name)("10.1.2.3", 1)
+        assert way.startswith(f"file://{tempfile.gettempdir()}/")
+        of_older, of_newer = way.split(":")[-1], os.path.basename(way)  # what they name shared memory after
+        assert "batchgen-engine-abc" in of_older and "/" not in of_older and "batchgen-engine-abc" in of_newer
 
 
 # --- on a network: a namespace with a second address, which the host's name stands for, as on a cluster
