@@ -513,7 +513,8 @@ def _duration(seconds: float | None) -> str:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--replay", type=click.IntRange(min=1), help="generate so many random items again and compare")
 @click.option("--replay-seed", type=int, default=0, show_default=True, help="which items those are")
-def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the replay, over that of the job")
+def verify_command(out: Path, replay: int | None, replay_seed: int, engine: tuple[str, ...]) -> None:
     """Check every shard of OUT: checksums, counts and ids, against the job and its input.
 
     Exits with 0 only if every input row is answered or rejected exactly once, and writes OUT/_SUCCESS if only that is
@@ -527,6 +528,11 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
     from . import verify
 
     with exit_codes():
+        given = _flags((), engine, {}).get("engine", {})
+        if replay:
+            verify.check_engine(out, given)
+        elif given:
+            raise JobError("--engine: is for --replay, as no engine runs without it")
         verdict = verify.verify(out)
         for line in verdict.problems:
             click.echo(f"batchgen: {line}", err=True)
@@ -536,7 +542,7 @@ def verify_command(out: Path, replay: int | None, replay_seed: int) -> None:
         if verdict.closed:
             console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
         if replay:
-            again = verify.replay(out, replay, replay_seed)
+            again = verify.replay(out, replay, replay_seed, given)
             console.say(f"replayed: {again.matches} of {again.items} responses are the same")
             if again.first:
                 console.say(f"first difference: {again.first}")

@@ -20,6 +20,7 @@ from .job import JobSpec
 from .prepare import Job, prepare
 from .run import close, run
 from .source import Reader, Shard
+from .trust import refuse_risks
 
 
 @dataclass
@@ -139,8 +140,15 @@ class Replay:
     first: str
 
 
-def replay(out: Path, items: int, seed: int) -> Replay:
-    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses."""
+def check_engine(out: Path, given: dict[str, Any]) -> None:
+    """Whoever made a folder must not say what code runs here. given: [engine] of the command line. Raises JobError."""
+    refuse_risks(open_finished(out)[1].engine, f"{out}/_job.json", given)
+
+
+def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
+    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses. given: [engine]
+    of the command line, which wins over the record's. Raises what `run` raises."""
+    check_engine(out, given)
     record, spec = open_finished(out)
     columns = [
         "id",
@@ -173,6 +181,7 @@ def replay(out: Path, items: int, seed: int) -> Replay:
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
         tables["prompt"] = {"format": record.settings["prompt"]["format"]}  # shards hold conversations as rendered
         tables["sampling"] |= {"n": 1}
+        tables["engine"] |= given
         again = msgspec.convert(tables, JobSpec)
         run(again)
         after = ds.dataset(again.output.path).to_table(columns).to_pylist()
