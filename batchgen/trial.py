@@ -1,6 +1,7 @@
 """What a stranger's file may do to a library that reads it is tried in a child process first."""
 
 import ctypes
+import faulthandler
 import os
 import resource
 import select
@@ -40,6 +41,7 @@ def _run(work: Callable[[], object], seconds: int, to: int) -> None:
     code = 0
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        faulthandler.disable()  # a crash here is nobody's news
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
