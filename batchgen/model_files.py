@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from .errors import JobError, in_one_line, shown
 
 # Bytes. The largest that are known: config 1 MB, index 15 MB (Kimi K2), tokenizer 33 MB (Gemma 3).
 _CONFIG, _INDEX, _OTHER = 4 << 20, 32 << 20, 64 << 20
+_PART = 1 << 20
 _DEEPEST = 50  # brackets in each other
 
 # Keys of a config, at whatever depth, by which vLLM or transformers would go elsewhere.
@@ -125,9 +126,16 @@ def _listed(folder: Path) -> list[str]:
 # --- digests
 
 
-def digests(folder: Path, files: list[Path]) -> dict[str, str]:
-    """MD5 by name in the folder. Remembered, as 8 GB of weights take 15 s to read again, by all that the system says of
-    a file: its time of last change (ctime) is not the owner's to set."""
+class Digests(NamedTuple):
+    """By name in the folder. MD5 is what model cards and older records have; two files of one MD5 can be made."""
+
+    md5: dict[str, str]
+    sha256: dict[str, str]
+
+
+def digests(folder: Path, files: list[Path]) -> Digests:
+    """Remembered, as 8 GB of weights take 20 s to read again, by all that the system says of a file: its time of last
+    change (ctime) is not the owner's to set."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache_file = Path(caches) / "batchgen" / "digests.json"
     try:
@@ -135,16 +143,26 @@ def digests(folder: Path, files: list[Path]) -> dict[str, str]:
     except (OSError, msgspec.DecodeError):
         cache = {}
     known = len(cache)
-    found = {}
+    found = Digests({}, {})
     for path in files:
         with open(_open_regular(path), "rb") as stream:
             key = identity(path, os.fstat(stream.fileno()))
-            if key not in cache:
-                cache[key] = hashlib.file_digest(stream, "md5").hexdigest()
-        found[str(path.relative_to(folder))] = cache[key]
+            if not {key, f"{key} sha256"} <= cache.keys():
+                md5, sha256 = _digested(stream)
+                cache = {key: md5, f"{key} sha256": sha256} | cache
+        name = str(path.relative_to(folder))
+        found.md5[name], found.sha256[name] = cache[key], cache[f"{key} sha256"]
     if len(cache) > known and os.path.isabs(caches):  # "~" stays where a user has no home that the system knows
         _remember(cache_file, cache)
     return found
+
+
+def _digested(stream: BinaryIO) -> tuple[str, str]:
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    while part := stream.read(_PART):
+        md5.update(part)
+        sha256.update(part)
+    return md5.hexdigest(), sha256.hexdigest()
 
 
 def identity(path: Path, facts: os.stat_result) -> str:

@@ -51,8 +51,8 @@ class Model:
     """name, revision: see hub.Found; model_type: config.json's; vocab_size: of the weights, which may have more ids
     than the tokenizer; context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds
     per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; since_0_3: the
-    names of those that older versions did not digest; weights: the same of all weights, those too that vLLM passes
-    over."""
+    names of those that older versions did not digest; weights, sha256: MD5 and SHA-256 of all weights, those too that
+    vLLM passes over."""
 
     folder: Path
     name: str
@@ -66,6 +66,7 @@ class Model:
     digests: dict[str, str]
     since_0_3: frozenset[str]
     weights: dict[str, str]
+    sha256: dict[str, str]
 
     @property
     def family(self) -> Family:
@@ -123,9 +124,10 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
         kv_width=shape.kv_width,
         tokenizer=tokenizer,
         generation_config=generation_config,
-        digests={file: digests[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
+        digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
         since_0_3=frozenset(str(path.relative_to(folder)) for path in texts) - {*known},
-        weights={path.name: digests[path.name] for path in [*safetensors, *bins]},
+        weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
+        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]},
     )
 
 

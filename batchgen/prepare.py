@@ -85,6 +85,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     results = _results(spec, model, context, format, plan, columns)
     if begun:
         _check_same(begun, _as_named(begun, results, model))
+        _check_weights(begun, model)
         return Job(spec, out, model, context, format, for_rows, template, plan, columns, begun)
     version, results = _in_words_of(old, results, model)
     record = JobRecord(
@@ -96,6 +97,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         plan=plan,
         after=old.fingerprint if old else None,
         schema=passed.written(columns),
+        sha256=model.sha256,
     )
     return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
 
@@ -107,8 +109,17 @@ def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -
         files = results["input"]["files"]
         as_before = {**old.results, "input": {**old.results["input"], "files": files}}
         if job.without_defaults(as_before) == _as_named(old, results, model):
+            _check_weights(old, model)
             return old.format, as_before
     return folder.FORMAT, results
+
+
+def _check_weights(old: JobRecord, model: Model) -> None:
+    """What is the same by MD5 is so by SHA-256, as far as it was recorded. Raises JobError."""
+    for name, digest in old.sha256.items():
+        if model.sha256.get(name, digest) != digest:
+            what = "has the MD5, but not the SHA-256, of what the job was made with"
+            raise JobError(f"{model.folder / name}: {what}: somebody made two files of one MD5")
 
 
 def _as_named(old: JobRecord, results: dict[str, Any], model: Model) -> dict[str, Any]:

@@ -16,11 +16,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from batchgen import models as batchgen_models
 from batchgen import opening, trial
+from batchgen.errors import JobError
 from batchgen.job import fingerprint, load
 from batchgen.prepare import prepare
 
 CONFIG = json.loads((MODEL / "config.json").read_text())
 SECONDS, BYTES = 5, 1 << 30  # that any folder may cost
+
+# Two files of one MD5 (Wang and others, 2004) differ in the highest bit of some bytes.
+ONE = bytes.fromhex(
+    "d131dd02c5e6eec4693d9a0698aff95c2fcab58712467eab4004583eb8fb7f8955ad340609f4b30283e488832571415a"
+    "085125e8f7cdc99fd91dbdf280373c5bd8823e3156348f5bae6dacd436c919c6dd53e2b487da03fd02396306d248cda0"
+    "e99f33420f577ee8ce54b67080a80d1ec69821bcb6a8839396f9652b6ff72a70"
+)
+DIFFERENT = (19, 45, 59, 83, 109, 123)
 
 # What stands in a mutated file where something else was: JSON, and what is none.
 NASTY = [
@@ -236,6 +245,20 @@ def test_weights_that_changed_are_digested_again_whatever_their_time(ours):
     assert weights.stat().st_mtime_ns == times.st_mtime_ns
     after = batchgen_models.load(str(ours)).weights
     assert after == {"model.safetensors": hashlib.md5(b"y").hexdigest()} != before
+
+
+def test_weights_of_the_same_md5_are_told_apart(ours, write_rows, tmp_path):
+    weights = ours / "model.safetensors"
+    weights.write_bytes(ONE)
+    tables = {"input": {"path": [str(write_rows([{"text": "a"}]))]}, "model": {"path": str(ours)}}
+    spec = load(None, {**tables, "output": {"path": str(tmp_path / "out")}})
+    job = prepare(spec)
+    opening.open_job(job.out, job.record)
+    weights.write_bytes(bytes(byte ^ (0x80 if place in DIFFERENT else 0) for place, byte in enumerate(ONE)))
+    assert batchgen_models.load(str(ours)).weights == job.model.weights
+    for begun in (None, job.record):
+        with pytest.raises(JobError, match=r"model\.safetensors: has the MD5, but not the SHA-256"):
+            prepare(spec, begun=begun)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors.index.json", "hf_quant_config.json"])
