@@ -17,6 +17,7 @@ from .errors import JobError, in_one_line, shown
 _CONFIG, _INDEX, _OTHER = 4 << 20, 32 << 20, 64 << 20
 _PART = 1 << 20
 _DEEPEST = 50  # brackets in each other
+_MOST = 500_000  # values; the index of Kimi K2 has 140,000, the tokenizer's config of Gemma 3 45,000
 
 # Keys of a config, at whatever depth, by which vLLM or transformers would go elsewhere.
 _CODE, _ELSEWHERE, _OTHER_FILE = "Python code of its own", "weights of another model", "other files than those checked"
@@ -61,9 +62,11 @@ def read_table(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read as JSON: {in_one_line(error)}") from None
     if not isinstance(table, dict):
         raise JobError(f"{path}: is not a JSON object")
-    for _, _, depth in _values(table):
+    for count, (_, _, depth) in enumerate(_values(table)):
         if depth > _DEEPEST:
             raise JobError(f"{path}: has more than {_DEEPEST} brackets in each other")
+        if count > _MOST:
+            raise JobError(f"{path}: has more than {_MOST:,} values, which no model needs")
     return table
 
 

@@ -158,6 +158,7 @@ def _tokenizer(
             raise JobError(f"{folder}: its tokenizer has no chat template; choose another [prompt] format")
         if format not in ("auto", "raw", "chat-template"):
             raise JobError(f"{folder}: has no spiece.model, so [prompt] format is raw or chat-template, not {format}")
+        _check_ends(tokenizer, folder, vocab_size)
         return tokenizer
     try:
         ours = Tokenizer.load(folder)
@@ -168,7 +169,15 @@ def _tokenizer(
             f"{folder / 'spiece.model'}: has {ours.vocab_size} pieces, but the model only {vocab_size} "
             f"(vocab_size in config.json); the tokenizer belongs to another model"
         )
+    _check_ends(ours, folder, vocab_size)
     return ours
+
+
+def _check_ends(tokenizer: Tokenizer | HfTokenizer, folder: Path, vocab_size: int) -> None:
+    """An id that ends a text must be one that the model can say: with another one vLLM's sampler reads beyond."""
+    if (last := max(tokenizer.eos_ids)) >= vocab_size:
+        why = f"but the model has {vocab_size:,} ids (vocab_size in config.json)"
+        raise JobError(f"{folder}: token {last} ends a text, {why}; the tokenizer belongs to another model")
 
 
 def _is_of_the_series(folder: Path) -> bool:

@@ -8,17 +8,20 @@ import resource
 import shutil
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import msgspec
 import pytest
+import torch
 from conftest import MODEL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from batchgen import models as batchgen_models
-from batchgen import opening, trial
-from batchgen.errors import JobError
+from batchgen import death, opening, trial
+from batchgen.errors import JobError, in_one_line
 from batchgen.job import fingerprint, load
 from batchgen.prepare import prepare
+from batchgen.report import Ended
 
 CONFIG = json.loads((MODEL / "config.json").read_text())
 SECONDS, BYTES = 5, 1 << 30  # that any folder may cost
@@ -129,6 +132,7 @@ def change(path: Path, **keys) -> None:
         ("tokenizer_config.json", {"eos_token": "x" * 1_000_000}, "is no plain token"),
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: expected int | array"),
         ("generation_config.json", {"eos_token_id": -1}, "generation_config.json: eos_token_id: expected int >= 0"),
+        ("config.json", {"vocab_size": 1024, "text_config": CONFIG | {"vocab_size": 2}}, "but the model only 2 "),
         ("generation_config.json", {"temperature": "hot"}, "generation_config.json: temperature: expected float, got"),
     ],
 )
@@ -143,6 +147,7 @@ def test_a_value_that_no_model_has_is_told_by_file_and_key(batchgen, ours, file,
     "content",
     [
         *(b"[" * 100_000, b'{"x": ' * 100_000, b'{"x": ' + b"[" * 60 + b"]" * 60 + b"}", b"[]", b"", b"\xff", b"NaN"),
+        b'{"x": [' + b"1," * 600_000 + b"1]}",
         *(b'{"eos_token": "\\ud800"}', b'{"vocab_size": ' + b"9" * 5000 + b"}", b'{"x": "' + bytes(5 << 20) + b'"}'),
     ],
     ids=lambda content: repr(content[:12]),
@@ -196,7 +201,29 @@ def test_a_config_that_points_elsewhere_is_refused_and_nothing_of_it_is_run(batc
     assert not ran.exists()
 
 
+class Payload:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_weights_that_hold_code_are_told_without_advice_to_load_them_all_the_same(tmp_path):
+    torch.save(Payload(tmp_path / "ran"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnpicklingError) as refused:
+        torch.load(tmp_path / "pytorch_model.bin", weights_only=True)  # as vLLM loads it
+    told = death.explain(Ended("died", in_one_line(refused.value)), tmp_path / "engine.log", 0, on_cpu=True)
+    assert told.text == death.CODE
+    assert not (tmp_path / "ran").exists()
+
+
 # --- tokenizers
+
+
+def test_an_end_of_text_that_the_model_cannot_say_is_refused(batchgen, theirs):
+    change(theirs / "generation_config.json", eos_token_id=[1, 1024])
+    assert "token 1024 ends a text, but the model has 1,024 ids" in refusal(batchgen, theirs)
 
 
 def test_a_tokenizer_that_takes_all_memory_is_told_in_one_line(batchgen, theirs):
