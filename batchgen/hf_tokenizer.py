@@ -13,6 +13,7 @@ from msgspec import Meta
 from . import hub, lengths, model_files, trial
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation
 from .errors import JobError, Reject
+from .sampling import MinP, RepetitionPenalty, Temperature, TopK, TopP
 
 _ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
 
@@ -20,14 +21,14 @@ Id = Annotated[int, Meta(ge=0, lt=1 << 24)]
 
 
 class _Generation(msgspec.Struct):
-    """What batchgen reads of generation_config.json; whether its sampling makes sense, the job's own check says."""
+    """What batchgen reads of generation_config.json."""
 
     eos_token_id: Id | list[Id] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
 
 
 class HfTokenizer:

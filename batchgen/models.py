@@ -27,6 +27,10 @@ class _Scaling(msgspec.Struct):
     factor: Annotated[float, Meta(ge=1, le=1 << 16)]
 
 
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
 class _Shape(msgspec.Struct):
     """What batchgen reads of config.json. The limits are far above any model, so that sums with them stay sums."""
 
@@ -113,6 +117,7 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
     known, read = (SERIES_TEXTS, hub.ENGINE_TEXTS) if isinstance(tokenizer, Tokenizer) else (hub.FIRST_TEXTS, hub.TEXTS)
     texts = model_files.matching(folder, (*known, *read))
+    _check_index(folder / "model.safetensors.index.json", safetensors)
     digests = model_files.digests(folder, [*texts, *safetensors, *bins])
     return Model(
         folder=folder,
@@ -129,6 +134,18 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
         weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
         sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]},
     )
+
+
+def _check_index(path: Path, safetensors: list[Path]) -> None:
+    """Which weights are in which file, as vLLM reads it. Raises JobError if one of them is not there."""
+    if not safetensors or not path.exists():
+        return
+    try:
+        named = msgspec.convert(model_files.read_table(path), _Index).weight_map.values()
+    except msgspec.ValidationError as error:
+        raise JobError(f"{path}: {model_files.readable(error)}") from None
+    if missing := sorted({*named} - {file.name for file in safetensors}):
+        raise JobError(f"{path}: names {shown(missing[0])[:100]}, which is not there; download the model again")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 from conftest import MODEL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from batchgen import models as batchgen_models
 from batchgen import death, opening, trial
+from batchgen import models as batchgen_models
 from batchgen.errors import JobError, in_one_line
 from batchgen.job import fingerprint, load
 from batchgen.prepare import prepare
@@ -133,6 +133,12 @@ def change(path: Path, **keys) -> None:
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: expected int | array"),
         ("generation_config.json", {"eos_token_id": -1}, "generation_config.json: eos_token_id: expected int >= 0"),
         ("config.json", {"vocab_size": 1024, "text_config": CONFIG | {"vocab_size": 2}}, "but the model only 2 "),
+        (
+            "generation_config.json",
+            {"temperature": 1e308},
+            "config.json: temperature: expected float <= 2.0",
+        ),
+        ("generation_config.json", {"top_p": 0}, "generation_config.json: top_p: expected float > 0.0"),
         ("generation_config.json", {"temperature": "hot"}, "generation_config.json: temperature: expected float, got"),
     ],
 )
@@ -171,6 +177,25 @@ def test_only_regular_files_are_read(batchgen, ours, name, what):
         case "link to nothing":
             (ours / name).symlink_to(ours / "gone")
     assert f"{ours / name}: is no regular file" in refusal(batchgen, ours)
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ({}, "object missing required field weight_map"),
+        ({"weight_map": ["x"]}, "weight_map: expected object, got array"),
+        ({"weight_map": {"embed_in": "../x.safetensors"}}, "names ../x.safetensors, which is not there"),
+        (
+            {"weight_map": {"embed_in": "model-00002-of-00002.safetensors"}},
+            "which is not there; download the model again",
+        ),
+    ],
+)
+def test_an_index_of_weights_that_are_not_there_is_told_before_an_engine_starts(batchgen, ours, index, told):
+    path = ours / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    assert refusal(batchgen, ours).startswith(f"batchgen: {path}: ")
+    assert told in refusal(batchgen, ours)
 
 
 # --- code, and files elsewhere
@@ -292,8 +317,8 @@ def test_weights_of_the_same_md5_are_told_apart(ours, write_rows, tmp_path):
 def test_whatever_the_engine_reads_is_part_of_the_job(batchgen, ours, write_rows, tmp_path, name):
     flags = [write_rows([{"text": "a"}]), "--model", ours, "--output", tmp_path / "out"]
     fingerprints = []
-    for content in ('{"eos_token_id": 3}', '{"eos_token_id": [3, 4]}'):
-        (ours / name).write_text(content)
+    for content in ({"eos_token_id": 3}, {"eos_token_id": [3, 4]}):
+        (ours / name).write_text(json.dumps(content | {"weight_map": {"x": "model.safetensors"}}))
         fingerprints += [line for line in batchgen("plan", *flags).stdout.splitlines() if "fingerprint" in line]
     assert len({*fingerprints}) == 2
 
