@@ -17,6 +17,9 @@ from .sampling import MinP, RepetitionPenalty, Temperature, TopK, TopP
 
 _ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
 
+# No text may be beyond a tokenizer: one without an unknown token fails at the first sign that it lacks.
+_SAMPLE = "Hello, wörld! 12 + 3 = 15\n\tПривет, 月曜日 안녕 🙂 \u0001"
+
 Id = Annotated[int, Meta(ge=0, lt=1 << 24)]
 
 
@@ -53,7 +56,11 @@ class HfTokenizer:
         """Raises JobError."""
         import transformers  # noqa: F401  2 s, which the models of the series need not pay; here, not in each trial
 
-        if why := trial.failure(lambda: cls._loaded(folder).decode([0]), _patience(folder)):
+        def used() -> None:
+            tokenizer = cls._loaded(folder)
+            tokenizer.decode(tokenizer.encode(_SAMPLE))
+
+        if why := trial.failure(used, _patience(folder)):
             raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why[:200]}")
         tokenizer = cls._loaded(folder)
         named = generation_config.get("eos_token_id")

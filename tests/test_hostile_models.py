@@ -259,6 +259,14 @@ def test_a_tokenizer_that_takes_all_memory_is_told_in_one_line(batchgen, theirs)
     assert "takes more than 1 GiB of memory" in refusal(batchgen, theirs)
 
 
+def test_a_tokenizer_that_fails_at_a_sign_it_does_not_know_is_told_in_one_line(batchgen, theirs):
+    tokenizer = json.loads((theirs / "tokenizer.json").read_text())
+    tokenizer["model"] = {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}}
+    tokenizer["model"] |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    (theirs / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "Missing [UNK] token" in refusal(batchgen, theirs)
+
+
 def panic() -> None:
     raise BaseException("Onig: Regex search error:\nretry-limit-in-match over")
 
