@@ -54,7 +54,8 @@ class HfTokenizer:
     @classmethod
     def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
         """Raises JobError."""
-        import transformers  # noqa: F401  2 s, which the models of the series need not pay; here, not in each trial
+        # 3 s of computing, which the models of the series need not pay, and here no part of the trial's.
+        from transformers import AutoTokenizer  # noqa: F401
 
         def used() -> None:
             tokenizer = cls._loaded(folder)

@@ -45,6 +45,7 @@ def _run(work: Callable[[], object], seconds: int, to: int) -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each thread reserves 64 MiB of addresses
         _limit(seconds)
         work()
         os.write(to, b"-")
