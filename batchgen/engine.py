@@ -52,8 +52,8 @@ CPU_KV_CACHE_BYTES = 4 << 30
 ALONE = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-# What vLLM raises for arguments, or a model's config, that it cannot do with. pydantic's are ValueErrors.
-REFUSALS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, NotImplementedError)
+# While vLLM reads arguments and a model's config these are the machine's fault; all else is that of what it reads.
+OF_THE_MACHINE = (OSError, MemoryError, RuntimeError, ImportError)
 
 # By name, as vLLM's and torch's own are imported late: after these no request can be taken any more.
 BREAKS = {"EngineDeadError", "AcceleratorError", "OutOfMemoryError", "MemoryError", "OSError", "ZMQError"}
@@ -199,8 +199,8 @@ class Engine:
             # In one process the engine starts in 2 to 10 s, with a separate one in 24 to 33 s (0.31, 2 cores).
             # On a GPU the separate process stays: there it overlaps our work with the GPU's.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        fixed = {"model": str(model.folder), "config_format": "hf", "disable_log_stats": True}
-        fixed["generation_config"] = "vllm"
+        fixed: dict[str, Any] = {"model": str(model.folder), "config_format": "hf", "generation_config": "vllm"}
+        fixed["disable_log_stats"] = True
         settings = {"structured_outputs_config": STRUCTURED_OUTPUTS} | settings
         set_up_process()
         if isinstance(model.tokenizer, Tokenizer):
@@ -210,7 +210,9 @@ class Engine:
                 structured = StructuredOutputsConfig(**settings.pop("structured_outputs_config"))
                 made = EngineArgs(**fixed, **settings, structured_outputs_config=structured)
                 config = made.create_engine_config()
-            except REFUSALS as error:
+            except OF_THE_MACHINE:
+                raise
+            except Exception as error:  # its parts, pydantic and transformers, have kinds of their own
                 raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
             _check_model(config.model_config, model.folder)
             self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)

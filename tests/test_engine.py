@@ -96,10 +96,9 @@ def test_a_refusal_of_whatever_class_rejects_its_row_at_the_first_try(engine, ge
 
 
 def test_vllm_is_held_to_the_folder_that_was_checked(tmp_path, monkeypatch):
-    """Whatever leads vLLM to another one, as a model's config could; here by its own table of redirections."""
+    """Whatever leads vLLM to another one, as a model's config could."""
     model = shutil.copytree(MODEL, tmp_path / "model")
-    (tmp_path / "redirect").write_text(json.dumps({str(model): str(MODEL)}))
-    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(tmp_path / "redirect"))
+    monkeypatch.setattr("vllm.config.model.maybe_model_redirect", lambda path: str(MODEL))
     with pytest.raises(JobError, match=f"{model}: by its config vLLM would take the model from {MODEL}"):
         Engine(load_model(str(model)), {"dtype": "float32"}, 512)
 
@@ -107,6 +106,14 @@ def test_vllm_is_held_to_the_folder_that_was_checked(tmp_path, monkeypatch):
 def test_settings_of_structured_outputs_that_vllm_does_not_know_are_refused_in_one_line():
     with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: backend: "):
         Engine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
+
+
+def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": "x"}))
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: .*'architectures'.*$"):
+        Engine(load_model(str(model)), {}, 512)
 
 
 def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generate, write_rows, tmp_path):
