@@ -533,8 +533,15 @@ def _duration(seconds: float | None) -> str:
 @click.option("--quarantine", is_flag=True, help="move damaged shards to OUT/_state/quarantine; a run makes them again")
 @click.option("--close", is_flag=True, help="write OUT/_SUCCESS if only that is missing")
 @click.option("--shared", is_flag=True, help="write so in a team's folder too, which others may write to")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the replay, over that of the job")
 def verify_command(
-    out: Path, replay: int | None, replay_seed: int, quarantine: bool, close: bool, shared: bool
+    out: Path,
+    replay: int | None,
+    replay_seed: int,
+    quarantine: bool,
+    close: bool,
+    shared: bool,
+    engine: tuple[str, ...],
 ) -> None:
     """Check every shard of OUT: checksums, counts and ids, against the job and its input.
 
@@ -551,6 +558,11 @@ def verify_command(
     from . import verify
 
     with exit_codes():
+        given = _flags((), engine, {}).get("engine", {})
+        if replay:
+            verify.check_engine(out, given)
+        elif given:
+            raise JobError("--engine: is for --replay, as no engine runs without it")
         verdict = verify.verify(out, verify.Writing(quarantine, close, shared))
         for line in verdict.problems:
             click.echo(terminal.message(f"batchgen: {line}"), err=True)
@@ -563,7 +575,7 @@ def verify_command(
             console.say(f"_SUCCESS is missing; `batchgen verify {out} --close` writes it")
         console.say(f"digest of all shards: {verdict.digest}")
         if replay:
-            again = verify.replay(out, replay, replay_seed)
+            again = verify.replay(out, replay, replay_seed, given)
             console.say(f"replayed: {again.matches} of {again.items} responses are the same")
             if again.first:
                 console.say(f"first difference: {again.first}")

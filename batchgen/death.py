@@ -25,6 +25,7 @@ NO_INSTRUCTION = "this build of vLLM needs CPU instructions that this machine la
 OUT_OF_MEMORY = (
     "; is the machine out of memory? lower [output] workers, [engine] max_num_seqs or, on a CPU, kv_cache_memory_bytes"
 )
+CODE = "a .bin file of the model holds code (a pickle), which is never loaded; take the model's safetensors"
 ON_A_CPU = "; on a CPU it is [engine] kv_cache_memory_bytes that has to be higher, or max_model_len lower"
 
 _MOST_READ = 1 << 20  # bytes of a log's end
@@ -58,6 +59,8 @@ def explain(word: Ended, log: Path, begin: int, on_cpu: bool) -> Death:
     death = _cause(word, log, begin)
     if death.signal == signal.SIGILL:
         return Death(f"{death.text}: {NO_INSTRUCTION}", death.signal)
+    if "Weights only load failed" in death.text:  # PyTorch goes on with advice to load it all the same
+        return Death(CODE)
     if on_cpu and "gpu_memory_utilization" in death.text:
         return Death(death.text + ON_A_CPU)
     return death

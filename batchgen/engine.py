@@ -15,8 +15,8 @@ import re
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ from .tokenizer import Tokenizer
 OLDEST, TOO_NEW = "0.26", "0.32"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 
-# EngineArgs that batchgen itself decides: the rest of the pipeline rests on them.
+# EngineArgs that batchgen itself decides: the rest of the pipeline rests on them, and on a model that was checked.
 OURS = (
     *("model", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "disable_log_stats"),
-    *("generation_config", "override_generation_config"),
+    *("generation_config", "override_generation_config", "config_format", "hf_config_path", "model_weights"),
+    *("revision", "code_revision", "tokenizer_revision"),
 )
+UNCHECKED = ("pt", "npcache", "gguf", "tensorizer")  # load formats of other files than the model's digests name
 TOKENIZER_MODE = "batchgen"
 
 # xgrammar is the backend that can read our tokenizer. Free white space lets small models go on with it for ever.
@@ -48,6 +50,9 @@ STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 # Kept small so that the model's weights and the user's other programs fit beside it; a GPU sizes its own.
 CPU_KV_CACHE_BYTES = 4 << 30
 
+
+# While vLLM reads arguments and a model's config these are the machine's fault; all else is that of what it reads.
+OF_THE_MACHINE = (OSError, MemoryError, RuntimeError, ImportError)
 
 # By name, as vLLM's and torch's own are imported late: after these no request can be taken any more.
 BREAKS = {"EngineDeadError", "AcceleratorError", "OutOfMemoryError", "MemoryError", "OSError", "ZMQError"}
@@ -128,6 +133,10 @@ def check_args(args: dict[str, Any]) -> None:
     for name in args:
         if name in OURS:
             raise JobError(f"[engine] {name}: batchgen sets this itself; leave it out")
+    if args.get("load_format") in UNCHECKED:
+        raise JobError(
+            f"[engine] load_format: {args['load_format']} loads files that batchgen does not check; leave it out"
+        )
     if not args:
         return
     spec = importlib.util.find_spec("vllm")
@@ -189,6 +198,7 @@ class Engine:
         """Raises JobError if vLLM refuses the arguments, anything else if the machine fails it."""
         os.environ.update(environment.of_engine())
         from vllm import EngineArgs, LLMEngine, SamplingParams
+        from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -205,16 +215,23 @@ class Engine:
             # In one process the engine starts in 2 to 10 s, with a separate one in 24 to 33 s (0.31, 2 cores).
             # On a GPU the separate process stays: there it overlaps our work with the GPU's.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        fixed = {"model": str(model.folder), "disable_log_stats": True, "generation_config": "vllm"}
+        fixed: dict[str, Any] = {"model": str(model.folder), "config_format": "hf", "generation_config": "vllm"}
+        fixed["disable_log_stats"] = True
         settings = {"structured_outputs_config": STRUCTURED_OUTPUTS} | settings
         set_up_process()
         if isinstance(model.tokenizer, Tokenizer):
             fixed["tokenizer_mode"] = TOKENIZER_MODE
-        try:
-            config = EngineArgs(**fixed, **settings).create_engine_config()
-        except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
-            raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
-        self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        with _offline():
+            try:
+                structured = StructuredOutputsConfig(**settings.pop("structured_outputs_config"))
+                made = EngineArgs(**fixed, **settings, structured_outputs_config=structured)
+                config = made.create_engine_config()
+            except OF_THE_MACHINE:
+                raise
+            except Exception as error:  # its parts, pydantic and transformers, have kinds of their own
+                raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
+            _check_model(config.model_config, model.folder)
+            self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
@@ -329,6 +346,34 @@ def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[st
     process = next(process for process in processes if process.sentinel in ended)
     process.join()
     tell(f"its process {process.name} ended with exit code {process.exitcode}")
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """There is no hub for an engine that is made here, in whatever process; a worker may read its input from one."""
+    from huggingface_hub import constants
+
+    before, was = dict(os.environ), constants.HF_HUB_OFFLINE
+    os.environ.update(environment.OFFLINE)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+        for name in environment.OFFLINE:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def _check_model(config: Any, folder: Path) -> None:
+    """What vLLM is going to load is what was checked, whatever its reading of the model's config made of it. Raises
+    JobError."""
+    for what in ("model", "tokenizer", "model_weights", "hf_config_path"):
+        path = getattr(config, what, None)
+        if path and str(path) != str(folder):
+            raise JobError(f"{folder}: by its config vLLM would take the {what} from {path}, which was not checked")
 
 
 def _logprobs(steps: Any, token_ids: Sequence[int]) -> Logprobs | None:

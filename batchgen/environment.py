@@ -28,6 +28,9 @@ _PREFIXES = tuple(
 # Of vLLM's: what would open its sockets to pickle.
 _DANGEROUS = frozenset(["VLLM_ALLOW_INSECURE_SERIALIZATION"])
 
+# A model that was prepared is all there, so that no engine has business on a hub.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
 # Workers read the input, so one that lies elsewhere takes the keys to it along.
 _OF_ANY_REMOTE = tuple("SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE FSSPEC_".split())
 _OF_SCHEME = {

@@ -38,11 +38,11 @@ FOLDERS = ("_state", "_rejects", *(f"_state/{name}" for name in STATE_FOLDERS))
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
-    """`_job.json`. results: all that decides what the shards hold, in the words of the format that the folder was begun
-    in; fingerprint: its digest; spec: as resolved by the run that opened the folder last; after: the fingerprint of the
-    job that was in the folder when this one was prepared; retry_of: the job whose rows these are, and why they were
-    picked, if it is a retry; schema: the Arrow types of the passed-through columns (passed.written), empty in jobs of
-    the first version."""
+    """`_job.json`. results: all that decides what the shards hold, in the words of the format that the folder was
+    begun in; fingerprint: its digest; spec: as resolved by the run that opened the folder last; after: the fingerprint
+    of the job that was in the folder when this one was prepared; retry_of: the job whose rows these are, and why they
+    were picked, if it is a retry; sha256: of the model's weights, which results name by MD5; schema: the Arrow types
+    of the passed-through columns (passed.written), empty in jobs of the first version."""
 
     format: int = 1
     fingerprint: str
@@ -53,6 +53,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     after: str | None = None
     retry_of: dict[str, Any] | None = None
     schema: str = ""
+    sha256: dict[str, str] = {}
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:

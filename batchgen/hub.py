@@ -10,11 +10,23 @@ from typing import NamedTuple
 from . import terminal
 from .errors import JobError
 
-# Every file but the weights that may decide what a model reads and writes.
-TEXTS = (
+# Every file but the weights that may decide what a model reads and writes, by name or pattern. Records of batchgen 0.2
+# have no others of them than the first.
+FIRST_TEXTS = (
     *("config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "vocab.txt"),
+)
+# What vLLM reads beside config.json, whatever the tokenizer: which files hold the weights, and how they are quantized.
+ENGINE_TEXTS = (
+    *("generation_config.json", "*.index.json"),
+    *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+)
+TEXTS = (
+    *FIRST_TEXTS,
+    *ENGINE_TEXTS,
+    *("additional_chat_templates/*.jinja", "tokenizer.model.*", "tekken.json", "*.tiktoken", "vocab.bpe"),
+    *("encoder.json", "bpe.codes", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
 )
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96

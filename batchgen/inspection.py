@@ -31,6 +31,7 @@ def describe(model: Model) -> Iterator[tuple[str, str]]:
     format = model.prompt_format
     yield "defaults", _named(msgspec.structs.asdict(JobSampling().with_defaults(model.sampling_defaults(format))))
     yield from _lines("weights", list(_weights(model)))
+    yield from _lines("SHA-256", [f"{digest}  {name}" for name, digest in model.sha256.items()])
     known = [name for md5, name in series.RELEASES.items() if md5 in model.weights.values()]
     yield from _lines("release", known or ["unknown: the MD5 is that of no release listed here"])
 

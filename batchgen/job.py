@@ -19,6 +19,7 @@ from .hub import is_name
 from .places import check_place
 from .sampling import JobSampling, Sampling
 from .shapes import AUTO, SHAPES
+from .trust import refuse_risks
 
 if TYPE_CHECKING:
     InputFormat = str
@@ -160,11 +161,14 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
+    _check_keys(data, where)
+    in_file = data.get("engine", {})
     _refuse_secrets(flags, "flags")
     _make_absolute(flags, current_folder())
     for table, values in flags.items():
         data[table] = {**data.get(table, {}), **values}
     _check_keys(data, where)
+    refuse_risks(in_file, where, flags.get("engine", {}))
     for table in ("input", "model", "output"):
         if "path" not in data.get(table, {}):
             flag = "IN..." if table == "input" else f"--{table}"

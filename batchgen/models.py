@@ -1,15 +1,15 @@
 """A model on disk or on the hub: its config, tokenizer and weights, checked before an engine is started on them."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from . import hf_tokenizer, hub, safeopen, series
-from .errors import JobError, warn
+from . import hf_tokenizer, hub, model_files, series
+from .errors import JobError, shown, warn
 from .hf_tokenizer import HfTokenizer
 from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
@@ -19,12 +19,44 @@ SERIES_TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
 TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
 
 
+_Number = Annotated[int, Meta(ge=1, le=1 << 16)]
+_NumberOrNone = Annotated[int, Meta(ge=0, le=1 << 16)] | None
+
+
+class _Scaling(msgspec.Struct):
+    factor: Annotated[float, Meta(ge=1, le=1 << 16)]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _Shape(msgspec.Struct):
+    """What batchgen reads of config.json. The limits are far above any model, so that sums with them stay sums."""
+
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 27)]
+    num_hidden_layers: _Number
+    hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    num_attention_heads: _Number
+    num_key_value_heads: _NumberOrNone = None
+    head_dim: _NumberOrNone = None
+    rope_scaling: dict[str, Any] | None = None
+
+    @property
+    def kv_width(self) -> int:
+        kv_heads = self.num_key_value_heads or self.num_attention_heads
+        width = self.head_dim or max(1, self.hidden_size // self.num_attention_heads)
+        return 2 * self.num_hidden_layers * kv_heads * width
+
+
 @dataclass(frozen=True)
 class Model:
     """name, revision: see hub.Found; model_type: config.json's; vocab_size: of the weights, which may have more ids
     than the tokenizer; context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds
-    per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; weights: the
-    same of all weights, those too that vLLM passes over."""
+    per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; since_0_3: the
+    names of those that older versions did not digest; weights, sha256: MD5 and SHA-256 of all weights, those too that
+    vLLM passes over."""
 
     folder: Path
     name: str
@@ -36,7 +68,9 @@ class Model:
     tokenizer: Tokenizer | HfTokenizer
     generation_config: dict[str, Any]
     digests: dict[str, str]
+    since_0_3: frozenset[str]
     weights: dict[str, str]
+    sha256: dict[str, str]
 
     @property
     def family(self) -> Family:
@@ -71,33 +105,64 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
     """
     folder, name, commit = hub.find(path, revision)
     hub.refuse_images(os.listdir(folder), name)
-    config = _config(folder / "config.json")
-    hf_tokenizer.refuse_code(folder)
+    texts = model_files.matching(folder, hub.TEXTS)
+    model_files.check(texts)
+    config = _config(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
-    # A model of text and images has its language model's numbers in a part of its own.
-    text_config = config.get("text_config", config)
-    vocab_size = _whole_number(text_config, "vocab_size", folder)
-    tokenizer = _tokenizer(folder, generation_config, vocab_size, format)
-    asked_for = SERIES_TEXTS if isinstance(tokenizer, Tokenizer) else hub.TEXTS
-    texts = [text for text in asked_for if (folder / text).exists()]
-    safetensors, bins = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
+    shape = _shape(config, folder / "config.json")
+    tokenizer = _tokenizer(folder, generation_config, shape.vocab_size, format)
+    safetensors, bins = (model_files.matching(folder, (ending,)) for ending in ("*.safetensors", "*.bin"))
     used = safetensors or bins  # the order in which vLLM looks
     if not used:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    digests = _digests([*(folder / file for file in texts), *safetensors, *bins])
+    known, read = (SERIES_TEXTS, hub.ENGINE_TEXTS) if isinstance(tokenizer, Tokenizer) else (hub.FIRST_TEXTS, hub.TEXTS)
+    texts = model_files.matching(folder, (*known, *read))
+    _check_index(folder / "model.safetensors.index.json", safetensors)
+    digests = model_files.digests(folder, [*texts, *safetensors, *bins])
     return Model(
         folder=folder,
         name=name,
         revision=commit,
-        model_type=str(config.get("model_type")),
-        vocab_size=vocab_size,
-        context=_context(text_config, folder),
-        kv_width=_kv_width(text_config, folder),
+        model_type=shown(str(config.get("model_type")))[:100],
+        vocab_size=shape.vocab_size,
+        context=_context(shape, folder),
+        kv_width=shape.kv_width,
         tokenizer=tokenizer,
         generation_config=generation_config,
-        digests={file: digests[file] for file in [*texts, *(path.name for path in used)]},
-        weights={path.name: digests[path.name] for path in [*safetensors, *bins]},
+        digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
+        since_0_3=frozenset(str(path.relative_to(folder)) for path in texts) - {*known},
+        weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
+        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]},
     )
+
+
+def _check_index(path: Path, safetensors: list[Path]) -> None:
+    """Which weights are in which file, as vLLM reads it. Raises JobError if one of them is not there."""
+    if not safetensors or not path.exists():
+        return
+    try:
+        named = msgspec.convert(model_files.read_table(path), _Index).weight_map.values()
+    except msgspec.ValidationError as error:
+        raise JobError(f"{path}: {model_files.readable(error)}") from None
+    if missing := sorted({*named} - {file.name for file in safetensors}):
+        raise JobError(f"{path}: names {shown(missing[0])[:100]}, which is not there; download the model again")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return model_files.read_table(path)
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such file; is {folder} a model's folder?") from None
+
+
+def _shape(config: dict[str, Any], path: Path) -> _Shape:
+    # A model of text and images has its language model's numbers in a part of its own.
+    part = "text_config" if "text_config" in config else ""
+    try:
+        return msgspec.convert(config[part] if part else config, _Shape)
+    except msgspec.ValidationError as error:
+        raise JobError(f"{path}: {model_files.readable(error, part)}") from None
 
 
 def _tokenizer(
@@ -110,6 +175,7 @@ def _tokenizer(
             raise JobError(f"{folder}: its tokenizer has no chat template; choose another [prompt] format")
         if format not in ("auto", "raw", "chat-template"):
             raise JobError(f"{folder}: has no spiece.model, so [prompt] format is raw or chat-template, not {format}")
+        _check_ends(tokenizer, folder, vocab_size)
         return tokenizer
     try:
         ours = Tokenizer.load(folder)
@@ -120,7 +186,15 @@ def _tokenizer(
             f"{folder / 'spiece.model'}: has {ours.vocab_size} pieces, but the model only {vocab_size} "
             f"(vocab_size in config.json); the tokenizer belongs to another model"
         )
+    _check_ends(ours, folder, vocab_size)
     return ours
+
+
+def _check_ends(tokenizer: Tokenizer | HfTokenizer, folder: Path, vocab_size: int) -> None:
+    """An id that ends a text must be one that the model can say: with another one vLLM's sampler reads beyond."""
+    if (last := max(tokenizer.eos_ids)) >= vocab_size:
+        why = f"but the model has {vocab_size:,} ids (vocab_size in config.json)"
+        raise JobError(f"{folder}: token {last} ends a text, {why}; the tokenizer belongs to another model")
 
 
 def _is_of_the_series(folder: Path) -> bool:
@@ -128,15 +202,7 @@ def _is_of_the_series(folder: Path) -> bool:
     if (folder / "spiece.model").exists():
         return True
     path = folder / "tokenizer_config.json"
-    return path.exists() and str(_config(path).get("tokenizer_class")).startswith("T5Tokenizer")
-
-
-def _kv_width(config: dict[str, Any], folder: Path) -> int:
-    layers, hidden, heads = (
-        _whole_number(config, key, folder) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
-    kv_heads = config.get("num_key_value_heads") or heads
-    return 2 * layers * kv_heads * (config.get("head_dim") or hidden // heads)
+    return path.exists() and str(model_files.read_table(path).get("tokenizer_class")).startswith("T5Tokenizer")
 
 
 def check_release(model: Model, allow_withdrawn: bool) -> None:
@@ -149,64 +215,13 @@ def check_release(model: Model, allow_withdrawn: bool) -> None:
     warn(what)
 
 
-def _context(config: dict[str, Any], folder: Path) -> int:
+def _context(shape: _Shape, folder: Path) -> int:
     """Tokens. Of a model that linear scaling stretches, some configs give the context before it, others after it."""
-    positions = _whole_number(config, "max_position_embeddings", folder)
-    scaling = config.get("rope_scaling")
-    if scaling is not None and not isinstance(scaling, dict):
-        raise JobError(f"{folder / 'config.json'}: rope_scaling is {scaling!r}, not an object")
-    if positions != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
-        return positions
-    factor = scaling.get("factor")
-    if not isinstance(factor, int | float) or factor < 1:
-        raise JobError(f"{folder / 'config.json'}: rope_scaling has the factor {factor!r}, not a number from 1")
-    return int(positions * factor)
-
-
-def _config(path: Path) -> dict[str, Any]:
+    scaling = shape.rope_scaling
+    if shape.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
+        return shape.max_position_embeddings
     try:
-        config = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such file; is {path.parent} a model's folder?") from None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise JobError(f"{path}: is not a JSON object")
-    return config
-
-
-def _whole_number(config: dict[str, Any], key: str, folder: Path) -> int:
-    value = config.get(key)
-    if not isinstance(value, int):
-        raise JobError(f"{folder / 'config.json'}: {key} is {value!r}, not a whole number")
-    return value
-
-
-def _digests(files: list[Path]) -> dict[str, str]:
-    """MD5 by file name. Remembered by path, size and time of change: 8 GB of weights take 15 s to read again."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache_file = Path(caches) / "batchgen" / "digests.json"
-    try:
-        cache = msgspec.json.decode(cache_file.read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.DecodeError):
-        cache = {}
-    known = len(cache)
-    digests = {}
-    for file in files:
-        stat = file.stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        if key not in cache:
-            with file.open("rb") as stream:
-                cache[key] = hashlib.file_digest(stream, "md5").hexdigest()
-        digests[file.name] = cache[key]
-    if len(cache) > known and os.path.isabs(caches):  # "~" stays where a user has no home that the system knows
-        _remember(cache_file, cache)
-    return digests
-
-
-def _remember(cache_file: Path, cache: dict[str, str]) -> None:
-    try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        safeopen.replace(cache_file, msgspec.json.encode(cache))
-    except OSError:
-        pass  # a read-only home costs time at the next start, nothing else
+        return int(TRAINED_CONTEXT * msgspec.convert(scaling, _Scaling).factor)
+    except msgspec.ValidationError:
+        what = f"rope_scaling has the factor {scaling.get('factor')!r:.60}, not a number from 1 to 65,536"
+        raise JobError(f"{folder / 'config.json'}: {what}") from None

@@ -109,9 +109,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     spec, for_rows = _sampling(spec, model, format)
     results = _results(spec, model, context, format, plan, columns)
     if begun:
-        _check_same(begun, results)
+        _check_same(begun, _as_named(begun, results, model))
+        _check_weights(begun, model)
         return Job(spec, out, model, context, format, for_rows, template, plan, columns, begun)
-    version, results = _in_words_of(old, results)
+    version, results = _in_words_of(old, results, model)
     record = JobRecord(
         format=version,
         fingerprint=job.fingerprint(results),
@@ -121,19 +122,37 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         plan=plan,
         after=old.fingerprint if old else None,
         schema=passed.written(columns),
+        sha256=model.sha256,
     )
     return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
 
 
-def _in_words_of(old: JobRecord | None, results: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -> tuple[int, dict[str, Any]]:
     """The format and the results of a job: those of the folder that it goes on in, if it is the same but for its input.
     So the shards of an older folder, made and to be made, have one fingerprint."""
     if old:
         files = results["input"]["files"]
         as_before = {**old.results, "input": {**old.results["input"], "files": files}}
-        if job.without_defaults(as_before) == results:
+        if job.without_defaults(as_before) == _as_named(old, results, model):
+            _check_weights(old, model)
             return old.format, as_before
     return folder.FORMAT, results
+
+
+def _check_weights(old: JobRecord, model: Model) -> None:
+    """What is the same by MD5 is so by SHA-256, as far as it was recorded. Raises JobError."""
+    for name, digest in old.sha256.items():
+        if model.sha256.get(name, digest) != digest:
+            what = "has the MD5, but not the SHA-256, of what the job was made with"
+            raise JobError(f"{model.folder / name}: {what}: somebody made two files of one MD5")
+
+
+def _as_named(old: JobRecord, results: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The results without those files of a model that a folder of an older version does not name."""
+    if not model.since_0_3.isdisjoint(old.results.get("model", {})):
+        return results
+    named = {file: digest for file, digest in model.digests.items() if file not in model.since_0_3}
+    return {**results, "model": named}
 
 
 def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:

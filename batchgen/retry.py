@@ -13,6 +13,7 @@ from .folder import JobRecord
 from .job import JobSpec, load, nearest
 from .prepare import Job, prepare
 from .run import Outcome, run_job
+from .trust import refuse_risks
 from .verify import grows, open_finished, set_aside_by
 
 FINISH_REASONS = ("stop", "length")
@@ -43,6 +44,7 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     record, old = open_finished(out)
     if "shard_rows" in flags.get("output", {}):
         raise JobError("--shard-rows: a retry keeps the shards of its job")
+    refuse_risks(old.engine, f"{out}/_job.json", flags.get("engine", {}))
     spec = _changed(old, flags)
     if Path(spec.output.path).resolve() == out.resolve():
         raise JobError(f"--output {out}: a retry needs a folder of its own")

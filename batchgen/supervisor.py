@@ -15,9 +15,8 @@ from typing import IO
 
 import msgspec
 
-from . import deadline, death, environment, folder, safeopen
+from . import deadline, death, engine, environment, folder, safeopen
 from .death import Death
-from .engine import needs_gpu
 from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from .prepare import Job
 from .progress import Progress
@@ -64,7 +63,7 @@ class WorkerProcess:
                     stdout=stream,
                     stderr=stream,
                     pass_fds=[write, record],
-                    env={**ours, **own},
+                    env={**ours, **own, **_offline(job)},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
         except (Stopped, JobError):
@@ -107,6 +106,12 @@ class WorkerProcess:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+
+def _offline(job: Job) -> dict[str, str]:
+    """A worker finds all of a model on the disk; only its input may be on a hub."""
+    on_hub = any(file.path.startswith("hf://") for file in job.plan.files)
+    return {} if on_hub else environment.OFFLINE
 
 
 def _in_memory(content: bytes) -> int:
@@ -378,7 +383,7 @@ class Supervisor:
         elif word.how == "time_up":  # the others know best how long their own requests take
             self._stops.append(word.text)
         elif word.how != "done":
-            self._after_death(slot, worker, death.explain(word, slot.log, worker.log_begin, not needs_gpu()))
+            self._after_death(slot, worker, death.explain(word, slot.log, worker.log_begin, not engine.needs_gpu()))
 
     def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death) -> None:
         """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""

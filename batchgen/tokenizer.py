@@ -19,7 +19,11 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from . import lengths
+from . import lengths, model_files
+from .errors import JobError
+
+_MOST_PIECES = 1 << 19  # of tokenizers that are known 262,144
+_LONGEST_ROLE = 256  # characters of the name of a special token
 
 # The order in which the reference numbers those that spiece.model lacks (tokenization_utils.py, _add_tokens).
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -92,14 +96,22 @@ class Tokenizer:
         Raises:
             TokenizerError: one of them is missing, unreadable, or asks for what the rinna models do not have.
         """
-        model = _read_model(Path(folder) / "spiece.model")
         path = Path(folder) / "tokenizer_config.json"
-        config = _read_config(path)
+        try:
+            model = _read_model(Path(folder) / "spiece.model")
+            config = _read_config(path)
+        except FileNotFoundError as error:
+            raise TokenizerError(f"{error.filename}: no such file: copy it from the model's repository") from error
+        except JobError as error:
+            raise TokenizerError(f"{error}: copy it from the model's repository") from error
         roles = {role: _content(config[role], path) for role in _ROLES if config.get(role)}
         if missing := sorted(_REQUIRED_ROLES - roles.keys()):
             raise TokenizerError(f"{path} has no {missing[0]}: copy it from the model's repository")
         tokenizer = cls(model, roles, clean_up=bool(config.get("clean_up_tokenization_spaces")))
-        for i, token in config.get("added_tokens_decoder", {}).items():
+        added = config.get("added_tokens_decoder", {})
+        if not isinstance(added, dict):
+            raise TokenizerError(f"{path}: added_tokens_decoder is no object: copy it from the model's repository")
+        for i, token in added.items():
             if str(tokenizer._special_ids.get(_content(token, path))) != i:
                 raise TokenizerError(f"{path}: remove added token {i}, which is no token of rinna's models")
         return tokenizer
@@ -211,31 +223,20 @@ def _is_silent(model: SentencePieceProcessor, i: int) -> bool:
     return model.is_control(i) or model.is_unknown(i)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        problem = f"{path} cannot be read ({error.strerror})"
-        raise TokenizerError(f"{problem}: copy it from the model's repository") from error
-
-
 def _read_model(path: Path) -> SentencePieceProcessor:
     model = SentencePieceProcessor()
     try:
-        model.LoadFromSerializedProto(_read(path))
+        model.LoadFromSerializedProto(model_files.read(path))
     except RuntimeError as error:
         hint = "download it again (cut short, or a Git LFS pointer?)"
         raise TokenizerError(f"{path} is not a sentencepiece model: {hint}") from error
+    if not 0 < model.get_piece_size() <= _MOST_PIECES:
+        raise TokenizerError(f"{path} has {model.get_piece_size():,} pieces: a model has up to {_MOST_PIECES:,}")
     return model
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} is not JSON ({error}): copy it from the model's repository") from error
-    if not isinstance(config, dict):
-        raise TokenizerError(f"{path} is not a JSON object: copy it from the model's repository")
+    config = model_files.read_table(path)
     for key, supported in _SUPPORTED_SETTINGS.items():
         if config.get(key) not in supported:
             raise TokenizerError(f"{path}: set {key} to {json.dumps(supported[0])}, as in rinna's models")
@@ -246,8 +247,8 @@ def _content(token: Any, path: Path) -> str:
     """The text of a token in tokenizer_config.json, where it is a string or what transformers saves of it."""
     if isinstance(token, dict) and not any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
         token = token.get("content")
-    if not isinstance(token, str):
-        raise TokenizerError(f"{path}: {token!r} is no plain token: copy it from the model's repository")
+    if not isinstance(token, str) or len(token) > _LONGEST_ROLE:
+        raise TokenizerError(f"{path}: {token!r:.80} is no plain token: copy it from the model's repository")
     return token
 
 

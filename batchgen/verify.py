@@ -23,6 +23,7 @@ from .job import JobSpec
 from .prepare import Job, prepare
 from .run import close, run
 from .source import Reader, Shard
+from .trust import refuse_risks
 
 
 @dataclass
@@ -183,8 +184,15 @@ class Replay:
     first: str
 
 
-def replay(out: Path, items: int, seed: int) -> Replay:
-    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses."""
+def check_engine(out: Path, given: dict[str, Any]) -> None:
+    """Whoever made a folder must not say what code runs here. given: [engine] of the command line. Raises JobError."""
+    refuse_risks(open_finished(out)[1].engine, f"{out}/_job.json", given)
+
+
+def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
+    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses. given: [engine]
+    of the command line, which wins over the record's. Raises what `run` raises."""
+    check_engine(out, given)
     record, spec = open_finished(out)
     columns = [
         "id",
@@ -221,6 +229,7 @@ def replay(out: Path, items: int, seed: int) -> Replay:
             "control_tokens": record.control_tokens,
         }
         tables["sampling"] |= {"n": 1}
+        tables["engine"] |= given
         again = msgspec.convert(tables, JobSpec)
         run(again)
         after = ds.dataset(again.output.path).to_table(columns).to_pylist()

@@ -121,7 +121,7 @@ class Worker:
         self._reader = item.reader(job, running=True)
         self._facts = {
             "versions": job.record.versions,
-            "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.model.digests},
+            "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.record.results["model"]},
             "dtype": engine.dtype,
             "device": engine.device,
         }

@@ -1,13 +1,16 @@
 """What reaches vLLM of a request, what it refuses, and what of a worker's troubles is not the engine's."""
 
 import json
+import shutil
 
 import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, said
 from vllm.exceptions import VLLMValidationError
 
-from batchgen.errors import Reject
+from batchgen.engine import Engine
+from batchgen.errors import JobError, Reject
+from batchgen.models import load as load_model
 from batchgen.sampling import Sampling, StructuredOutputs
 
 # A value of each parameter that is not its default, and how vLLM has it.
@@ -90,6 +93,27 @@ def test_a_refusal_of_whatever_class_rejects_its_row_at_the_first_try(engine, ge
     assert json.loads(line)["reason"] == "engine_error"
     assert str(error) in json.loads(line)["detail"]
     assert len(seen) == 8
+
+
+def test_vllm_is_held_to_the_folder_that_was_checked(tmp_path, monkeypatch):
+    """Whatever leads vLLM to another one, as a model's config could."""
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    monkeypatch.setattr("vllm.config.model.maybe_model_redirect", lambda path: str(MODEL))
+    with pytest.raises(JobError, match=f"{model}: by its config vLLM would take the model from {MODEL}"):
+        Engine(load_model(str(model)), {"dtype": "float32"}, 512)
+
+
+def test_settings_of_structured_outputs_that_vllm_does_not_know_are_refused_in_one_line():
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: backend: "):
+        Engine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
+
+
+def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": "x"}))
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: .*'architectures'.*$"):
+        Engine(load_model(str(model)), {}, 512)
 
 
 def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generate, write_rows, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from conftest import CONVERSATIONS, MODEL, demo_records
 from safetensors.torch import load_file, save_file
 
-from batchgen import models
+from batchgen import model_files, models
 from batchgen.errors import JobError
 from batchgen.job import load
 from batchgen.prepare import prepare
@@ -141,8 +141,7 @@ def with_md5(model, tmp_path, monkeypatch):
         weights.write_bytes(b"x")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         (tmp_path / "cache" / "batchgen").mkdir(parents=True)
-        stat = weights.stat()
-        digests = {f"{weights.resolve()} {stat.st_size} {stat.st_mtime_ns}": md5}
+        digests = {model_files.identity(weights, weights.stat()): md5}
         (tmp_path / "cache" / "batchgen" / "digests.json").write_text(json.dumps(digests))
         return folder
 
