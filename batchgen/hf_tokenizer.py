@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class HfTokenizer:
         eos_ids: ids that end a response, those of generation_config.json among them.
         vocab_size: number of ids that it knows; the model may have more.
         has_template: whether it can render conversations.
+        date: the day that a template is told which asks for it, as 2026-01-31; empty for none: prompts must not depend
+            on the day on which they are made.
     """
 
     def __init__(self, theirs: Any, eos_ids: list[int]):
@@ -28,20 +31,14 @@ class HfTokenizer:
         self.eos_ids = eos_ids
         self.vocab_size: int = len(theirs)
         self.has_template = bool(theirs.chat_template)
+        self.date = ""
         self._normalizer: Any = None
         self._longest = self._longest_token()
 
     @classmethod
     def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
         """Raises JobError."""
-        from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
-
-        try:
-            # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
-            theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever its many tokenizers raise
-            why = " ".join(str(error).split())[:200]
-            raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why}") from None
+        theirs = load_theirs(folder)
         named = generation_config.get("eos_token_id")
         ids = [*(named if isinstance(named, list) else [named]), theirs.eos_token_id]
         eos_ids = list(dict.fromkeys(token for token in ids if token is not None))
@@ -53,13 +50,21 @@ class HfTokenizer:
         """The prompt by the chat template, up to where the answer begins. Raises Reject(bad_shape)."""
         messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
         try:
-            prompt: str = self._theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt: str = self._theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, strftime_now=_clock(self.date)
+            )
+        except MemoryError:
+            raise
         except Exception as error:  # templates refuse what they do not know, each in its own way
-            raise Reject("bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}") from None
+            hint = "; give it a day with [prompt] date (--date)" if "strftime_now" in str(error) else ""
+            raise Reject(
+                "bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}{hint}"
+            ) from None
         return prompt
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens count as such, as chat templates write them; none are added."""
+        """Ids of a text in which special tokens count as such, as chat templates write them; none are added. It takes
+        whatever time and memory the folder's tokenizer.json makes of a text: see checker.py."""
         ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
         return ids
 
@@ -96,6 +101,25 @@ class HfTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _clock(day: str) -> Any:
+    """What templates ask for the time. Most of those that do have a day of their own where there is none."""
+    from jinja2 import Undefined
+
+    return datetime.fromisoformat(day).strftime if day else Undefined(name="strftime_now")
+
+
+def load_theirs(folder: Path) -> Any:
+    """The tokenizer as transformers has it. Raises JobError."""
+    from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
+
+    try:
+        # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever its many tokenizers raise
+        why = " ".join(str(error).split())[:200]
+        raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why}") from None
 
 
 def refuse_code(folder: Path) -> None:
