@@ -313,7 +313,7 @@ BIG = "ab " * 700_000
 
 
 def tables() -> dict[str, tuple[pa.Table, dict]]:
-    once = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([BIG]))
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 250, pa.int32()), pa.array([BIG]))
     talk = [{"role": "user", "content": BIG}]
     return {
         "a dictionary": (pa.table({"text": once}), {}),
