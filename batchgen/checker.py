@@ -347,14 +347,15 @@ def _answer(check: Check, question: Any, setup: Setup) -> Answer:
 def _limited(setup: Setup) -> Iterator[None]:
     """SIGPROF ends the process after so much processor time. What is loaded does not count as memory."""
     loaded = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (loaded + setup.mb * 1_000_000, most))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    given = [limit for limit in before if limit != resource.RLIM_INFINITY]  # by a `ulimit -v`
+    resource.setrlimit(resource.RLIMIT_AS, (min([loaded + setup.mb * 1_000_000, *given]), before[1]))
     signal.setitimer(signal.ITIMER_PROF, setup.seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 if __name__ == "__main__":
