@@ -433,6 +433,7 @@ class Worker:
 
     def _leave(self) -> None:
         self._keep(at_once=True)
+        self._reported = 0.0  # the last word tells all that was done
         self._say_what_is_in_the_engine()
         with on_disk(self._job.out):
             for opened in self._open:
