@@ -54,29 +54,13 @@ class HfTokenizer:
     @classmethod
     def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
         """Raises JobError."""
-        # 3 s of computing, which the models of the series need not pay, and here no part of the trial's.
-        from transformers import AutoTokenizer  # noqa: F401
-
-        def used() -> None:
-            tokenizer = cls._loaded(folder)
-            tokenizer.decode(tokenizer.encode(_SAMPLE))
-
-        if why := trial.failure(used, _patience(folder)):
-            raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why[:200]}")
-        tokenizer = cls._loaded(folder)
+        theirs = load_theirs(folder)
         named = generation_config.get("eos_token_id")
-        ids = [*(named if isinstance(named, list) else [named]), tokenizer._theirs.eos_token_id]
-        tokenizer.eos_ids = list(dict.fromkeys(token for token in ids if token is not None))
-        if not tokenizer.eos_ids:
+        ids = [*(named if isinstance(named, list) else [named]), theirs.eos_token_id]
+        eos_ids = list(dict.fromkeys(token for token in ids if token is not None))
+        if not eos_ids:
             raise JobError(f"{folder}: neither the tokenizer nor generation_config.json says which token ends a text")
-        return tokenizer
-
-    @classmethod
-    def _loaded(cls, folder: Path) -> HfTokenizer:
-        from transformers import AutoTokenizer
-
-        # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False), [])
+        return cls(theirs, eos_ids)
 
     def render(self, conversation: Conversation) -> str:
         """The prompt by the chat template, up to where the answer begins. Raises Reject(bad_shape)."""
@@ -125,6 +109,24 @@ class HfTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def load_theirs(folder: Path) -> Any:
+    """The tokenizer as transformers has it, tried in a child process first. Raises JobError."""
+    # 3 s of computing, which the models of the series need not pay, and here no part of the trial's.
+    from transformers import AutoTokenizer
+
+    def load() -> Any:
+        # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+    def use() -> None:
+        tokenizer = HfTokenizer(load(), [])
+        tokenizer.decode(tokenizer.encode(_SAMPLE))
+
+    if why := trial.failure(use, _patience(folder)):
+        raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why[:200]}")
+    return load()
 
 
 def _patience(folder: Path) -> int:
