@@ -67,8 +67,9 @@ def verify(out: Path, writing: Writing = Writing()) -> Verdict:
     """
     if not (writing.quarantine or writing.close):
         return _verify(out, writing)
-    with owners.writing(writing.shared), on_disk(out):
-        owners.check_folders(out, writing.shared)
+    with owners.writing(writing.shared):
+        with on_disk(out):
+            owners.check_folders(out, writing.shared)
         return _verify(out, writing)
 
 
