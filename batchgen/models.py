@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from . import hf_tokenizer, hub, safeopen, series
+from . import hf_tokenizer, hub, series
 from .errors import JobError, warn
 from .hf_tokenizer import HfTokenizer
 from .series import Family
@@ -207,6 +207,8 @@ def _digests(files: list[Path]) -> dict[str, str]:
 def _remember(cache_file: Path, cache: dict[str, str]) -> None:
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        safeopen.replace(cache_file, msgspec.json.encode(cache))
+        temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode(cache))
+        temporary.replace(cache_file)
     except OSError:
         pass  # a read-only home costs time at the next start, nothing else

@@ -100,7 +100,7 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
     name, text = options["job-name"], script(options, ["run", *arguments])
     job_id = _sbatch(text)
     path = Path(f"{name}_{job_id}.sbatch")
-    safeopen.replace(path, text.encode())
+    safeopen.replace(path, text.encode(errors="surrogateescape"))
     check = {"job-name": f"{name}-verify", "dependency": f"afterany:{job_id}", "output": "%x_%j.out"}
     check |= {key: value for key, value in options.items() if key in SHARED}
     try:
