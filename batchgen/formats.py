@@ -27,6 +27,7 @@ CHUNK = 1 << 20
 HEAD = 1 << 20  # bytes of text that tell what the text is
 COLUMNAR = frozenset(["parquet", "arrow", "arrows"])
 BY_BYTE = frozenset(["jsonl", "json", "objects"])  # kinds whose positions are bytes of the text
+KINDS = COLUMNAR | BY_BYTE | {"csv", ""}  # "" in records of the first version, which went by the ending
 BATCH_ROWS = 1024
 
 csv.field_size_limit(sys.maxsize)
