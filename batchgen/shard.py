@@ -283,7 +283,11 @@ def _made_by(path: Path) -> str:
     try:
         with safeopen.reading(path) as stream:
             about = pq.read_metadata(stream).metadata or {}
-    except (pa.ArrowException, OSError):
+    except FileNotFoundError:
+        return ""
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's own
         return ""
     return about.get(f"{PREFIX}fingerprint".encode(), b"").decode(errors="replace")
 
