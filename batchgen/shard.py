@@ -251,7 +251,7 @@ def _is_whole(path: Path) -> bool:
         with safeopen.reading(path) as stream:
             file = pq.ParquetFile(stream)
             table = file.read([name for name in _NEVER_NULL if name in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's own
         return False
@@ -285,7 +285,7 @@ def _made_by(path: Path) -> str:
             about = pq.read_metadata(stream).metadata or {}
     except FileNotFoundError:
         return ""
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's own
         return ""
