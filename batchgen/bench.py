@@ -31,6 +31,7 @@ from .claim import Claims
 from .engine import Engine, Response, set_up_process
 from .errors import JobError, MachineError, Reject
 from .job import JobSpec, load
+from .lifeline import die_with_parent
 from .models import Model
 from .prepare import Job, prepare
 from .report import Report, Work
@@ -38,7 +39,7 @@ from .run import close
 from .sampling import Sampling
 from .scratch import Scratch, adopt
 from .tokenizer import Tokenizer
-from .worker import WINDOW_PER_SEQUENCE, Worker, die_with_parent
+from .worker import WINDOW_PER_SEQUENCE, Worker
 
 WARM_UP = 256  # requests ahead of the first round: kernels are compiled and tuned when they are first met
 CHUNK = 1 << 20
@@ -118,7 +119,9 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
     seconds: dict[str, float] = {}
     places: list[tuple[Any, str, str]] = [
         (source.Reader, "read", "read"),
-        (item, "make", "render, encode"),
+        (item, "draft", "render, encode"),
+        (item, "fit_here", "render, encode"),
+        (item, "finish", "render, encode"),
         (engine_class, "add", "admit"),
         (engine_class, "step", "engine"),
         (item.Item, "answer", "decode"),
@@ -331,10 +334,9 @@ def _requests(job: Job, runner: Engine) -> list[Request]:
     requests = []
     reader = item.reader(job)
     for planned in job.plan.shards:
-        for row in reader.read(planned):
-            with contextlib.suppress(Reject):
-                for made in item.make(row, job):
-                    requests.append(Request(made.name, made.prompt_token_ids, runner.params(made.written, made.seed)))
+        for _, items in item.make_all(reader.read(planned), job):
+            for made in [] if isinstance(items, Reject) else items:
+                requests.append(Request(made.name, made.prompt_token_ids, runner.params(made.written, made.seed)))
     if any(made.params.output_kind != made.params.output_kind.FINAL_ONLY for made in requests):
         raise JobError(
             "[sampling] stop: stop texts are batchgen's own work; the bare engine cannot be compared with it"

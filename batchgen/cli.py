@@ -101,9 +101,11 @@ def fail(why: str | JobError, code: int) -> NoReturn:
 
 def flag_name(table: str, key: str) -> str:
     """`path` goes by its table's name (--model), `format` by both (--prompt-format), columns of the input that other
-    tables have a key for by --seed-column and so on, all others by their own."""
+    tables have a key for by --seed-column and so on, limits by --limit-turns and so on, all others by their own."""
     if table == "input" and key in ("seed", "sampling", "system"):
         return f"--{key}-column"
+    if table == "limits":
+        return f"--limit-{key}".replace("_", "-")
     names = {"path": table, "format": f"{table}-format", "columns": "column", "include": "include"}
     return "--" + names.get(key, key).replace("_", "-")
 

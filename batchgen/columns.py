@@ -57,10 +57,11 @@ class Wanted(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value in Arrow's hands: the one at `place` of an array."""
+    """A value in Arrow's hands: the one at `place` of an array. size: bytes that it takes where it is not shared."""
 
     array: pa.Array
     place: int
+    size: int = 0
 
 
 # --- what `[output] columns` says
@@ -232,6 +233,9 @@ def _write(array: pa.Array) -> None:
 
 def cast(array: pa.Array, column: Column) -> pa.Array:
     """A whole array as its column's values are collected. Raises what Arrow raises."""
+    if kinds.is_dictionary(array.type) and not kinds.is_nested(array.type.value_type):  # as it is held, each once
+        array.validate(full=True)
+        return pa.DictionaryArray.from_arrays(array.indices, cast(array.dictionary, column))
     array.validate(full=True)
     target = dense(column.type)
     if array.type == target:
@@ -266,6 +270,7 @@ def fit(array: pa.Array, column: Column, is_parquet: bool) -> Fitted:
         return Fitted(tried(array), {})
     except _ARROW_SAYS_NO:
         pass
+    array = dense_values(array)
     parts, unfit = [], {}
     for index in range(len(array)):
         one = alone(array, index)
@@ -275,6 +280,11 @@ def fit(array: pa.Array, column: Column, is_parquet: bool) -> Fitted:
             parts.append(pa.nulls(1, dense(column.type)))
             unfit[index] = _why_not(one, column)
     return Fitted(pa.concat_arrays(parts), unfit)
+
+
+def dense_values(array: pa.Array) -> pa.Array:
+    """Without a dictionary."""
+    return array.dictionary_decode() if kinds.is_dictionary(array.type) else array
 
 
 def alone(array: pa.Array, index: int) -> pa.Array:
@@ -461,6 +471,8 @@ def assemble(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedA
     inner = dense(kind)
     try:
         array = _joined(values, inner)
+        if not kinds.is_dictionary(kind):
+            array = dense_values(array)
     except pa.ArrowException:  # more than 2 GiB of text, which an array cannot hold
         if len(values) < 2:
             raise
@@ -469,7 +481,7 @@ def assemble(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedA
     if inner == kind:
         return array
     if kinds.is_dictionary(kind):
-        encoded = array.dictionary_encode()
+        encoded = _encoded(array)
         return pa.DictionaryArray.from_arrays(encoded.indices, encoded.dictionary, ordered=kind.ordered)
     return array.cast(kind)
 
@@ -477,7 +489,19 @@ def assemble(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedA
 def _joined(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     runs = itertools.groupby(values, key=lambda value: id(value.array) if isinstance(value, Cell) else None)
     parts = [_run(list(run), kind) for _, run in runs]
+    if len({part.type for part in parts}) > 1:
+        parts = [dense_values(part) for part in parts]
     return pa.concat_arrays(parts) if parts else pa.array([], kind)
+
+
+def _encoded(array: pa.Array) -> pa.DictionaryArray:
+    """Values as a dictionary that has each once, in the order in which they come, whatever dictionary they had."""
+    if not kinds.is_dictionary(array.type):
+        return array.dictionary_encode()
+    first = array.indices.unique().drop_null()
+    few = array.dictionary.take(first).dictionary_encode()
+    places = pc.index_in(array.indices, first)
+    return pa.DictionaryArray.from_arrays(few.indices.take(places), few.dictionary)
 
 
 def _run(run: list[Any], kind: pa.DataType) -> pa.Array:

@@ -170,3 +170,4 @@ _DECODERS: dict[str, Callable[[], Any] | None] = {
     "xz": lzma.LZMADecompressor,
     "lz4": None,
 }
+COMPRESSIONS = frozenset(["", *_DECODERS])

@@ -31,13 +31,15 @@ Conversation = list[Utterance]
 class Row:
     """One input record: its number over all files, and the record as read (a JSON line, or a dict).
 
-    cells: of a columnar file, its passed-through values, by Column; fault: what is wrong with it already.
+    cells: of a columnar file, its passed-through values, by Column; fault: what is wrong with it already; size: in
+    bytes, where `raw` is only what it begins with.
     """
 
     number: int
     raw: bytes | dict[str, Any]
     cells: Callable[[Any], Any] | None = None
     fault: Reject | None = None
+    size: int = 0
 
     def record(self) -> dict[str, Any]:
         """The record as a dict. Raises Reject(invalid_utf8 | invalid_json | bad_shape | empty)."""

@@ -246,8 +246,9 @@ class Engine:
             self._engine.add_request(
                 request_id, {"type": "token", "prompt_token_ids": prompt}, self.params(sampling, seed)
             )
-        except Exception as error:  # VLLMValidationError, which is no ValueError, and whatever its parts raise
-            if self._is_broken(error):
+        except BaseException as error:  # VLLMValidationError, which is no ValueError, and whatever its parts raise
+            is_panic = type(error).__name__ == "PanicException"  # of the tokenizers, which is no Exception either
+            if not is_panic and (not isinstance(error, Exception) or self._is_broken(error)):
                 raise
             with suppress(Exception):
                 self._engine.abort_request([request_id])  # its front end may hold it
@@ -387,7 +388,7 @@ def _logprobs(steps: Any, token_ids: Sequence[int]) -> Logprobs | None:
     return pairs
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """An error's text in one line; of pydantic's reports the first complaint and its field."""
     if callable(listed := getattr(error, "errors", None)):
         first = listed()[0]

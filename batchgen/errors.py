@@ -8,6 +8,8 @@ from . import console, terminal
 
 shown = terminal.line
 
+LONGEST_DETAIL = 2000  # characters of why a row is rejected
+
 
 class JobError(Exception):
     """Wrong usage, spec, input or model. Its text is the one line the user sees; the command exits 2. Given several
@@ -26,10 +28,12 @@ class Reject(Exception):
     """One row that gets no response. The job goes on; the row is listed under `_rejects/`.
 
     reason: one of invalid_json, invalid_utf8, bad_shape, unknown_speaker, empty, bad_sampling,
-    too_long, engine_error. detail: a sentence for the person who mends the data.
+    too_long, too_large, too_costly, skipped, engine_error. detail: a sentence for the person who mends the data.
     """
 
     def __init__(self, reason: str, detail: str):
+        if len(detail) > LONGEST_DETAIL:  # a row may have a million columns
+            detail = f"{detail[:LONGEST_DETAIL]}..."
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -137,7 +137,11 @@ def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
 
 
 def _schema(out: Path, planned: Shard) -> pa.Schema:
-    return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
+    try:
+        return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
+    except UnicodeDecodeError as error:
+        _refuse(out, planned, "is damaged: its columns have no names")
+        raise AssertionError from error
 
 
 def _picked(columns: str, known: list[str]) -> list[str]:

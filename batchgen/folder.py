@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from . import __version__, credentials, safeopen
+from .compressed import COMPRESSIONS
 from .errors import JobError, on_disk, warn
+from .formats import KINDS
 from .job import TABLES, JobSpec, fingerprint, with_defaults
 from .source import InputFile, Plan, Shard
 
@@ -307,6 +309,8 @@ def _check_plan(plan: Plan) -> None:
     for before, file in itertools.pairwise([plan.files[0], *plan.files]):
         if not 0 <= file.generation - before.generation <= 1 or min(file.size, file.rows, file.start, file.end) < 0:
             raise ValueError(f"its plan has a file that cannot be: {file.path!r:.200}")
+        if file.kind not in KINDS or file.compression not in COMPRESSIONS:
+            raise ValueError(f"its plan has a file of a kind that is unknown: {file.kind!r:.50}")
     if plan.files[0].generation:
         raise ValueError("its plan has no beginning")
     end, rows = 0, sum(file.rows for file in plan.files)

@@ -8,9 +8,8 @@ formats go by number.
 import csv
 import itertools
 import re
-import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,14 +21,22 @@ from .compressed import Damaged, compression_of, decompressed
 from .conversation import BYTE_ORDER_MARK
 from .errors import JobError, Reject, Stopped, in_one_line, shown
 from .files import CSV_ENDINGS, JSON_ENDINGS, base_ending, failure, name_of, open_arrow, open_raw, reading
+from .lengths import ROW_BYTES, ROW_VALUES, too_large
 
 CHUNK = 1 << 20
 HEAD = 1 << 20  # bytes of text that tell what the text is
 COLUMNAR = frozenset(["parquet", "arrow", "arrows"])
 BY_BYTE = frozenset(["jsonl", "json", "objects"])  # kinds whose positions are bytes of the text
+KINDS = COLUMNAR | BY_BYTE | {"csv", ""}  # "" in records of the first version, which went by the ending
 BATCH_ROWS = 1024
+FEW_ROWS = 8  # of texts that Arrow expands as it reads them
+MOST_ROWS = 1 << 31  # of a file
+PART_BYTES = 64 << 20  # of a table's rows, of which so many are Python's values at a time, but a row at least
 
-csv.field_size_limit(sys.maxsize)
+HEAD_SHOWN = 1 << 13  # bytes that are kept of a row that is too large
+TOO_LONG = " "
+
+csv.field_size_limit(ROW_BYTES)  # characters; without a closing quote a file is one field
 
 # --- what a file is
 
@@ -189,23 +196,47 @@ def _sought(raw: Any, position: int) -> bool:
     return True
 
 
-def lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+class Cut(NamedTuple):
+    """A row of more bytes than a row may have: what it begins with, and how many it has."""
+
+    head: bytes
+    size: int
+
+
+class Held:
+    """A row whose end is still to come, or only its head once it is too long."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._parts: list[bytes] = []
+        self.size = 0
+
+    def add(self, part: bytes) -> None:
+        self.size += len(part)
+        self._parts.append(part)
+        if self.size > self._most:
+            self._parts = [b"".join(self._parts)[:HEAD_SHOWN]]
+
+    def take(self) -> bytes | Cut:
+        """The row, of which nothing is held from now on: so a long one is there once."""
+        whole, size = b"".join(self._parts), self.size
+        self._parts, self.size = [], 0
+        return whole if size <= self._most else Cut(whole, size)
+
+
+def lines(pieces: Iterator[bytes], most: int = ROW_BYTES) -> Iterator[bytes | Cut]:
     """The lines of a text without their newlines, in time linear in its length."""
-    held: list[bytes] = []
+    held = Held(most)
     for piece in pieces:
         whole = piece.split(b"\n")
+        held.add(whole[0])
         if len(whole) == 1:
-            held.append(piece)
             continue
-        held.append(whole[0])
-        line = b"".join(held)
-        held = [whole[-1]] if whole[-1] else []  # before the line goes out, so that a long one is there once
-        yield line
+        yield held.take()
         yield from whole[1:-1]
-    if held:
-        line = b"".join(held)
-        held.clear()
-        yield line
+        held.add(whole[-1])
+    if held.size:
+        yield held.take()
 
 
 class Marks:
@@ -253,29 +284,38 @@ class Marks:
         return list(zip(places[marked].tolist(), closes[marked].tolist(), strict=True))
 
 
-def elements(pieces: Iterator[bytes], kind: str, position: int) -> Iterator[tuple[int, int, bytes]]:
+def elements(
+    pieces: Iterator[bytes], kind: str, position: int, most: int = ROW_BYTES
+) -> Iterator[tuple[int, int, bytes | Cut]]:
     """(where it begins, where the next one begins, text) of the elements of an array, or of values one behind the
     other, from `position` on. What stands behind the last is one too: nothing that JSON knows."""
     is_array = kind == "json"
     marks = Marks(level=int(is_array))
     if is_array and not position:
         position, pieces = _behind_bracket(pieces)
-    held: list[bytes] = []
+    held = Held(most)
+
+    def hold(part: bytes) -> None:  # whatever stands ahead of a row, blanks of any number count as none
+        held.add(part if held.size else part.lstrip())
+
     first = begin = position
     for piece in pieces:
         start = 0
         for place, closes in marks.find(piece):
-            held.append(piece[start : place if is_array else place + 1])
+            hold(piece[start : place if is_array else place + 1])
             start = place + 1
-            text = b"".join(held).strip()
-            held = []
+            text = _stripped(held.take())
             if text or not closes:
                 yield first, begin + start, text
             first = begin + start
-        held.append(piece[start:])
+        hold(piece[start:])
         begin += len(piece)
-    if text := b"".join(held).strip():
+    if text := _stripped(held.take()):
         yield first, begin, text
+
+
+def _stripped(text: bytes | Cut) -> bytes | Cut:
+    return text if isinstance(text, Cut) else text.strip()
 
 
 def _behind_bracket(pieces: Iterator[bytes]) -> tuple[int, Iterator[bytes]]:
@@ -300,11 +340,24 @@ class UnfitRow(dict[str, Any]):
 def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
     """The rows of CSV or TSV with a header, by the names of their columns. Raises JobError."""
     tab = base_ending(name_of(path)) == ".tsv"
-    bare = (line.removeprefix(BYTE_ORDER_MARK) if not number else line for number, line in enumerate(lines(pieces)))
-    text = (line.decode("utf-8", "surrogateescape") + "\n" for line in bare)
-    reader = csv.reader(text, delimiter="\t" if tab else ",")
+    delimiter = "\t" if tab else ","
+    read = 0  # bytes since the last row
+
+    def text() -> Iterator[str]:
+        """Line by line. What is too large for a row gets a field that csv does not take, so that it ends there."""
+        nonlocal read
+        for number, line in enumerate(lines(pieces)):
+            read += line.size if isinstance(line, Cut) else len(line)
+            if isinstance(line, Cut) or read > ROW_BYTES or line.count(delimiter.encode()) > ROW_VALUES:
+                yield TOO_LONG * (ROW_BYTES + 1)
+                continue
+            bare = line if number else line.removeprefix(BYTE_ORDER_MARK)
+            yield bare.decode("utf-8", "surrogateescape") + "\n"
+
+    reader = csv.reader(text(), delimiter=delimiter)
     names: list[str] | None = None
     while True:
+        read = 0
         try:
             fields = next(reader)
         except StopIteration:
@@ -312,7 +365,8 @@ def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
         except csv.Error as error:
             if names is None:
                 raise JobError(f"{shown(path)}: its header is no {'TSV' if tab else 'CSV'}: {error}") from None
-            yield UnfitRow(Reject("bad_shape", f"no CSV: {error}"), "")
+            why = Reject("too_large", too_large(read)) if read > ROW_BYTES else Reject("bad_shape", f"no CSV: {error}")
+            yield UnfitRow(why, "")
             continue
         if not fields:
             continue  # a blank line
@@ -321,7 +375,7 @@ def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
             check_names(path, names)
         elif len(fields) != len(names):
             why = Reject("bad_shape", f"the row has {len(fields)} fields, the header {len(names)}")
-            yield UnfitRow(why, ("\t" if tab else ",").join(fields))
+            yield UnfitRow(why, delimiter.join(fields))
         else:
             yield TextRow(zip(names, fields, strict=True))
 
@@ -345,8 +399,11 @@ class Table:
         stream = open_arrow(path, running)
         with self._reading():
             if kind == "parquet":
-                self._file = pq.ParquetFile(stream)
-                self.schema = self._file.schema_arrow
+                plain = pq.ParquetFile(stream)
+                self.schema = plain.schema_arrow
+                self._plain, (packed, all_packed) = plain, _texts(plain)
+                self._file = pq.ParquetFile(stream, metadata=plain.metadata, read_dictionary=packed)
+                self._step = BATCH_ROWS if all_packed else FEW_ROWS
             else:
                 self._stream = stream
                 self._file = self._open(None)
@@ -365,7 +422,11 @@ class Table:
 
     def rows(self) -> int:
         if self.kind == "parquet":
-            return self._file.metadata.num_rows
+            about = self._file.metadata
+            rows = sum(about.row_group(group).num_rows for group in range(about.num_row_groups))
+            if rows != about.num_rows or not 0 <= rows < MOST_ROWS:
+                raise self._damaged(f"its footer tells of {about.num_rows:,} rows")
+            return rows
         return sum(batch.num_rows for _, batch in self.batches(0, []))
 
     def batches(self, row: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -395,7 +456,8 @@ class Table:
         return begin
 
     def _of_parquet(self, row: int, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Group by group: of lists of dictionaries Arrow reads no batch out of two."""
+        """Group by group: of lists of dictionaries Arrow reads no batch out of two. A text that many rows share is held
+        once, as the file has it: expanded, a kilobyte of file may be any number of gigabytes."""
         begin = 0
         names = [self.schema.names[number] for number in wanted]
         for group in range(self._file.num_row_groups):
@@ -403,9 +465,24 @@ class Table:
             if begin + rows <= row:
                 begin += rows
                 continue
-            for batch in self._file.iter_batches(BATCH_ROWS, [group], columns=names):
-                yield begin, batch.select(names)  # `a.b` is also a part of a column `a` to it
-                begin += batch.num_rows
+            end = begin + rows
+            try:
+                for batch in self._file.iter_batches(self._step, [group], columns=names):
+                    yield begin, batch.select(names)  # `a.b` is also a part of a column `a` to it
+                    begin += batch.num_rows
+            except OSError as error:
+                if "DeltaByteArray" not in str(error):
+                    raise
+                read = begin - (end - rows)
+                for start, batch in _numbered(self._plain.iter_batches(FEW_ROWS, [group], columns=names)):
+                    if start >= read:
+                        yield begin, batch.select(names)
+                        begin += batch.num_rows
+            if begin != end:
+                raise self._damaged(f"group {group} has {rows - (end - begin):,} rows, not {rows:,}")
+
+    def _damaged(self, what: str) -> JobError:
+        return JobError(f"{shown(self.path)}: a damaged Parquet file: {what}")
 
     def _of_arrow(self, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
         # A batch without columns has no rows, so it is counted by its first column.
@@ -419,6 +496,29 @@ class Table:
                 return
             yield begin, batch
             begin += batch.num_rows
+
+
+def _texts(file: pq.ParquetFile) -> tuple[list[str], bool]:
+    """The columns of texts that can be read as dictionaries, and whether these are all. By the schema alone: asked for
+    more, Arrow ends the process where the footer is damaged."""
+    fields = file.schema_arrow
+    views = tuple(f"{field.name}." for field in fields if "_view" in str(field.type))
+    leaves = [file.schema.column(leaf) for leaf in range(len(file.schema))]
+    texts = [leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    packed = [
+        leaf.path
+        for leaf in texts
+        if leaf.logical_type.type in ("STRING", "NONE", "JSON", "ENUM") and not f"{leaf.path}.".startswith(views)
+    ]
+    return packed, len(packed) == len(texts)
+
+
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """With the number of each one's first row."""
+    begin = 0
+    for batch in batches:
+        yield begin, batch
+        begin += batch.num_rows
 
 
 class _reading_columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,8 @@ class HfTokenizer:
         eos_ids: ids that end a response, those of generation_config.json among them.
         vocab_size: number of ids that it knows; the model may have more.
         has_template: whether it can render conversations.
+        date: the day that a template is told which asks for it, as 2026-01-31; empty for none: prompts must not depend
+            on the day on which they are made.
     """
 
     def __init__(self, theirs: Any, eos_ids: list[int]):
@@ -71,6 +74,7 @@ class HfTokenizer:
         self._any_is_folded = any(token.normalized for token in special.values())
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.date = ""
         self._normalizer: Any = None
         self._longest = self._longest_token()
 
@@ -81,33 +85,38 @@ class HfTokenizer:
         from transformers import AutoTokenizer  # noqa: F401
 
         def used() -> None:
-            tokenizer = cls._loaded(folder)
+            tokenizer = cls.tried(folder, generation_config)
             tokenizer.decode(tokenizer.encode(_SAMPLE))
 
         if why := trial.failure(used, _patience(folder)):
             raise JobError(f"{folder}: has no spiece.model, and transformers finds no tokenizer: {why[:200]}")
-        tokenizer = cls._loaded(folder)
-        named = generation_config.get("eos_token_id")
-        ids = [*(named if isinstance(named, list) else [named]), tokenizer._theirs.eos_token_id]
-        tokenizer.eos_ids = list(dict.fromkeys(token for token in ids if token is not None))
+        tokenizer = cls.tried(folder, generation_config)
         if not tokenizer.eos_ids:
             raise JobError(f"{folder}: neither the tokenizer nor generation_config.json says which token ends a text")
         return tokenizer
 
     @classmethod
-    def _loaded(cls, folder: Path) -> HfTokenizer:
-        from transformers import AutoTokenizer
-
-        # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False), [])
+    def tried(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
+        """One that `load` has found to be harmless."""
+        theirs = load_theirs(folder)
+        named = generation_config.get("eos_token_id")
+        ids = [*(named if isinstance(named, list) else [named]), theirs.eos_token_id]
+        return cls(theirs, list(dict.fromkeys(token for token in ids if token is not None)))
 
     def render(self, conversation: Conversation) -> str:
         """The prompt by the chat template, up to where the answer begins. Raises Reject(bad_shape)."""
         messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
         try:
-            prompt: str = self._theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt: str = self._theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, strftime_now=_clock(self.date)
+            )
+        except MemoryError:
+            raise
         except Exception as error:  # templates refuse what they do not know, each in its own way
-            raise Reject("bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}") from None
+            hint = "; give it a day with [prompt] date (--date)" if "strftime_now" in str(error) else ""
+            raise Reject(
+                "bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}{hint}"
+            ) from None
         return prompt
 
     def control_in(self, text: str) -> str:
@@ -140,7 +149,8 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens count as such, as chat templates write them; none are added. Raises
-        Reject(bad_shape) if a guarded one cannot be."""
+        Reject(bad_shape) if a guarded one cannot be. It takes whatever time and memory the folder's tokenizer.json
+        makes of a text: see checker.py."""
         if not isinstance(text, Guarded):
             ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
             return ids
@@ -218,6 +228,21 @@ class HfTokenizer:
 def _patience(folder: Path) -> int:
     """Seconds of computing in which a tokenizer is to be loaded: 128,000 tokens in 11 MB took 2.3."""
     return 5 + sum(path.stat().st_size for path in model_files.matching(folder, hub.TEXTS)) // (4 << 20)
+
+
+def _clock(day: str) -> Any:
+    """What templates ask for the time. Most of those that do have a day of their own where there is none."""
+    from jinja2 import Undefined
+
+    return datetime.fromisoformat(day).strftime if day else Undefined(name="strftime_now")
+
+
+def load_theirs(folder: Path) -> Any:
+    """The tokenizer as transformers has it. Raises whatever its many tokenizers do."""
+    from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
+
+    # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def _steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

@@ -1,23 +1,30 @@
 """From a row to its items: one generation each, ready for the engine."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import msgspec
 
-from . import bodies, conversation, first_format, prompt, sampling, shapes, structure
+from . import bodies, conversation, first_format, limits, prompt, sampling, shapes, structure
+from .checker import ToFit, fit
 from .conversation import Conversation, Row, Utterance
 from .cursor import passed_value
 from .engine import WHOLE
 from .errors import Reject
 from .job import JobSpec
 from .journal import Entry
+from .lengths import RowLimits
 from .prepare import Job
+from .prompt import Fitted
 from .sampling import Sampling
 from .source import Reader
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
 TEMPLATE = "template"
+NO_MEMORY = "this machine's memory does not suffice to make it ready"
+TOGETHER = 16  # rows whose prompts another process makes at a time: one by one, waiting takes as long as making them
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +92,115 @@ class Item:
         return {*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else job.model.tokenizer.eos_ids)}
 
 
+class Draft(NamedTuple):
+    """A row that has everything but its prompt."""
+
+    row: Row
+    record: dict[str, Any]
+    id: str
+    shape: str
+    params: Sampling
+    n: int
+    seed: int | None
+    asked: ToFit
+
+
+def make_all(rows: Iterable[Row], job: Job) -> Iterator[tuple[Row, list[Item] | Reject]]:
+    """Every row with its items, or with why it has none, in order."""
+    size = TOGETHER if job.checker.has_prompts else 1
+    drafted = _drafted(rows, job)
+    some = list(islice(drafted, size))
+    while some:
+        prompts = _prompts([draft for _, draft in some if isinstance(draft, Draft)], job)
+        following = list(islice(drafted, size)) if job.checker.has_prompts else []  # while the prompts are made
+        for row, draft in some:
+            if isinstance(draft, Reject):
+                yield row, draft
+                continue
+            fitted = next(prompts)
+            yield row, fitted if isinstance(fitted, Reject) else finish(draft, fitted, job)
+        some = following or list(islice(drafted, size))
+
+
 def make(row: Row, job: Job) -> list[Item]:
     """The n items of a row. Raises Reject with the first thing that is wrong with it."""
+    [(_, made)] = make_all([row], job)
+    if isinstance(made, Reject):
+        raise made
+    return made
+
+
+def _drafted(rows: Iterable[Row], job: Job) -> Iterator[tuple[Row, Draft | Reject]]:
+    for row in rows:
+        try:
+            yield row, draft(row, job)
+        except Reject as why:
+            yield row, why
+        except MemoryError:
+            yield row, Reject("too_costly", NO_MEMORY)
+        except Exception as error:
+            error.add_note(f"at row {row.number}")
+            raise
+
+
+def draft(row: Row, job: Job) -> Draft:
+    if row.number in job.skip:
+        raise Reject("skipped", "[input] skip names the row")
     record, spec = row.record(), job.spec
     id = _row_id(record, row, job)
     shape = _shape(record, job)
     prefix, turns = _turns(record, shape, job)
+    if len(turns) > spec.limits.turns:
+        raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
     request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
-    asked = spec.input.seed, spec.input.sampling
-    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record, request, *asked)
-    if params is not job.sampling:  # which was checked as the job was prepared
-        try:
-            structure.check(params, job.model.vocab_size)
-        except ValueError as error:
-            raise Reject("bad_sampling", str(error)) from None
+    columns = spec.input.seed, spec.input.sampling
+    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record, request, *columns)
+    if params is not job.sampling or n != spec.sampling.n or seed is not None:
+        _check_own(params, n, job)
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
-    policy = job.on_overlength
-    limit = job.context - (1 if policy == "reject" else min(params.max_tokens, job.context - 1))
-    tokenizer, verbatim = job.model.tokenizer, job.format != "chat-template"
-    fitted = prompt.fit(turns, prefix, job.render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
-    params = _within(params, job.context - len(fitted.token_ids))
-    written = _as_written(params, job.format)
-    passed = {column.name: passed_value(row, record, column) for column in job.columns}
+    room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, job.context - 1)
+    return Draft(row, record, id, shape, params, n, seed, ToFit(turns, prefix, job.context - room))
+
+
+def _check_own(params: Sampling, n: int, job: Job) -> None:
+    """What a row brings itself; what the job says was checked as it was prepared. Raises Reject."""
+    if job.spec.input.row_sampling == "off":
+        raise Reject("bad_sampling", "the row brings parameters or a seed of its own, and [input] row_sampling is off")
+    if params is job.sampling and n == job.spec.sampling.n:
+        return
+    try:
+        limits.check(params, n, job.sampling, job.spec.limits)
+        job.checker.check(params)
+    except ValueError as error:
+        raise Reject("bad_sampling", str(error)) from None
+
+
+def _prompts(drafts: list[Draft], job: Job) -> Iterator[Fitted | Reject]:
+    asked = [draft.asked for draft in drafts]
+    return job.checker.fit(asked) if job.checker.has_prompts else (fit_here(each, job) for each in asked)
+
+
+def fit_here(asked: ToFit, job: Job) -> Fitted | Reject:
+    try:
+        return fit(asked, job.render, job.model.tokenizer, job.on_overlength, job.format)
+    except Reject as why:
+        return why
+    except MemoryError:
+        return Reject("too_costly", NO_MEMORY)
+
+
+def finish(draft: Draft, fitted: Fitted, job: Job) -> list[Item] | Reject:
+    row, record, id, shape, params, n, seed, _ = draft
+    if not fitted.token_ids:
+        return Reject("empty", "the prompt has no tokens")
+    try:
+        params = _within(params, job.context - len(fitted.token_ids))
+        written = _as_written(params, job.format)
+        passed = {column.name: passed_value(row, record, column) for column in job.columns}
+    except Reject as why:
+        return why
     return [
-        Item(row.number, sample, id, *fitted, params, written, _seed(spec, seed, id, sample), passed, shape)
+        Item(row.number, sample, id, *fitted, params, written, _seed(job.spec, seed, id, sample), passed, shape)
         for sample in range(n)
     ]
 
@@ -168,14 +260,15 @@ def columns_read(job: Job) -> list[str]:
 
 def reader(job: Job, running: bool = False) -> Reader:
     """What reads the rows of a job's shards for `make`. running: see Reader."""
-    return Reader(job.plan, columns_read(job), job.columns, running)
+    limits = RowLimits(job.spec.limits.row_bytes, job.spec.limits.row_values)
+    return Reader(job.plan, columns_read(job), job.columns, running, limits)
 
 
 def best_id(row: Row, job: Job) -> str:
     """The id of a rejected row, as far as it can be read."""
     try:
         return _row_id(row.record(), row, job)
-    except Reject:
+    except (Reject, MemoryError):
         return str(row.number)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
@@ -16,8 +17,9 @@ from msgspec import Meta
 from . import credentials, deadline
 from .errors import JobError, on_disk, shown
 from .hub import is_name
+from .lengths import ROW_BYTES, ROW_VALUES
 from .places import check_place
-from .sampling import JobSampling, Sampling
+from .sampling import INT32, JobSampling, Sampling
 from .shapes import AUTO, SHAPES
 from .trust import refuse_risks
 
@@ -52,6 +54,14 @@ class InputTable(_Table, frozen=True):
     drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
     incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False
     follow_links: Annotated[bool, Meta(description="read what links in folders and globs lead to, too")] = False
+    row_sampling: Annotated[
+        Literal["on", "off"], Meta(description="off: rows that bring sampling parameters of their own are rejected")
+    ] = "on"
+    skip: Annotated[list[int], Meta(description="number of a row that is to be rejected, however far the job is")] = []
+
+    def __post_init__(self) -> None:
+        if wrong := [number for number in self.skip if number < 0]:
+            raise ValueError(f"skip: {wrong[0]} is no row; they are numbered from 0")
 
 
 class ModelTable(_Table, frozen=True):
@@ -81,6 +91,13 @@ class PromptTable(_Table, frozen=True):
         Literal["text", "reject", "token"],
         Meta(description="what control tokens of a Hugging Face tokenizer are where a row's text holds them"),
     ] = "text"
+    date: Annotated[str, Meta(description="day that chat templates are told which ask for it: 2026-01-31")] = ""
+
+    def __post_init__(self) -> None:
+        try:
+            date.fromisoformat(self.date or "2026-01-31")
+        except ValueError:
+            raise ValueError(f"date: {self.date!r} is no day: write 2026-01-31") from None
 
 
 class OutputTable(_Table, frozen=True):
@@ -113,6 +130,25 @@ class OutputTable(_Table, frozen=True):
             raise ValueError("stop_at and requeue exclude each other: Slurm would start the job again at once")
 
 
+class LimitsTable(_Table, frozen=True):
+    """What one row may take and ask for, the numbers of other tables apart. The defaults are wider than any row that
+    somebody means, and narrow enough that no row takes the machine."""
+
+    row_bytes: Annotated[int, Meta(ge=1, description="bytes of a row")] = ROW_BYTES
+    row_values: Annotated[int, Meta(ge=1, description="values of a row: its commas and opening brackets")] = ROW_VALUES
+    turns: Annotated[int, Meta(ge=1, description="utterances of a conversation")] = 10_000
+    n: Annotated[int, Meta(ge=1, description="responses that a row may ask for")] = 1024
+    max_tokens: Annotated[int, Meta(ge=1, description="max_tokens that a row may ask for")] = INT32
+    stop: Annotated[int, Meta(ge=0, description="stop texts that a row may bring")] = 128
+    text_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's stop text or bad word")] = 4096
+    schema_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's structured_outputs, as JSON")] = 1 << 16
+    schema_depth: Annotated[int, Meta(ge=1, description="objects and lists inside each other in a row's schema")] = 64
+    schema_properties: Annotated[int, Meta(ge=0, description="properties in a row's schema, in all")] = 1000
+    choices: Annotated[int, Meta(ge=0, description="choices of a row, or values of enum in its schema")] = 10_000
+    check_seconds: Annotated[float, Meta(gt=0, description="processor time of one check of schema or prompt")] = 4.0
+    check_mb: Annotated[int, Meta(ge=16, description="memory of one check of schema or prompt")] = 1024
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job. `engine` holds vLLM's EngineArgs by name; engine.py checks them."""
 
@@ -122,6 +158,7 @@ class JobSpec(_Table, frozen=True):
     prompt: PromptTable = PromptTable()
     sampling: JobSampling = JobSampling()
     engine: dict[str, Any] = {}
+    limits: LimitsTable = LimitsTable()
 
 
 TABLES: dict[str, type[msgspec.Struct]] = {
@@ -130,15 +167,18 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "prompt": PromptTable,
     "sampling": JobSampling,
     "output": OutputTable,
+    "limits": LimitsTable,
 }
+LATER = frozenset({"limits"})  # tables that older jobs know nothing of: with its defaults one changes no fingerprint
 
 # What decides how fast, where and until when, not what: a job may go on with others of these. Every other key of these
 # tables is a result. Of the model its files' digests are results, whatever its path.
 MEANS = {
-    "input": frozenset({"path", "incremental", "follow_links"}),
+    "input": frozenset({"path", "incremental", "follow_links", "skip"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
+    "limits": frozenset({"check_seconds", "check_mb"}),  # which a slower machine may need more of
 }
 # The same of vLLM's EngineArgs; tests say of each name why. Some are names of older or newer vLLMs than that here.
 ENGINE_MEANS = frozenset(
@@ -314,18 +354,17 @@ def is_means(name: str, value: Any) -> bool:
 def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
     """What of a job's results differs from the defaults: a key that a later version adds changes nothing where it is
     not used. So a default must stay as it is for ever, and a key that is gone must have had its default."""
-    return {
+    chosen = {
         table: {key: value for key, value in values.items() if not _is_default(table, key, value)}
         for table, values in _without_secrets(results).items()
     }
+    return {table: values for table, values in chosen.items() if values or table not in LATER}
 
 
 def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
     """The same for people: what is not stated has its default."""
-    return {
-        table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values
-        for table, values in _without_secrets(results).items()
-    }
+    stated = {table: {} for table in LATER} | _without_secrets(results)
+    return {table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values for table, values in stated.items()}
 
 
 def _without_secrets(results: dict[str, Any]) -> dict[str, Any]:

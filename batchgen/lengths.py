@@ -7,11 +7,38 @@ enough of them have been seen.
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
+ROW_BYTES = 64 << 20  # of a row, unless the job says otherwise: 8 s of reading at most, and 0.7 GB
+ROW_VALUES = 4_000_000  # of a row: each is up to 100 bytes in Python for the two that `[]` and a comma have in JSON
+
+
+class RowLimits(NamedTuple):
+    """How large a row may be, in bytes and in values."""
+
+    row_bytes: int = ROW_BYTES
+    row_values: int = ROW_VALUES
+
+
+USUAL = RowLimits()
 WIDEST = 1_000_000  # characters that a template may have a value padded to
 SHORT = 1 << 16  # characters of a text that may as well be encoded
 # What normalising a part alone may add at its ends: letters and accents that would have become one, a first blank.
 _SLACK = 64
+
+
+def too_large(size: int, most: int = ROW_BYTES) -> str:
+    return f"the row has {size:,} bytes, and [limits] row_bytes allows {most:,}"
+
+
+def too_many_values(most: int) -> str:
+    return f"the row has more values than the {most:,} that [limits] row_values allows"
+
+
+def has_too_many_values(line: bytes, most: int) -> bool:
+    """Whether a row may have so many values as JSON that they take the machine's memory. Those in texts count too: a
+    text may be read as JSON again."""
+    return len(line) > most and sum(map(line.count, (b",", b"[", b"{"))) > most
 
 
 def exceeds(text: str, tokens: int, longest: int, count: Callable[[str], int]) -> bool:

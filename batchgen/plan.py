@@ -122,11 +122,8 @@ def _items(forecast: Forecast) -> Iterator[Item | Reject]:
     job = forecast.job
     reader = item.reader(job)
     for planned in job.plan.shards:
-        for row in reader.read(planned):
-            try:
-                yield item.make(row, job)[0]
-            except Reject as why:
-                yield why
+        for _, made in item.make_all(reader.read(planned), job):
+            yield made if isinstance(made, Reject) else made[0]
 
 
 def _shared(token_ids: list[int], blocks: set[int]) -> int:

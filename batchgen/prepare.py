@@ -8,23 +8,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from . import (
-    __version__,
-    engine,
-    first_format,
-    folder,
-    ids,
-    job,
-    models,
-    opening,
-    passed,
-    prompt,
-    shard,
-    source,
-    structure,
-)
+from . import __version__, engine, first_format, folder, ids, job, models, opening, passed, prompt, shard, source
+from .checker import Checker
 from .columns import Column, check_names
-from .errors import JobError
+from .errors import JobError, Reject
 from .folder import JobRecord
 from .job import JobSpec
 from .models import Model
@@ -38,7 +25,7 @@ from .tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Job:
     """A job, resolved. context: most tokens of prompt and response together; format: of prompts; sampling: of rows that
-    say nothing themselves; columns: passed-through ones."""
+    say nothing themselves; columns: passed-through ones; skip: rows that are to be rejected."""
 
     spec: JobSpec
     out: Path
@@ -50,6 +37,8 @@ class Job:
     plan: Plan
     columns: list[Column]
     record: JobRecord
+    checker: Checker
+    skip: frozenset[int]
 
     @cached_property
     def render(self) -> Render:
@@ -106,12 +95,20 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
-    spec, for_rows = _sampling(spec, model, format)
+    checker = _checker(spec, model)
+    spec, for_rows = _sampling(spec, model, format, checker)
+
+    def made(record: JobRecord) -> Job:
+        skip = frozenset(spec.input.skip)
+        job = Job(spec, out, model, context, format, for_rows, template, plan, columns, record, checker, skip)
+        checker.set_up_prompts(format, job.on_overlength, spec.prompt.date, record.control_tokens)
+        return job
+
     results = _results(spec, model, context, format, plan, columns)
     if begun:
         _check_same(begun, _as_named(begun, results, model))
         _check_weights(begun, model)
-        return Job(spec, out, model, context, format, for_rows, template, plan, columns, begun)
+        return made(begun)
     version, results = _in_words_of(old, results, model)
     record = JobRecord(
         format=version,
@@ -124,7 +121,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         schema=passed.written(columns),
         sha256=model.sha256,
     )
-    return Job(spec, out, model, context, format, for_rows, template, plan, columns, record)
+    return made(record)
 
 
 def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -> tuple[int, dict[str, Any]]:
@@ -204,13 +201,19 @@ def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     return msgspec.structs.replace(spec, model=pinned), model
 
 
-def _sampling(spec: JobSpec, model: Model, format: str) -> tuple[JobSpec, Sampling]:
+def _checker(spec: JobSpec, model: Model) -> Checker:
+    asked = spec.engine.get("structured_outputs_config", engine.STRUCTURED_OUTPUTS)
+    any_whitespace = not (isinstance(asked, dict) and asked.get("disable_any_whitespace"))
+    return Checker(model, any_whitespace, spec.limits)
+
+
+def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tuple[JobSpec, Sampling]:
     """The spec with the card's sampling where it gives none, and what of it holds for a row."""
     try:
         resolved = spec.sampling.with_defaults(model.sampling_defaults(format))
         for_rows = resolved.for_rows()
-        structure.check(for_rows, model.vocab_size)
-    except ValueError as error:
+        checker.check(for_rows)
+    except (ValueError, Reject) as error:
         raise JobError(f"[sampling] {error}") from None
     return msgspec.structs.replace(spec, sampling=resolved), for_rows
 

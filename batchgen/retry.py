@@ -19,7 +19,7 @@ from .verify import grows, open_finished, set_aside_by
 FINISH_REASONS = ("stop", "length")
 REJECT_REASONS = (
     *("invalid_json", "invalid_utf8", "bad_shape", "unknown_speaker"),
-    *("empty", "bad_sampling", "too_long", "engine_error"),
+    *("empty", "bad_sampling", "too_long", "too_large", "too_costly", "skipped", "engine_error"),
 )
 
 
@@ -67,6 +67,7 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     tables = msgspec.to_builtins(old)
     tables["output"].pop("path")
     tables["output"].pop("shared")  # who handed the old folder over does not say so of the new one
+    tables["input"].pop("skip")  # its rows may be what is tried again
     if "path" in flags.get("model", {}):
         tables["model"].pop("revision")  # the other model's
     merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}

@@ -70,13 +70,12 @@ def _check_for_answers(job: Job) -> None:
     reader = item.reader(job, running=True)
     reasons: Counter[str] = Counter()
     first = ""
-    for row in itertools.islice((row for planned in job.plan.shards for row in reader.read(planned)), LOOKED_AT):
-        try:
-            item.make(row, job)
+    rows = itertools.islice((row for planned in job.plan.shards for row in reader.read(planned)), LOOKED_AT)
+    for row, made in item.make_all(rows, job):
+        if not isinstance(made, Reject):
             return
-        except Reject as why:
-            first = first or f"{source.place(job.plan, row.number)}: {why}"
-            reasons[why.reason] += 1
+        first = first or f"{source.place(job.plan, row.number)}: {made}"
+        reasons[made.reason] += 1
     total = reasons.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
         listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
@@ -119,6 +118,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     with on_disk(job.out):
         _set_damaged_aside(job)
     missing = missing_shards(job)
+    _warn_of_skip(job, missing)
     if not missing:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
     with on_disk(job.out):
@@ -146,6 +146,16 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     counts = _closed(job, presence) if not missing_shards(job) else None
     seconds = time.monotonic() - begin
     return Outcome(job.out, job.spec.output.max_rejects, supervisor.totals, counts, seconds, supervisor.engine_start)
+
+
+def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
+    """Warns of rows that are to be skipped and cannot be any more: finished shards are never rewritten."""
+    late = job.skip.difference(*(planned.row_numbers for planned in missing))
+    for planned in job.plan.shards:
+        if not late.isdisjoint(planned.row_numbers):
+            late -= {line["row"] for line in shard.read_rejects(job.out, planned) if line["reason"] == "skipped"}
+    if late:
+        warn(f"[input] skip: row {min(late)} is in a finished shard, which stays as it is, or not in the input")
 
 
 def _closed(job: Job, presence: Presence) -> dict[str, Any]:

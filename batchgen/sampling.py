@@ -5,6 +5,7 @@ import hashlib
 import math
 import re
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -148,6 +149,7 @@ def item_seed(job_seed: int, id: str, sample: int) -> int:
 
 DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
 _KNOWN = (*_NAMES, "n", "seed")
+MOST_NAMES = 64  # of an object, that are looked at to tell whether it holds parameters
 _WHOLE = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "seed")
 
 
@@ -192,7 +194,7 @@ def _own_parameters(value: Any, column: str) -> dict[str, Any]:
     if is_blank(value):
         return {}
     given = _as_object(value)
-    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(given))):
+    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOST_NAMES)))):
         return {}
     if given is None:
         raise Reject("bad_sampling", f"{column} is {kind_of(value)}, not an object")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import safeopen
-from .columns import Column, assemble
+from .columns import Cell, Column, assemble
 from .conversation import Row
 from .errors import JobError, Reject
 from .folder import (
@@ -72,6 +72,8 @@ _OPTIONAL = {
     "logprobs": pa.list_(pa.list_(pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())]))),
 }
 
+PART_BYTES = 4 << 30  # of passed-through values that are written at once
+DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
 RAW = 4096  # bytes of a rejected row that its line shows
 LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
 
@@ -131,9 +133,9 @@ def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
 
 def _raw(row: Row) -> str:
     """The row for people, and how long it is if it is cut."""
-    if isinstance(row.raw, bytes) and len(row.raw) > RAW:  # without a copy of all of it
+    if isinstance(row.raw, bytes) and (size := row.size or len(row.raw)) > RAW:  # without a copy of all of it
         text = Row(row.number, row.raw[:RAW]).raw_text()
-        return f"{_whole(text)}... ({len(row.raw):,} bytes in all)"
+        return f"{_whole(text)}... ({size:,} bytes in all)"
     text = row.raw_text()
     if len(text) <= RAW:
         return text
@@ -171,7 +173,9 @@ def commit(
     """
     accounting = counts(len(shard.row_numbers), answers, rejects)
     about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
-    content = _parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
+    if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
+        about["skipped"] = skipped
+    content = as_parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     check_links(out, ["_rejects"])
     if rejects:
@@ -186,13 +190,27 @@ def commit(
     publish(out, shard_path(out, shard), content)
 
 
-def _parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
-    table = pa.table([assemble([answer.get(field.name) for answer in answers], field.type) for field in shape], shape)
+def as_parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, shape, compression="zstd") as writer:
-        writer.write_table(table)
+        for some in _in_parts(answers):
+            writer.write_table(
+                pa.table([assemble([row.get(field.name) for row in some], field.type) for field in shape], shape)
+            )
         writer.add_key_value_metadata({PREFIX + key: _text(value) for key, value in about.items()})
     return memoryview(sink.getvalue())
+
+
+def _in_parts(answers: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """All answers at once, as long as their passed-through values, which the input may hold once for all rows, take no
+    more than a part may."""
+    begin = size = 0
+    for place, answer in enumerate(answers):
+        size += sum(value.size for value in answer.values() if isinstance(value, Cell))
+        if size > PART_BYTES and place > begin:
+            yield answers[begin:place]
+            begin, size = place, 0
+    yield answers[begin:]
 
 
 def _text(value: Any) -> str:
@@ -251,7 +269,7 @@ def _is_whole(path: Path) -> bool:
         with safeopen.reading(path) as stream:
             file = pq.ParquetFile(stream)
             table = file.read([name for name in _NEVER_NULL if name in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's own
         return False
@@ -283,7 +301,11 @@ def _made_by(path: Path) -> str:
     try:
         with safeopen.reading(path) as stream:
             about = pq.read_metadata(stream).metadata or {}
-    except (pa.ArrowException, OSError):
+    except FileNotFoundError:
+        return ""
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's own
         return ""
     return about.get(f"{PREFIX}fingerprint".encode(), b"").decode(errors="replace")
 

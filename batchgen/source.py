@@ -22,6 +22,7 @@ from .cursor import Cursor, cursor_at
 from .errors import JobError, Reject, shown, warn
 from .files import find
 from .formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
+from .lengths import USUAL, RowLimits
 from .shapes import SHAPES
 from .template import Template
 
@@ -390,10 +391,17 @@ class Reader:
     """Reads shards, one that follows another without a new beginning: a file is decompressed or decoded once, whatever
     the number of its shards."""
 
-    def __init__(self, plan: Plan, used: Iterable[str], passed: Iterable[Column] = (), running: bool = False):
+    def __init__(
+        self,
+        plan: Plan,
+        used: Iterable[str],
+        passed: Iterable[Column] = (),
+        running: bool = False,
+        limits: RowLimits = USUAL,
+    ):
         """used: columns that are looked at; passed: those that are passed through; running: a file that cannot be read
-        stops the run, resumable, as it was there before."""
-        self._plan = plan
+        stops the run, resumable, as it was there before; limits: of rows."""
+        self._plan, self._limits = plan, limits
         self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
         self._ends = list(itertools.accumulate(file.rows for file in plan.files))
         self._left: tuple[int, Cursor] | None = None  # where the last shard ended, and in which file
@@ -432,7 +440,7 @@ class Reader:
         if left:
             left[1].close()
         file = self._plan.files[index]
-        return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running)
+        return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running, self._limits)
 
     def _leave(self, index: int, cursor: Cursor) -> None:
         if self._left:

@@ -1,37 +1,34 @@
 """Structured outputs: whether a schema, regex or grammar can be followed, checked before an engine sees it."""
 
-from functools import lru_cache
+import json
+from typing import Any
 
 import msgspec
 
-from .sampling import Sampling, StructuredOutputs
+from .sampling import StructuredOutputs
 
 
 def as_json(wanted: StructuredOutputs) -> str:
     return msgspec.json.encode(wanted, order="deterministic").decode()
 
 
-def check(params: Sampling, vocab_size: int) -> None:
-    """What parameters must fit beside their ranges: the model's ids, and xgrammar, vLLM's own backend for structured
-    outputs. Raises ValueError."""
-    params.check_ids(vocab_size)
-    if params.structured_outputs and (problem := _problem(as_json(params.structured_outputs))):
-        raise ValueError(f"structured_outputs: {problem}")
+def problem(wanted_json: str, compiler: Any, any_whitespace: bool) -> str:
+    """What xgrammar, vLLM's own backend for structured outputs, says against them; empty if nothing. It may take any
+    time and memory to say so (checker.py).
 
-
-@lru_cache(maxsize=1024)  # rows mostly share a few of them
-def _problem(wanted_json: str) -> str:
-    from xgrammar import Grammar  # brings torch, 2 s: only jobs with structured outputs pay for it
-
+    compiler: xgrammar's, for the model's tokenizer.
+    """
     wanted = msgspec.json.decode(wanted_json, type=StructuredOutputs)
     try:
         if wanted.json is not None:
             schema = wanted.json if isinstance(wanted.json, str) else msgspec.json.encode(wanted.json).decode()
-            Grammar.from_json_schema(schema)
+            compiler.compile_json_schema(schema, any_whitespace=any_whitespace)
         elif wanted.regex is not None:
-            Grammar.from_regex(wanted.regex)
+            compiler.compile_regex(wanted.regex)
         elif wanted.grammar is not None:
-            Grammar.from_ebnf(wanted.grammar)
+            compiler.compile_grammar(wanted.grammar)
+        elif wanted.choice is not None:
+            compiler.compile_grammar("root ::= " + " | ".join(map(json.dumps, wanted.choice)))
     except RuntimeError as error:
         return str(error).partition(": ")[2].strip() or str(error)  # behind time and place in its source
     return ""

@@ -20,7 +20,7 @@ from .death import Death
 from .errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from .prepare import Job
 from .progress import Progress
-from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
+from .report import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
 from .scratch import Scratch
 from .worker import AS_ASKED, DEADLY, TIME_IS_UP
 
@@ -38,6 +38,7 @@ class WorkerProcess:
     process: subprocess.Popen[bytes]
     reports: IO[bytes]
     log_begin: int  # bytes of its log that others wrote before
+    mark: Mark | None = None
     rest: bytes = b""  # of a report that is not whole yet
     last_report: float = field(default_factory=time.monotonic)
     engine_start: float | None = None
@@ -52,7 +53,8 @@ class WorkerProcess:
         """Raises Stopped if the machine does not let it. own: what it has in its environment beside ours."""
         read, write = os.pipe()
         ours = environment.of_worker(file.path for file in job.plan.files)
-        record = _in_memory(msgspec.json.encode(job.record))
+        record, mark = _in_memory(msgspec.json.encode(job.record)), Mark.new()
+        marked = Mark(mark)
         try:
             with on_disk(job.out), open(safeopen.write_again(log, os.O_APPEND), "ab") as stream:
                 log_begin = stream.tell()
@@ -62,7 +64,7 @@ class WorkerProcess:
                     stdin=subprocess.PIPE,
                     stdout=stream,
                     stderr=stream,
-                    pass_fds=[write, record],
+                    pass_fds=[write, record, mark],
                     env={**ours, **own, **_offline(job)},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
@@ -70,10 +72,10 @@ class WorkerProcess:
             os.close(read)
             raise
         finally:
-            os.close(write)
-            os.close(record)
-        worker = cls(process, os.fdopen(read, "rb", buffering=0), log_begin)
-        worker.tell(Orders(job.spec, record, write, os.getpid(), accused, until))
+            for file in (write, record, mark):
+                os.close(file)
+        worker = cls(process, os.fdopen(read, "rb", buffering=0), log_begin, marked)
+        worker.tell(Orders(job.spec, record, write, mark, os.getpid(), accused, until))
         return worker
 
     def tell(self, what: Orders | Accused) -> None:
@@ -96,6 +98,11 @@ class WorkerProcess:
         self.in_engine -= set(work.finished)
         self.responses += len(work.finished)
         self.totals, self.running, self.waiting = work.totals, work.running, work.waiting
+
+    @property
+    def row(self) -> int | None:
+        """The row that it is making ready, or was as it ended."""
+        return self.mark.row if self.mark else None
 
     def kill(self) -> None:
         """Ends the worker and all that it has started: they are a session of their own."""
@@ -161,10 +168,12 @@ class Strikes:
         self._strikes: dict[str, int] = {}
         self._deadly: set[str] = set()
 
-    def death(self, in_engine: set[str]) -> None:
-        for name in in_engine:
+    def death(self, in_engine: set[str], row: int | None = None) -> None:
+        """row: that was being made ready, which is then the only one that may have done it."""
+        names = in_engine if row is None else {str(row)}
+        for name in names:
             self._strikes[name] = self._strikes.get(name, 0) + 1
-            if len(in_engine) == 1 and self._strikes[name] >= DEADLY:
+            if len(names) == 1 and self._strikes[name] >= DEADLY:
                 self._deadly.add(name)
 
     def finished(self, names: list[str]) -> None:
@@ -362,7 +371,8 @@ class Supervisor:
             why = "stopped; the engine did not drain; run the same command again to go on"
             self._gone(slot, worker, Ended("stopped", why))
         elif now - worker.last_report > allowed:
-            self._gone(slot, worker, Ended("died", f"no token for {allowed:g} s"))
+            what = "token" if worker.row is None else "end of that"
+            self._gone(slot, worker, Ended("died", f"no {what} for {allowed:g} s", row=worker.row))
 
     # --- ends
 
@@ -372,7 +382,9 @@ class Supervisor:
         lost = word is None or word.how in ("died", "bug")
         self.lost |= lost
         slot.leave(worker, lost)
-        word = word or death.of_process(worker.process.returncode)
+        if word is None:
+            word = death.of_process(worker.process.returncode)
+            word.row = worker.row
         if word.how == "refused":
             raise JobError(word.text)
         if word.how == "bug":
@@ -383,30 +395,32 @@ class Supervisor:
         elif word.how == "time_up":  # the others know best how long their own requests take
             self._stops.append(word.text)
         elif word.how != "done":
-            self._after_death(slot, worker, death.explain(word, slot.log, worker.log_begin, not engine.needs_gpu()))
+            cause = death.explain(word, slot.log, worker.log_begin, not engine.needs_gpu())
+            self._after_death(slot, worker, cause, word.row)
 
-    def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death) -> None:
+    def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death, row: int | None = None) -> None:
         """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""
         if self._stopping:
             self._stops.append(AS_ASKED)
             return
-        self._strikes.death(worker.in_engine)
+        self._strikes.death(worker.in_engine, row)
+        what, hint = slot.name, ""
+        if row is not None:  # the engine was well
+            what, hint = f"the worker that made row {row} ready", f"; --skip {row} takes the row out"
         for other in self._slots:
             if other.worker:
                 other.worker.tell(self._strikes.accused)
         slot.deaths = 1 if worker.responses else slot.deaths + 1
-        hint = death.OUT_OF_MEMORY if why.signal == signal.SIGKILL and slot.deaths > 1 else ""
+        hint = death.OUT_OF_MEMORY if why.signal == signal.SIGKILL and slot.deaths > 1 and not hint else hint
         # A wrong setup never gets better, nor does a build for another processor; a start that was killed may.
         if not slot.engine_start and (not why.signal or why.is_crash):
-            self._give_up(slot, f"{slot.name} failed: {why.text}")
+            self._give_up(slot, f"{what} failed: {why.text}{hint}")
         elif slot.deaths > self._job.spec.output.max_restarts:
-            self._give_up(slot, f"{slot.name} died {slot.deaths} times in a row: {why.text}{hint}")
+            self._give_up(slot, f"{what} died {slot.deaths} times in a row: {why.text}{hint}")
         else:
             pause = min(2.0 ** (slot.deaths - 1), LONGEST_PAUSE)
             slot.start_at = time.monotonic() + pause
-            self._progress.write(
-                f"batchgen: warning: {slot.name} died ({why.text}); it starts again in {pause:g} s{hint}"
-            )
+            self._progress.write(f"batchgen: warning: {what} died ({why.text}); it starts again in {pause:g} s{hint}")
 
     def _give_up(self, slot: Slot, why: str) -> None:
         slot.given_up = f"{why}; the whole story is in {slot.log}"

@@ -32,7 +32,7 @@ _HH = [
     _lines("USER", "ASSISTANT", "SYSTEM"),
     _lines("user", "assistant", "system"),
 ]
-_HH_CUE = re.compile(r"\n\s*Assistant\s*\Z")  # calls for an answer too, without its colon
+_HH_CUE = "Assistant"  # on the last line it calls for an answer too, without its colon
 _GUANACO = Marks(
     re.compile(r"\s*### ?(?:Human|User|System) ?:", re.IGNORECASE),
     re.compile(r"### ?(Human|User|Assistant|System) ?:", re.IGNORECASE),
@@ -42,7 +42,7 @@ _CHATML = Marks(
     re.compile(r"<\|im_start\|>(\w+)[ \t]*\r?\n?"),
     end="<|im_end|>",
 )
-_LLAMA = re.compile(r"\s*(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?:</s>|(?=(?:<s>)?\s*\[INST\])|\Z)", re.DOTALL)
+_BLANKS = re.compile(r"\s*")
 _LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
@@ -61,7 +61,7 @@ def kind_of_transcript(value: Any) -> str | None:
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str) or not value[:200].lstrip().startswith(_HEADS):
         return None
-    if _LLAMA.match(value):
+    if _llama_turn(value, 0):
         return "llama2"
     if _GUANACO.head.match(value):
         return "guanaco"
@@ -73,9 +73,18 @@ def kind_of_transcript(value: Any) -> str | None:
 def _is_hh(text: str) -> bool:
     """Whether two speak in it. HH-RLHF's own texts begin with an empty line, which a lone question does not."""
     marks = _hh_marks(text)
-    text = _HH_CUE.sub("\nAssistant:", text)
+    text = _without_cue(text, "\nAssistant:")
     speakers = {mark[1] for mark in marks.turn.finditer(text)} if marks else set()
     return len(speakers) > 1 or ("Human" in speakers and text[:1] in "\r\n")
+
+
+def _without_cue(text: str, instead: str = "") -> str:
+    """(An expression would try every newline of a run of them, each to the run's end.)"""
+    bare = text.rstrip()
+    before = bare.removesuffix(_HH_CUE)
+    said = before.rstrip()
+    newline = before.find("\n", len(said))
+    return before[:newline] + instead if len(before) < len(bare) and newline >= 0 else text
 
 
 def _hh_marks(text: str) -> Marks | None:
@@ -95,7 +104,7 @@ def split(value: Any, name: str, where: str) -> Conversation:
     if name == "llama2":
         turns = _llama_turns(text)
     elif name == "hh":
-        turns = _marked_turns(_HH_CUE.sub("", text), _hh_marks(text))
+        turns = _marked_turns(_without_cue(text), _hh_marks(text))
     else:
         turns = _marked_turns(text, {"guanaco": _GUANACO, "chatml": _CHATML}[name])
     if not turns:
@@ -123,11 +132,36 @@ def _llama_turns(text: str) -> Conversation:
     """`<s>[INST] <<SYS>> system <</SYS>> question [/INST] answer </s>`, and so on."""
     turns: Conversation = []
     position = 0
-    while found := _LLAMA.match(text, position):
-        question, answer = found[1], found[2]
+    while found := _llama_turn(text, position):
+        question, answer, position = found
         if system := _LLAMA_SYSTEM.match(question):
             turns.append(Utterance(SYSTEM, system[1].strip()))
             question = question[system.end() :]
         turns += [Utterance(USER, question.strip()), Utterance(ASSISTANT, answer.strip())]
-        position = found.end()
     return turns if not text[position:].strip() else []
+
+
+def _llama_turn(text: str, position: int) -> tuple[str, str, int] | None:
+    """Question, answer and where the next turn begins, of the turn that begins here. (No expression: those that know
+    where an answer ends take the square of a run of blanks.)"""
+    begin = _behind_blanks(text, position)
+    if text.startswith("<s>", begin):
+        begin = _behind_blanks(text, begin + len("<s>"))
+    asked = begin + len("[INST]")
+    if not text.startswith("[INST]", begin) or (end := text.find("[/INST]", asked)) < 0:
+        return None
+    answered = end + len("[/INST]")
+    following = text.find("[INST]", answered)
+    last = len(text) if following < 0 else answered + len(text[answered:following].rstrip())
+    if following >= 0 and text.endswith("<s>", answered, last):
+        last -= len("<s>")
+    stop = text.find("</s>", answered, last)
+    if stop >= 0:
+        return text[asked:end], text[answered:stop], stop + len("</s>")
+    return text[asked:end], text[answered:last], last
+
+
+def _behind_blanks(text: str, position: int) -> int:
+    blanks = _BLANKS.match(text, position)
+    assert blanks
+    return blanks.end()

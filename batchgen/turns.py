@@ -23,6 +23,7 @@ ROLES = {
     **{name: SYSTEM for name in ("system", "developer")},
 }
 _MODEL = re.compile(r"(?:gpt|chatgpt|claude|gemini|llama|vicuna|mistral|qwen|palm)\d\w*")  # gpt4, claude2, llama270b
+LONGEST_ROLE = 100  # characters of a role that are looked at
 _TOOL = re.compile(r"tool\w*|function\w*|observation|ipython|environment")
 _MEDIA = re.compile(r"image|audio|video|file")
 
@@ -153,7 +154,7 @@ def _speaker(role: Any, place: str, known: dict[str, str]) -> str:
     if isinstance(role, str):
         if (speaker := known.get(role)) is not None:
             return speaker
-        word = _word(role)
+        word = _word(role[:LONGEST_ROLE])
         if known is ROLES and (word in known or _MODEL.fullmatch(word)):
             return known.get(word, ASSISTANT)
         if _TOOL.fullmatch(word):

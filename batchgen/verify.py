@@ -1,6 +1,7 @@
 """Proves a job's accounting: checksums, counts and ids of every shard against the job and its input."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -24,6 +25,10 @@ from .prepare import Job, prepare
 from .run import close, run
 from .source import Reader, Shard
 from .trust import refuse_risks
+
+# Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
+# skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
+UNFORESEEN = ("engine_error", "too_costly", "skipped")
 
 
 @dataclass
@@ -68,8 +73,9 @@ def verify(out: Path, writing: Writing = Writing()) -> Verdict:
     """
     if not (writing.quarantine or writing.close):
         return _verify(out, writing)
-    with owners.writing(writing.shared), on_disk(out):
-        owners.check_folders(out, writing.shared)
+    with owners.writing(writing.shared):
+        with on_disk(out):
+            owners.check_folders(out, writing.shared)
         return _verify(out, writing)
 
 
@@ -131,7 +137,7 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
     verdict.responses += len(answers)
     verdict.rejects += len(rejects)
     found = list(_found(answers, rejects))
-    expected = list(_expected(job, planned, reader, {line["row"] for line in rejects}))
+    expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}))
     for has, should in zip(found, expected, strict=False):
         if has != should:
             verdict.problems.append(f"{path}: has {has}, the input says {should}")
@@ -157,19 +163,21 @@ def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iter
     yield from sorted(lines, key=lambda line: line[:2])
 
 
-def _expected(job: Job, planned: Shard, reader: Reader, rejected: set[int]) -> Iterator[tuple[Any, ...]]:
-    """What the input says they must hold. Whether the engine failed on a row only the engine can say."""
-    for row in reader.read(planned):
-        try:
-            items = item.make(row, job)
-        except Reject as why:
-            yield row.number, -1, item.best_id(row, job), "rejected", why.reason
-            continue
-        if row.number in rejected:
-            yield row.number, -1, items[0].id, "rejected", "engine_error"
-            continue
-        for made in items:
-            yield made.row, made.sample, made.id, made.seed, len(made.prompt_token_ids)
+def _expected(
+    job: Job, planned: Shard, reader: Reader, rejected: dict[int, dict[str, Any]]
+) -> Iterator[tuple[Any, ...]]:
+    """What the input says they must hold. rejected: the shard's reject lines by row."""
+    unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
+    for row, items in item.make_all(reader.read(planned), dataclasses.replace(job, skip=unmade)):
+        if row.number in unmade:
+            line = rejected[row.number]
+            id = line["id"] if line["id"] == str(row.number) else item.best_id(row, job)
+            yield row.number, -1, id, "rejected", line["reason"]
+        elif isinstance(items, Reject):
+            yield row.number, -1, item.best_id(row, job), "rejected", items.reason
+        else:
+            for made in items:
+                yield made.row, made.sample, made.id, made.seed, len(made.prompt_token_ids)
 
 
 # --- replay

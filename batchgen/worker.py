@@ -3,7 +3,7 @@
 It is a process of its own with one engine, started by the supervisor, so that an engine may die without the run.
 """
 
-import ctypes
+import dataclasses
 import faulthandler
 import itertools
 import os
@@ -29,9 +29,10 @@ from .errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp,
 from .folder import JobRecord
 from .item import Item
 from .journal import Entry, Journal
+from .lifeline import die_with_parent
 from .opening import Fence
 from .prepare import Job, prepare
-from .report import Accused, Ended, Orders, Report, Started, Totals, Warned, Work
+from .report import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
 from .source import Shard
 
 # So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
@@ -43,6 +44,7 @@ REPORT_EVERY = 0.5  # seconds, when there is nothing new
 STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeline
 DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
 KILLER = f"the engine died {DEADLY} times with this item in it, the last time with nothing else"
+ENDED = f"{DEADLY} workers ended, or hung, while they made this row ready"
 AS_ASKED = "stopped as asked; run the same command again to go on"
 TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
 STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
@@ -90,8 +92,11 @@ class Worker:
         window: int | None = None,
         accused: Accused | None = None,
         until: float | None = None,
+        mark: Mark | None = None,
     ):
-        """window: most requests in the engine, running and waiting; accused, until: see Orders; accused may change."""
+        """window: most requests in the engine, running and waiting; accused, until: see Orders; accused may change;
+        mark: of the row that is being made ready."""
+        self._mark = mark or Mark()
         self.totals = Totals()
         self._job = job
         self._engine = engine
@@ -186,15 +191,11 @@ class Worker:
     def _read(self, opened: OpenShard) -> Iterator[Request]:
         """What of a shard is to be generated, in order. Bad rows are rejected on the way, journaled items answered."""
         job = self._job
-        for row in self._reader.read(opened.shard):
-            try:
-                items = item.make(row, job)
-            except Reject as why:
-                self._reject(opened, row, item.best_id(row, job), why)
+        for row, items in item.make_all(self._marked(opened.shard), job):
+            self._mark.clear()
+            if isinstance(items, Reject):
+                self._reject(opened, row, item.best_id(row, job), items)
                 continue
-            except Exception as error:
-                error.add_note(f"at row {row.number}")
-                raise
             opened.samples_left[row.number] = len(items)
             for each in items:
                 request = Request(each, row, opened)
@@ -203,6 +204,17 @@ class Worker:
                     self._answer(request, entry)
                 else:
                     yield request
+
+    def _marked(self, planned: Shard) -> Iterator[Row]:
+        """The rows of a shard but for those that ended workers, each marked for as long as it is in the making."""
+        self._mark.set(planned.row_numbers[0])
+        for row in self._reader.read(planned):
+            self._say_what_is_in_the_engine()  # and that we are alive: rows that come to nothing may take long together
+            self._mark.set(row.number)
+            deadly = str(row.number) in self._accused.deadly
+            yield dataclasses.replace(row, fault=Reject("engine_error", ENDED)) if deadly else row
+            self._mark.set(row.number + 1)
+        self._mark.clear()
 
     def _claimed(self, left: list[Shard]) -> Iterator[Shard | None]:
         """Shards to generate, as they can be claimed; None while others hold all the rest."""
@@ -383,7 +395,13 @@ class Worker:
         with on_disk(self._job.out):
             if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
                 facts = {"fingerprint": self._job.fingerprint_of(opened.shard), **self._facts}
-                shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, facts)
+                try:
+                    shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, facts)
+                except shard.DOES_NOT_FIT:
+                    if not self._reject_unwritable(opened):
+                        raise
+                    self._commit_if_complete(opened)
+                    return
             opened.journal.close()
             journal.remove(self._job.out, opened.shard.index)
             self._claims.release(opened.shard.index)
@@ -393,6 +411,17 @@ class Worker:
         self.totals.add_rejects(shard.counts(len(opened.shard.row_numbers), answers, rejects)["rejects"])
         with on_disk(self._job.out):
             self._claims.beat()  # or the shard's rows would count twice: as committed ones, and as open ones
+
+    def _reject_unwritable(self, opened: OpenShard) -> bool:
+        """Rejects the rows whose answers no shard can hold; False if there are none."""
+        before = len(opened.rejects)
+        for made, entry in opened.finished:
+            try:
+                shard.as_parquet([made.answer(entry, self._job)], self._shape, {})
+            except shard.DOES_NOT_FIT as error:
+                row = Row(made.row, {})
+                self._reject(opened, row, made.id, Reject("engine_error", f"cannot be written: {in_one_line(error)}"))
+        return len(opened.rejects) > before
 
     def _keep(self, at_once: bool = False) -> None:
         """Journals what has finished: with the system at once, on the disk within a second."""
@@ -404,6 +433,7 @@ class Worker:
 
     def _leave(self) -> None:
         self._keep(at_once=True)
+        self._reported = 0.0  # the last word tells all that was done
         self._say_what_is_in_the_engine()
         with on_disk(self._job.out):
             for opened in self._open:
@@ -512,13 +542,15 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     with open(orders.job_from, "rb") as opened:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
     job = prepare(orders.spec, begun=record)
+    job.checker.start()  # it loads while the engine does
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = Engine(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
-    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until)
+    mark = Mark(orders.mark)
+    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until, mark=mark)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
     worker.run(job.plan.shards)
@@ -563,12 +595,6 @@ def _obey_parent(parent: int) -> None:
     while signal.sigwaitinfo(STOPPING).si_pid != parent:
         continue
     os._exit(128 + signal.SIGTERM)
-
-
-def die_with_parent() -> None:
-    """Linux sends this process SIGKILL when its parent is gone: a kill -9 of the supervisor leaves nothing behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def test_a_job_that_cannot_run_is_one_line(batchgen, write_rows, tmp_path):
 def test_timers_are_gone_after_the_block():
     places = [
         (source.Reader, "read"),
-        (item, "make"),
+        (item, "draft"),
+        (item, "fit_here"),
+        (item, "finish"),
         (item.Item, "answer"),
         (journal.Journal, "sync"),
         (shard, "commit"),

@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from pickle import UnpicklingError
@@ -292,6 +294,16 @@ def hang() -> None:
 )
 def test_a_trial_says_what_would_befall_this_process(work, why):
     assert trial.failure(work, 1) == why
+
+
+def test_a_trial_keeps_the_limits_that_its_user_has():
+    lower = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29));"
+        "from batchgen import trial; print(trial.failure(lambda: None, 5))"
+    )
+    as_users_are = [] if os.geteuid() else ["setpriv", "--bounding-set=-sys_resource"]
+    done = subprocess.run([*as_users_are, sys.executable, "-c", lower], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("None\n", "")
 
 
 # --- digests

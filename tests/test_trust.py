@@ -35,7 +35,6 @@ RISKY = {
     "weight_transfer_config": {"backend": "x"},
     "profiler_config": {"torch_profiler_dir": "/tmp"},
     "additional_config": {"x": 1},
-    "hf_token": "x",
     "data_parallel_address": "0.0.0.0",
     "model_loader_extra_config": {"x": 1},
     "load_format": "a_plugins",
