@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from . import prompt, structure
+from . import environment, prompt, structure
 from .conversation import Conversation
 from .errors import JobError, MachineError, Reject, in_one_line
 from .hf_tokenizer import HfTokenizer, load_theirs
@@ -262,7 +262,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # a panic in a tokenizer is a row's reject, and nobody else's business
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **ENVIRONMENT},
+                env={**environment.of_worker([]), **environment.OFFLINE, **ENVIRONMENT},
             )
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, process, self._connection)
@@ -314,6 +314,7 @@ def _load(setup: Setup) -> Check:
         return _grammars(setup)
     tokenizer = HfTokenizer.tried(Path(setup.folder), setup.generation_config)
     tokenizer.date = setup.prompts.date
+    tokenizer.prepare_guard()
     render = prompt.renderer(setup.prompts.format, tokenizer, setup.prompts.control_tokens)
     return partial(_fit, render, tokenizer, setup.prompts)
 
