@@ -65,7 +65,7 @@ class WorkerProcess:
                     stdout=stream,
                     stderr=stream,
                     pass_fds=[write, record, mark],
-                    env={**ours, **own, **_offline(job)},
+                    env={**ours, **own, **environment.of_engine(), **_offline(job)},
                     start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
                 )
         except (Stopped, JobError):

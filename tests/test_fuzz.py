@@ -119,7 +119,7 @@ def outcomes(job: Job) -> Counter[str]:
     for planned in job.plan.shards:
         for row, items in make_all(reader.read(planned), job):
             if isinstance(items, Reject):
-                json.dumps(shard.reject_line(row, item.best_id(row, job.spec.input.id), items)).encode()
+                json.dumps(shard.reject_line(row, item.best_id(row, job), items)).encode()
             found[items.reason if isinstance(items, Reject) else "answered"] += 1
     return found
 
@@ -139,7 +139,7 @@ def rows_survive(tmp_path: Path, number: int, seed: int) -> Counter[str]:
             with in_time(row.raw):
                 [(_, items)] = make_all([row], job)
             if isinstance(items, Reject):
-                json.dumps(shard.reject_line(row, item.best_id(row, "id"), items)).encode("utf-8", "surrogatepass")
+                json.dumps(shard.reject_line(row, item.best_id(row, job), items)).encode("utf-8", "surrogatepass")
             found[items.reason if isinstance(items, Reject) else "answered"] += 1
     assert found.total() == number + 1
     assert resident_mb(peak=True) - before < MOST_MB

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen import source
@@ -370,6 +370,7 @@ _values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # of a busy machine
 @given(st.dictionaries(st.sampled_from(COLUMNS), _values, max_size=4), st.booleans())
 def test_any_record_in_any_format_is_a_conversation_or_a_reject(record, drop):
     for shape in ("auto", *SHAPES):

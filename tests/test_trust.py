@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import instant
 
-from batchgen import engine, folder, trust
+from batchgen import engine, environment, folder, trust
 from batchgen.supervisor import _offline
 
 PLUGIN = {"backend": "xgrammar", "reasoning_parser_plugin": "plugin.py"}
@@ -235,12 +235,12 @@ def test_workers_have_no_hub_and_tell_nobody(made, telling, batchgen_process, tm
     done = batchgen_process(*made[1], "--output", tmp_path / "out", env=telling | loud)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "told").read_text())[1]
-    expected = engine.ALONE | engine.OFFLINE
+    expected = environment.of_engine() | environment.OFFLINE
     assert {name: found[name] for name in expected} == expected
 
 
 def test_workers_keep_the_hub_that_their_input_is_on(out):
     plan = folder.read_job(out).plan
-    assert _offline(SimpleNamespace(plan=plan)) == engine.OFFLINE
+    assert _offline(SimpleNamespace(plan=plan)) == environment.OFFLINE
     plan.files[0] = msgspec.structs.replace(plan.files[0], path="hf://datasets/a/b/c.jsonl")
     assert _offline(SimpleNamespace(plan=plan)) == {}
