@@ -12,7 +12,7 @@ from .credentials import is_secret_name, redacted
 # which emoji and some scripts fall apart; line separators; halves of surrogate pairs; tags, which nobody sees.
 _UNSAFE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff"
-    "\uffa0\ufff9-\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+    "\uffa0\ufff9-\ufffc\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _SHORTEST = 12  # characters of a secret in the environment: what is shorter may be a word of the text
 
