@@ -157,10 +157,11 @@ def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
             try:
                 record = _head(row, column, decoder)
                 id = row_id(record, column, row.number)
-            except Reject:
+                is_text = type(record.get(column)) is str  # as nearly all are
+                is_nameless = not is_text and column == DEFAULT_ID and names_nothing(record)
+            except Reject:  # of the whole record, or of this column alone
                 continue
-            is_text = type(record.get(column)) is str  # as nearly all are
-            yield row.number, id, not is_text and column == DEFAULT_ID and names_nothing(record)
+            yield row.number, id, is_nameless
 
 
 def _decoder(column: str) -> "msgspec.json.Decoder[Any]":

@@ -134,6 +134,12 @@ def test_lines_are_read_as_their_rows_are(write_rows):
     assert survey_of(write_rows([{"uid": "x"}, b'\xef\xbb\xbf{"uid": "x"}']), column="uid") == Survey(1, (0, 1, "x"))
 
 
+def test_an_id_that_is_no_text_beside_one_of_a_batch_line_is_passed_over(tmp_path):
+    line = b'{"custom_id": "c", "id": "\\ud800", "body": {"messages": [{"role": "user", "content": "a"}]}}\n'
+    (tmp_path / "in.jsonl").write_bytes(line * 2)
+    assert survey_of(tmp_path / "in.jsonl").repeated == 0
+
+
 def test_no_two_of_one_id_nothing_to_tell(write_rows):
     assert survey_of(write_rows([{"id": f"{number}"} for number in range(5000)])) == Survey()
     assert survey_of(write_rows([{"text": "a"}, {"text": "a"}])) == Survey()
