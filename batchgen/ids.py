@@ -17,7 +17,7 @@ from .errors import JobError, Reject, warn
 from .job import InputTable, nearest
 from .source import SAMPLE_ROWS, InputFile, Plan
 
-FILES = 100  # whose first rows are looked at
+FILES, HEAD_ROWS = 100, 20  # whose first rows are looked at for columns that are left aside
 FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
 
 
@@ -73,7 +73,7 @@ def unused_system(plan: Plan, format: str) -> tuple[int, str, str] | None:
     reader = source.Reader(plan, shapes.COLUMNS)
     heads = {planned.file: planned for planned in reversed(plan.shards)}  # the first shard of each file
     for planned in sorted(heads.values(), key=lambda planned: planned.file)[:FILES]:
-        for row in itertools.islice(reader.read(planned), 1):
+        for row in itertools.islice(reader.read(planned), HEAD_ROWS):
             with suppress(Reject):
                 record = row.record()
                 shape = shapes.shape_of(record, format)

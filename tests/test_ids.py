@@ -100,9 +100,9 @@ def test_a_column_of_one_file_is_enough(batchgen, write_rows, flags):
 
 
 def test_a_system_column_that_is_not_used_is_told_of(batchgen, write_rows, flags):
-    path = write_rows([{"text": "Monday", "system": "Answer in French."}])
+    path = write_rows([{"text": "Sunday"}, {"text": "Monday", "system": "Answer in French."}])
     told = batchgen("plan", path, *flags).stderr
-    assert f"{path}:1: column system is not used, as rows of shape text have no system column; --system-column" in told
+    assert f"{path}:2: column system is not used, as rows of shape text have no system column; --system-column" in told
     parts = write_rows([{"prompt": "Monday", "system": [{"type": "text", "text": "In French."}]}], "parts.jsonl")
     assert ":1: column system is not used, as it is a list, not text; " in batchgen("plan", parts, *flags).stderr
     for more in (["--system-column", "system"], ["--system-column", ""], ["--template", "{text}"]):
