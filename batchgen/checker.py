@@ -32,6 +32,7 @@ from .models import Model
 from .prompt import Fitted
 from .sampling import Sampling
 from .tokenizer import Tokenizer
+from .trial import addresses
 from .vllm_tokenizer import VllmTokenizer
 
 PATIENCE = 20  # times the processor time of a check that may go by: it may sleep, or wait for a processor
@@ -365,10 +366,9 @@ def _answer(check: Check, question: Any, setup: Setup) -> Answer:
 @contextmanager
 def _limited(setup: Setup) -> Iterator[None]:
     """SIGPROF ends the process after so much processor time. What is loaded does not count as memory."""
-    loaded = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     given = [limit for limit in before if limit != resource.RLIM_INFINITY]  # by a `ulimit -v`
-    resource.setrlimit(resource.RLIMIT_AS, (min([loaded + setup.mb * 1_000_000, *given]), before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (min([addresses() + setup.mb * 1_000_000, *given]), before[1]))
     signal.setitimer(signal.ITIMER_PROF, setup.seconds)
     try:
         yield

@@ -59,6 +59,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def plain(message: str) -> str:
+    """A complaint of msgspec's as the end of a line. Null is not mentioned: whoever leaves a key out has it."""
+    return message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")
+
+
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know though it stops nothing."""
     print(terminal.message(f"batchgen: warning: {text}"), file=console.stderr())

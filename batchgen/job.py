@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from . import credentials, deadline
-from .errors import JobError, on_disk, shown
+from .errors import JobError, on_disk, plain, shown
 from .hub import is_name
 from .lengths import ROW_BYTES, ROW_VALUES
 from .places import check_place
@@ -330,7 +330,7 @@ def _readable(error: str) -> str:
     """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`" with the key ahead."""
     message, _, path = error.partition(" - at `$.")
     table, _, key = path.rstrip("`").partition(".")
-    message = message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")  # TOML has no null
+    message = plain(message)
     if not table:
         return message
     return f"[{table}] {key}: {message}" if key else f"[{table}] {message}"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from . import safeopen
-from .errors import JobError, in_one_line, shown
+from .errors import JobError, in_one_line, plain, shown
 
 # Bytes. The largest that are known: config 1 MB, index 15 MB (Kimi K2), tokenizer 33 MB (Gemma 3).
 _CONFIG, _INDEX, _OTHER = 4 << 20, 32 << 20, 64 << 20
@@ -104,8 +104,7 @@ def readable(error: msgspec.ValidationError, part: str = "") -> str:
     """msgspec's "Expected `int`, got `str` - at `$.head_dim`" with the key ahead."""
     message, _, path = str(error).partition(" - at `$")
     key = part + path.rstrip("`") if part else path.strip(".`")
-    message = message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")
-    return f"{key}: {message}" if key else message
+    return f"{key}: {plain(message)}" if key else plain(message)
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

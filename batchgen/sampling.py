@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from .bodies import Request, parameters
 from .conversation import is_blank, kind_of
-from .errors import Reject
+from .errors import Reject, plain
 from .turns import as_turn
 
 MAX_SEED = 2**53 - 1  # whole numbers up to here survive JSON readers and pandas' float columns
@@ -252,7 +252,7 @@ def _readable(error: str, values: dict[str, Any]) -> str:
     message, _, path = error.partition(" - at ")
     place = re.search(r"\$\.(\w+)", path)
     name = place[1] if place else ""
-    message = message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")
+    message = plain(message)
     if name == "top_p" and values.get("top_p") == 0:
         message += " (temperature 0 is greedy)"
     return f"{name} {values[name]!r:.80}: {message}" if name in values else message

@@ -1,6 +1,5 @@
 """What a stranger's file may do to a library that reads it is tried in a child process first."""
 
-import ctypes
 import faulthandler
 import os
 import resource
@@ -8,9 +7,11 @@ import select
 import signal
 from collections.abc import Callable
 
+from .errors import in_one_line
+from .lifeline import die_with_parent
+
 MEMORY = 1 << 30  # bytes that a child may take beside what this process has
 PATIENCE = 20  # times the seconds of computing: a busy machine, or a library that waits for ever
-_PR_SET_PDEATHSIG = 1
 
 
 def failure(work: Callable[[], object], seconds: int) -> str | None:
@@ -40,7 +41,7 @@ def _run(work: Callable[[], object], seconds: int, to: int) -> None:
     """In the child. Writes `-`, and behind it what went wrong."""
     code = 0
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         faulthandler.disable()  # a crash here is nobody's news
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -52,15 +53,20 @@ def _run(work: Callable[[], object], seconds: int, to: int) -> None:
     except MemoryError:
         code = 1
     except BaseException as error:  # a panic of Rust is no Exception
-        os.write(to, f"-{' '.join(str(error).split())[:300] or type(error).__name__}".encode(errors="replace"))
+        os.write(to, f"-{in_one_line(error)}".encode(errors="replace"))
     finally:
         os._exit(code)
 
 
 def _limit(seconds: int) -> None:
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, now + MEMORY)):
+    memory = addresses() + MEMORY
+    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
         _, hard = resource.getrlimit(what)  # which only root may raise
         resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def addresses() -> int:
+    """Bytes of memory that this process has, as RLIMIT_AS counts them."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
