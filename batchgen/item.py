@@ -107,19 +107,18 @@ class Draft(NamedTuple):
 
 def make_all(rows: Iterable[Row], job: Job) -> Iterator[tuple[Row, list[Item] | Reject]]:
     """Every row with its items, or with why it has none, in order."""
-    size = TOGETHER if job.checker.has_prompts else 1
     drafted = _drafted(rows, job)
-    some = list(islice(drafted, size))
+    if not job.checker.has_prompts:
+        for row, draft in drafted:
+            yield row, draft if isinstance(draft, Reject) else finish(draft, fit_here(draft.asked, job), job)
+        return
+    some = list(islice(drafted, TOGETHER))
     while some:
-        prompts = _prompts([draft for _, draft in some if isinstance(draft, Draft)], job)
-        following = list(islice(drafted, size)) if job.checker.has_prompts else []  # while the prompts are made
+        prompts = job.checker.fit([draft.asked for _, draft in some if isinstance(draft, Draft)])
+        following = list(islice(drafted, TOGETHER))  # while the prompts are made
         for row, draft in some:
-            if isinstance(draft, Reject):
-                yield row, draft
-                continue
-            fitted = next(prompts)
-            yield row, fitted if isinstance(fitted, Reject) else finish(draft, fitted, job)
-        some = following or list(islice(drafted, size))
+            yield row, draft if isinstance(draft, Reject) else finish(draft, next(prompts), job)
+        some = following
 
 
 def make(row: Row, job: Job) -> list[Item]:
@@ -175,11 +174,6 @@ def _check_own(params: Sampling, n: int, job: Job) -> None:
         raise Reject("bad_sampling", str(error)) from None
 
 
-def _prompts(drafts: list[Draft], job: Job) -> Iterator[Fitted | Reject]:
-    asked = [draft.asked for draft in drafts]
-    return job.checker.fit(asked) if job.checker.has_prompts else (fit_here(each, job) for each in asked)
-
-
 def fit_here(asked: ToFit, job: Job) -> Fitted | Reject:
     try:
         return fit(asked, job.render, job.model.tokenizer, job.on_overlength, job.format)
@@ -189,7 +183,9 @@ def fit_here(asked: ToFit, job: Job) -> Fitted | Reject:
         return Reject("too_costly", NO_MEMORY)
 
 
-def finish(draft: Draft, fitted: Fitted, job: Job) -> list[Item] | Reject:
+def finish(draft: Draft, fitted: Fitted | Reject, job: Job) -> list[Item] | Reject:
+    if isinstance(fitted, Reject):
+        return fitted
     row, record, id, shape, params, n, seed, _ = draft
     if not fitted.token_ids:
         return Reject("empty", "the prompt has no tokens")
