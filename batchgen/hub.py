@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from . import terminal
 from .errors import JobError
+from .job import is_hub_name
 
 # Every file but the weights that may decide what a model reads and writes, by name or pattern. Records of batchgen 0.2
 # have no others of them than the first.
@@ -28,8 +29,6 @@ TEXTS = (
     *("additional_chat_templates/*.jinja", "tokenizer.model.*", "tekken.json", "*.tiktoken", "vocab.bpe"),
     *("encoder.json", "bpe.codes", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
 )
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_LONGEST_NAME = 96
 _PROXIES = ("all_proxy", "https_proxy", "http_proxy")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -42,18 +41,13 @@ class Found(NamedTuple):
     revision: str | None = None
 
 
-def is_name(path: str) -> bool:
-    """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
-    return len(path) <= _LONGEST_NAME and bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
-
-
 def find(path: str, revision: str = "") -> Found:
     """The folder of a model, downloaded if `path` is a name (job.model_path tells them apart). Raises JobError.
 
     revision: a branch, tag or commit of the hub's repository. A commit that is in the cache is taken from there without
     asking the hub.
     """
-    if is_name(path):
+    if is_hub_name(path):
         return _on_hub(path, revision or "main")
     folder = Path(path)
     if not folder.is_dir():

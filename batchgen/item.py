@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import bodies, conversation, first_format, limits, prompt, sampling, shapes, structure
+from . import bodies, conversation, first_format, limits, own_sampling, prompt, sampling, shapes, structure
 from .checker import ToFit, fit
 from .conversation import Conversation, Row, Utterance
 from .cursor import passed_value
@@ -153,7 +153,7 @@ def draft(row: Row, job: Job) -> Draft:
         raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
     request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
     columns = spec.input.seed, spec.input.sampling
-    params, n, seed = sampling.of_row(job.sampling, spec.sampling.n, record, request, *columns)
+    params, n, seed = own_sampling.of_row(job.sampling, spec.sampling.n, record, request, *columns)
     if params is not job.sampling or n != spec.sampling.n or seed is not None:
         _check_own(params, n, job)
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.

@@ -8,25 +8,46 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
 
-from . import credentials, deadline
+from . import clock, credentials
 from .errors import JobError, on_disk, plain, shown
-from .hub import is_name
 from .lengths import ROW_BYTES, ROW_VALUES
 from .places import check_place
 from .sampling import INT32, JobSampling, Sampling
-from .shapes import AUTO, SHAPES
 from .trust import refuse_risks
 
-if TYPE_CHECKING:
-    InputFormat = str
-else:
-    InputFormat = Literal[(AUTO, *SHAPES)]
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LONGEST_NAME = 96
+
+# "auto", and the shapes that a record may have, in the order in which they are tried: shapes.py reads each.
+InputFormat = Literal[
+    "auto",
+    "speaker",
+    "openai",
+    "openai-batch",
+    "anthropic-batch",
+    "sharegpt",
+    "openai-preference",
+    "oasst",
+    "preference",
+    "hh",
+    "guanaco",
+    "chatml",
+    "llama2",
+    "flan",
+    "dolly",
+    "alpaca",
+    "orca",
+    "prompt",
+    "list",
+    "fastchat",
+    "text",
+]
 PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
 OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
 
@@ -123,7 +144,7 @@ class OutputTable(_Table, frozen=True):
 
     def __post_init__(self) -> None:
         try:
-            deadline.moment(self.stop_at or "0:00")
+            clock.moment(self.stop_at or "0:00")
         except ValueError:
             raise ValueError(f"stop_at: {self.stop_at!r} is no time: write 7:00, 2026-01-31T07:00 or seconds") from None
         if self.stop_at and self.requeue:
@@ -277,7 +298,12 @@ def recordable_path(path: str) -> str:
 def model_path(path: str, folder: Path) -> str:
     """A model's folder as an absolute path, or its name on the hub: what looks like one and is no folder."""
     absolute = str(as_opened(folder, path))
-    return path if is_name(path) and not os.path.isdir(absolute) else absolute
+    return path if is_hub_name(path) and not os.path.isdir(absolute) else absolute
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
+    return len(path) <= _LONGEST_NAME and bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
 
 
 def current_folder() -> Path:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from batchgen.bodies import request_of
 from batchgen.errors import JobError, Reject
 from batchgen.job import load
-from batchgen.sampling import JobSampling, Sampling, of_row
+from batchgen.own_sampling import of_row
+from batchgen.sampling import JobSampling, Sampling
 
 JOB = Sampling(max_tokens=500, logprobs=5)
 MESSAGES = [{"role": "user", "content": "Hi"}]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import Reject
-from batchgen.sampling import MAX_SEED, Sampling, item_seed, of_row
+from batchgen.own_sampling import of_row
+from batchgen.sampling import MAX_SEED, Sampling, item_seed
 
 
 @given(st.integers(0, MAX_SEED), st.text(), st.integers(0, 1000))

@@ -2,6 +2,7 @@
 just called like one of ours breaks a row."""
 
 import json
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from batchgen import source
 from batchgen.conversation import ASSISTANT, SYSTEM, USER, Row
 from batchgen.errors import Reject
+from batchgen.job import InputFormat
 from batchgen.shapes import COLUMNS, SHAPES, from_record, shape_of
 
 U, A, S = USER, ASSISTANT, SYSTEM
@@ -381,3 +383,7 @@ def test_any_record_in_any_format_is_a_conversation_or_a_reject(record, drop):
         else:
             assert turns[-1].speaker == USER
             assert all(turn.text.strip() for turn in turns)
+
+
+def test_every_shape_can_be_named_in_a_job_file_and_no_other():
+    assert get_args(InputFormat) == ("auto", *SHAPES)

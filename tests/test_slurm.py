@@ -14,7 +14,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
-from batchgen import deadline, opening
+from batchgen import clock, opening
 from batchgen import engine as engine_module
 from batchgen.claim import Claims
 from batchgen.errors import TimeUp
@@ -209,14 +209,14 @@ def test_without_sbatch_one_line_says_so(batchgen, job_file, monkeypatch, tmp_pa
 
 def test_a_moment_is_a_clock_time_an_iso_time_or_seconds():
     soon = datetime.now().replace(second=0, microsecond=0) + timedelta(minutes=2)
-    assert deadline.moment(f"{soon:%H:%M}") == soon.timestamp()
+    assert clock.moment(f"{soon:%H:%M}") == soon.timestamp()
     past = soon - timedelta(minutes=2)
-    assert deadline.moment(f"{past:%H:%M}") == (past + timedelta(days=1)).timestamp()
-    assert deadline.moment("2026-01-31T07:00+09:00") == 1769810400
-    assert deadline.moment("1769810400") == 1769810400
+    assert clock.moment(f"{past:%H:%M}") == (past + timedelta(days=1)).timestamp()
+    assert clock.moment("2026-01-31T07:00+09:00") == 1769810400
+    assert clock.moment("1769810400") == 1769810400
     for wrong in ("7", "25:00", "7:60", "noon"):
         with pytest.raises(ValueError):
-            deadline.moment(wrong)
+            clock.moment(wrong)
 
 
 def test_what_is_admitted_last_finishes_in_time(write_rows, engine, monkeypatch, tmp_path):
