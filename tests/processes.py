@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from conftest import MODEL
 
+LONG = {"ignore_eos": True, "max_tokens": 400}  # of a row's sampling: long enough to be stopped in
 PATIENCE = 120  # seconds that anything may take on a slow machine
 
 # Python runs this in every worker. It only patches what is asked for; the rest is the product and vLLM as they are.
@@ -256,3 +257,11 @@ def _stat(pid: int) -> _Stat | None:
     except OSError:
         return None
     return None if state in "ZX" else _Stat(int(parent), fields[17])
+
+
+def assert_stopped_resumable(run: Run) -> None:
+    """Exit 75, one closing message, every shard given back."""
+    assert run.wait() == 75, run.stderr
+    assert run.stderr.count("run the same command again") == 1
+    assert "Traceback" not in run.stderr
+    assert list((run.out / "_state" / "claims").iterdir()) == []

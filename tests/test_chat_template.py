@@ -6,9 +6,10 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CONVERSATIONS, MODEL
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from conftest import MODEL
+from llama import TEMPLATE, llama  # noqa: F401
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from batchgen import folder, opening
 from batchgen import models as batchgen_models
@@ -19,13 +20,6 @@ from batchgen.job import load
 from batchgen.prepare import prepare
 from batchgen.source import read
 
-TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "<|{{ m.role }}|>{{ m.content }}<|end|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 ROWS = [
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Monday?"}]},
     {
@@ -39,49 +33,13 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|eot|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train(
-        [str(CONVERSATIONS)], trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    network = LlamaForCausalLM(config)
-    network.generation_config.eos_token_id = [1, 5]
-    network.generation_config.pad_token_id = 0
-    network.generation_config.repetition_penalty = 1.05
-    network.save_pretrained(folder)
-    return folder
-
-
-def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:
+def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:  # noqa: F811
     tables = {"input": {"path": [str(write_rows(ROWS))]}, "output": {"path": str(tmp_path / "out")}, **tables}
     job = prepare(load(None, {"model": {"path": str(llama)}, **tables}))
     return [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())]
 
 
-def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):
+def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
     flags = ["--model", llama, "--output", tmp_path / "out", "--temperature", 0, "--max-tokens", 20]
     flags += ["--include", "prompt", "--include", "prompt_token_ids", "--include", "response_token_ids"]
     done = batchgen_process("run", write_rows(ROWS), *flags)
@@ -105,22 +63,22 @@ def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchge
         assert row["response"] == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def test_any_of_the_ids_that_end_a_text_ends_a_response(llama):
+def test_any_of_the_ids_that_end_a_text_ends_a_response(llama):  # noqa: F811
     assert batchgen_models.load(str(llama)).tokenizer.eos_ids == [1, 5]
 
 
-def test_the_jobs_system_message_is_for_rows_that_have_none(llama, tmp_path, write_rows):
+def test_the_jobs_system_message_is_for_rows_that_have_none(llama, tmp_path, write_rows):  # noqa: F811
     found = prompts(llama, tmp_path, write_rows, prompt={"system": "In Japanese."})
     assert [prompt.startswith("<|system|>In Japanese.<|end|>") for prompt in found] == [False, True, True]
 
 
-def test_a_system_message_stands_ahead_of_the_prefix(llama, tmp_path, write_rows):
+def test_a_system_message_stands_ahead_of_the_prefix(llama, tmp_path, write_rows):  # noqa: F811
     prefix = [{"speaker": "ユーザー", "text": "x"}, {"speaker": "システム", "text": "y"}]
     found = prompts(llama, tmp_path, write_rows, prompt={"prefix": prefix})
     assert found[0].startswith("<|system|>Be brief.<|end|><|user|>x<|end|><|assistant|>y<|end|><|user|>Monday?")
 
 
-def test_such_a_model_takes_raw_text_too_but_no_format_of_the_series(llama, tmp_path, write_rows):
+def test_such_a_model_takes_raw_text_too_but_no_format_of_the_series(llama, tmp_path, write_rows):  # noqa: F811
     raw = {"prompt": {"format": "raw"}, "input": {"path": [str(write_rows([{"text": "Friday"}], "raw.jsonl"))]}}
     job = prepare(load(None, {"model": {"path": str(llama)}, "output": {"path": str(tmp_path / "raw")}, **raw}))
     assert job.format == "raw"
@@ -135,14 +93,14 @@ def test_a_model_of_the_series_has_no_chat_template(tmp_path, write_rows):
         prompts(MODEL, tmp_path, write_rows, prompt={"format": "chat-template"})
 
 
-def test_inspect_shows_such_a_model(llama, batchgen):
+def test_inspect_shows_such_a_model(llama, batchgen):  # noqa: F811
     shown = batchgen("inspect", llama).stdout
     assert "a llama model, none of the series" in shown
     assert "chat-template: as the template of the model's tokenizer has it" in shown
     assert "repetition_penalty 1.05" in shown
 
 
-def test_without_a_tokenizer_there_is_one_clear_line(llama, batchgen, tmp_path):
+def test_without_a_tokenizer_there_is_one_clear_line(llama, batchgen, tmp_path):  # noqa: F811
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((llama / "config.json").read_text())
     shown = batchgen("inspect", tmp_path / "model")
@@ -150,7 +108,7 @@ def test_without_a_tokenizer_there_is_one_clear_line(llama, batchgen, tmp_path):
     assert "has no spiece.model, and transformers finds no tokenizer" in shown.stderr
 
 
-def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, write_rows, tmp_path):
+def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
     wanted = json.dumps({"choice": ["はい", "no way"]})
     flags = ["--model", llama, "--output", tmp_path / "out", "--structured-outputs", wanted, "--max-tokens", 20]
     done = batchgen_process("run", write_rows(ROWS), *flags)
@@ -167,7 +125,7 @@ def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, 
         ("config.json", {"speculators_config": {"verifier": {"name_or_path": "somebody/else"}}}),
     ],
 )
-def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batchgen, tmp_path, name, wish):
+def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batchgen, tmp_path, name, wish):  # noqa: F811
     model = shutil.copytree(llama, tmp_path / "model")
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | wish))
@@ -177,7 +135,7 @@ def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batch
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_long_text_is_rejected_before_it_is_encoded(llama):
+def test_a_long_text_is_rejected_before_it_is_encoded(llama):  # noqa: F811
     tokenizer = batchgen_models.load(str(llama)).tokenizer
     for text in ("Monday is fine. " * 50_000, "月曜" * 400_000, "\n\n- " * 200_000, "a" * 800_000):
         assert tokenizer.exceeds(text, 100)
@@ -203,7 +161,7 @@ def test_a_tokenizer_that_may_take_any_length_for_one_token_is_asked_itself(kind
     assert not tokenizer.exceeds(text, 1)
 
 
-def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):
+def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):  # noqa: F811
     folder = shutil.copytree(llama, tmp_path / "short")
     (folder / "chat_template.jinja").write_text("{{ messages[-1].content[:10] }}")
     row = {"text": "Monday is fine. " * 50_000}
@@ -220,7 +178,7 @@ def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):
     assert [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
 
 
-def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):
+def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):  # noqa: F811
     out = tmp_path / "out"
     tables = {"input": {"path": [str(write_rows([{"text": "a<|end|>b"}]))]}, "output": {"path": str(out)}}
     spec = load(None, {"model": {"path": str(llama)}, **tables})

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import MODEL, demo_records
-from test_chat_template import TEMPLATE, llama  # noqa: F401
+from llama import TEMPLATE, llama  # noqa: F401
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from batchgen import item

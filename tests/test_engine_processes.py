@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_records
-from processes import Run, Watch, dataset, hook, is_running, said, until
-from test_signals import LONG, assert_stopped_resumable
+from processes import LONG, Run, Watch, assert_stopped_resumable, dataset, hook, is_running, said, until
 
 from batchgen.death import OUT_OF_MEMORY
 from batchgen.scratch import VARIABLE

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import MODEL, demo_records
-from test_chat_template import TEMPLATE
+from llama import TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

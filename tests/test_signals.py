@@ -8,9 +8,7 @@ from collections import Counter
 
 import pytest
 from conftest import demo_records
-from processes import Run, Watch, dataset, hook, is_running, until
-
-LONG = {"ignore_eos": True, "max_tokens": 400}
+from processes import LONG, Run, Watch, assert_stopped_resumable, dataset, hook, is_running, until
 
 
 def terminate(run: Run) -> None:
@@ -30,14 +28,6 @@ def rows(short: int, long: int) -> list[dict]:
     """Short responses first, so that some are done early, then long ones."""
     demo = demo_records(short + long)
     return [*demo[:short], *({**row, "sampling": LONG} for row in demo[short:])]
-
-
-def assert_stopped_resumable(run: Run) -> None:
-    """Exit 75, one closing message, every shard given back."""
-    assert run.wait() == 75, run.stderr
-    assert run.stderr.count("run the same command again") == 1
-    assert "Traceback" not in run.stderr
-    assert list((run.out / "_state" / "claims").iterdir()) == []
 
 
 def test_each_signal_drains_and_the_same_command_finishes_the_job(start, generate, write_rows, tmp_path):
