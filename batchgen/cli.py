@@ -16,9 +16,10 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 import click
 import msgspec
 
-from . import __version__, console, safeopen, terminal
+from . import __version__
 from .errors import JobError, MachineError, Stopped, shown
-from .job import TABLES, JobSpec, current_folder, load, model_path
+from .host import console, safeopen, terminal
+from .job.spec import TABLES, JobSpec, current_folder, load, model_path
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 LONGEST_JOB_FILE = 1 << 20  # bytes
@@ -275,7 +276,7 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
     """
     with exit_codes():
         spec = _spec(inputs, engine, options)
-        from .run import run
+        from .run.run import run
 
         outcome = run(spec, discard)
     _print_outcome(outcome)
@@ -343,8 +344,8 @@ def submit_command(
       batchgen submit job.toml --array 8 --time 4:00:00
       batchgen submit job.toml -p gpu --sbatch mem=64G --sbatch account=nlp -- --temperature 0 --output out-greedy
     """
-    from . import submit
-    from .prepare import prepare
+    from .commands import submit
+    from .run.prepare import prepare
 
     with exit_codes():
         arguments = [str(current_folder() / job_file), "--requeue", *run_flags]
@@ -382,7 +383,7 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, as
     """
     with exit_codes():
         spec = _spec(inputs, engine, options)
-        from . import plan
+        from .commands import plan
 
         forecast = plan.plan(spec)
         if as_json:
@@ -448,7 +449,7 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
       batchgen status out --watch
       batchgen status out --prometheus /var/lib/node_exporter/out.prom
     """
-    from . import status
+    from .commands import status
 
     with exit_codes(), suppress(KeyboardInterrupt):
         if watch:
@@ -557,7 +558,7 @@ def verify_command(
       batchgen verify out --replay 50
       batchgen verify out --quarantine --close
     """
-    from . import verify
+    from .commands import verify
 
     with exit_codes():
         given = _flags((), engine, {}).get("engine", {})
@@ -599,7 +600,7 @@ def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any)
       batchgen retry out --only length,engine_error --max-tokens 1024 --output out-longer
     """
     with exit_codes():
-        from .retry import retry
+        from .commands.retry import retry
 
         outcome = retry(out, only, _flags((), engine, options))
     _print_outcome(outcome)
@@ -617,7 +618,7 @@ def rejects_command(out: Path, only: str) -> None:
       batchgen rejects out --only too_long
     """
     with exit_codes():
-        from .retry import check_reasons, rejected
+        from .commands.retry import check_reasons, rejected
 
         count = 0
         for place, line in rejected(out, check_reasons(only) if only else []):
@@ -656,7 +657,7 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
       batchgen export out --to my-dataset --format hf
     """
     with exit_codes():
-        from .export import export
+        from .commands.export import export
 
         done = export(out, to, format or "", columns, partial, overwrite)
     missing = f", {done.missing:,} shards missing" if done.missing else ""
@@ -706,7 +707,7 @@ def bench_engine_command(
     """
     with exit_codes():
         spec = _spec(inputs, engine, options)
-        from . import bench
+        from .commands import bench
 
         _print_figures(bench.measure_engine(spec, rows, rounds, unseeded), json_file)
 
@@ -725,7 +726,7 @@ def bench_host_command(rows: int, prompt_tokens: int, response_tokens: int, mode
       batchgen bench host --rows 1000000
     """
     with exit_codes():
-        from . import bench
+        from .commands import bench
 
         _print_figures(bench.measure_host(rows, prompt_tokens, response_tokens, model), json_file)
 
@@ -741,7 +742,7 @@ def bench_input_command(gigabytes: float, json_file: Path | None) -> None:
       batchgen bench input --gigabytes 10
     """
     with exit_codes():
-        from . import bench
+        from .commands import bench
 
         _print_figures(bench.measure_input(gigabytes), json_file)
 
@@ -787,10 +788,11 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
       batchgen inspect rinna/bilingual-gpt-neox-4b-instruction-sft --revision main
     """
     with exit_codes():
-        from . import inspection, models
+        from .commands import inspect_model
+        from .model import models
 
         found = models.load(model_path(model, current_folder()), revision)
-        for name, value in inspection.describe(found):
+        for name, value in inspect_model.describe(found):
             say(f"{name:15}  {shown(value)}")
         models.check_release(found, allow_withdrawn)
 

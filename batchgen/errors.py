@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import console, terminal
+from .host import console, terminal
 
 shown = terminal.line
 

@@ -8,16 +8,18 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from batchgen import item, opening, source
-from batchgen.claim import Claims
 from batchgen.cli import cli
-from batchgen.engine import Engine
-from batchgen.item import Item
-from batchgen.job import load
-from batchgen.models import load as load_model
-from batchgen.prepare import Job, prepare
-from batchgen.run import close, missing_shards
-from batchgen.worker import Worker
+from batchgen.engine.vllm import Engine
+from batchgen.input import source
+from batchgen.job.spec import load
+from batchgen.model.models import load as load_model
+from batchgen.output import opening
+from batchgen.output.claims import Claims
+from batchgen.run.prepare import Job, prepare
+from batchgen.run.run import close, missing_shards
+from batchgen.run.worker import Worker
+from batchgen.task import item
+from batchgen.task.item import Item
 
 DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
 MODEL = DEMO / "model"

@@ -13,19 +13,19 @@ from unittest import mock
 
 from conftest import MODEL
 
-import batchgen.engine
-import batchgen.models
-import batchgen.run
-from batchgen import journal, opening, shard
-from batchgen.claim import Claims
-from batchgen.engine import Engine
+import batchgen.engine.vllm
+import batchgen.model.models
+import batchgen.run.run
+from batchgen.engine.vllm import Engine
 from batchgen.errors import Stopped, on_disk
-from batchgen.job import JobSpec, load
-from batchgen.prepare import Job, prepare
-from batchgen.progress import Progress
-from batchgen.report import Report, Totals, Warned
-from batchgen.run import Outcome
-from batchgen.worker import Worker
+from batchgen.job.spec import JobSpec, load
+from batchgen.output import journal, opening, shard
+from batchgen.output.claims import Claims
+from batchgen.run.messages import Report, Totals, Warned
+from batchgen.run.prepare import Job, prepare
+from batchgen.run.progress import Progress
+from batchgen.run.run import Outcome
+from batchgen.run.worker import Worker
 
 # A fork has one thread: work that OpenMP shares out would wait for the others for ever. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,7 +55,7 @@ class _Here:
             self._progress.write(f"batchgen: warning: {report.text}")
 
 
-_load_model = functools.cache(batchgen.models.load)
+_load_model = functools.cache(batchgen.model.models.load)
 
 
 def spec_of(
@@ -90,13 +90,13 @@ def finished_in_shards_of_one(source: Path, out: Path) -> Job:
 def run_here(engine: Engine, spec: JobSpec) -> Outcome:
     """`batchgen run` but for the supervisor and the worker's own process."""
     with (
-        mock.patch.object(batchgen.run, "Supervisor", _Here),
+        mock.patch.object(batchgen.run.run, "Supervisor", _Here),
         mock.patch.object(_Here, "engine", engine, create=True),
         # What reads vLLM's source and the model, and has nothing to do with the disk:
-        mock.patch.object(batchgen.engine, "check_args"),
-        mock.patch.object(batchgen.models, "load", _load_model),
+        mock.patch.object(batchgen.engine.vllm, "check_args"),
+        mock.patch.object(batchgen.model.models, "load", _load_model),
     ):
-        return batchgen.run.run(spec)
+        return batchgen.run.run.run(spec)
 
 
 def dataset(out: Path) -> dict[str, bytes]:

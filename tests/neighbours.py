@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faulty import run_here, spec_of
 
-from batchgen.engine import Response
+from batchgen.engine.vllm import Response
 from batchgen.errors import JobError, Stopped
 
 ATTACKER, VICTIM, TEAM = 1001, 1002, 2000

@@ -23,8 +23,8 @@ PATIENCE = 120  # seconds that anything may take on a slow machine
 # Python runs this in every worker. It only patches what is asked for; the rest is the product and vLLM as they are.
 _SITE = """
 import os, sys, time
-if "batchgen.worker" in sys.orig_argv:
-    from batchgen.engine import Engine
+if "batchgen.run.worker" in sys.orig_argv:
+    from batchgen.engine.vllm import Engine
     init = Engine.__init__
     def patched(self, *arguments):
         init(self, *arguments)
@@ -44,8 +44,8 @@ def hook(folder: Path, code: str) -> dict[str, str]:
 # Eight answers a step, told from others' by seed and parameters. So a run is over when the test has seen what it wants.
 _INSTANT = """
 import sys, time
-if "batchgen.worker" in sys.orig_argv:
-    import batchgen.engine
+if "batchgen.run.worker" in sys.orig_argv:
+    import batchgen.engine.vllm
     class Instant:
         dtype, device, max_num_seqs = "none", "answers at once", 8
         def __init__(self, model, args, context):
@@ -53,14 +53,14 @@ if "batchgen.worker" in sys.orig_argv:
             self.asked = []
         def add(self, name, prompt, sampling, seed):
             ids = [5 + (seed + place) % 900 for place in range(3)]
-            self.asked.append(batchgen.engine.Response(name, ids, "length"))
+            self.asked.append(batchgen.engine.vllm.Response(name, ids, "length"))
         def step(self):
             time.sleep({step})
             done, self.asked = self.asked[:8], self.asked[8:]
             return done
         def when_process_dies(self, tell):
             pass
-    batchgen.engine.Engine = Instant
+    batchgen.engine.vllm.Engine = Instant
 """
 
 

@@ -3,7 +3,7 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from .. import safeopen
+from ..host import safeopen
 
 
 def write(folder: Path) -> Path:

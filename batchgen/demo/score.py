@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.dataset
 
-from .. import terminal
+from ..host import terminal
 
 SHOWN = 6
 

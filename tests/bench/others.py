@@ -14,11 +14,12 @@ import json
 import time
 from pathlib import Path
 
-from batchgen import item, source
-from batchgen.item import Item
-from batchgen.job import load
-from batchgen.models import Model
-from batchgen.prepare import prepare
+from batchgen.input import source
+from batchgen.job.spec import load
+from batchgen.model.models import Model
+from batchgen.run.prepare import prepare
+from batchgen.task import item
+from batchgen.task.item import Item
 
 
 def read(job_file: str, rows: int | None) -> tuple[Model, int, list[Item]]:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen import source
-from batchgen.source import Plan, Shard
+from batchgen.input import source
+from batchgen.input.source import Plan, Shard
 
 SHARD_ROWS = 512
 ROUNDS = 5

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import batchgen.demo
-from batchgen.bench import texts
-from batchgen.tokenizer import Tokenizer
+from batchgen.commands.bench import texts
+from batchgen.model.tokenizer import Tokenizer
 
 DEMO_MODEL = Path(batchgen.demo.__file__).parent / "model"
 

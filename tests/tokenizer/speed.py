@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from batchgen.tokenizer import Tokenizer
+from batchgen.model.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 REPEAT = 5

@@ -1,0 +1,148 @@
+"""The card of an exported dataset: what a Hugging Face dataset's README.md says of it, as far as it is known."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from ..host import terminal
+from ..output.folder import JobRecord
+
+_HEAD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+size_categories:
+- {size}
+tags:
+- synthetic
+---
+# {title}
+
+{responses:,} responses of {model} to {rows:,} conversations, generated with batchgen.
+"""
+
+# What of [engine] is published. Other arguments may name this machine's files and services.
+_ENGINE = frozenset(
+    """
+    attention_backend calculate_kv_scales dtype enforce_eager kv_cache_dtype load_format max_model_len quantization
+    rope_parameters rope_scaling rope_theta seed
+    """.split()
+)
+
+_COLUMNS = {
+    "id": "the conversation's id, or its row number",
+    "row": "number of the input row",
+    "sample": "which of the row's responses",
+    "conversation": "as rendered into the prompt",
+    "response": "what the model wrote",
+    "finish_reason": "`stop`, or `length` when `max_tokens` or the context ended it",
+    "prompt_tokens": "tokens of the prompt",
+    "truncated": "tokens that were taken off the prompt to make it fit",
+    "response_tokens": "tokens of the response, with that of its end",
+    "seed": "seed of this response",
+    "sampling": "every parameter that shaped it",
+    "prompt": "the prompt as text",
+    "prompt_token_ids": "the prompt as the model saw it",
+    "response_token_ids": "the response as the model wrote it",
+    "logprobs": "per token the one that was chosen, then the likeliest, with log probabilities",
+}
+
+
+class ModelFacts(msgspec.Struct):
+    """What a shard says of the model that made it."""
+
+    name: str
+    revision: str | None
+    digests: dict[str, str]
+
+
+def text(
+    title: str,
+    record: JobRecord,
+    counts: dict[str, Any],
+    facts: dict[str, list[str]],
+    schema: pa.Schema,
+    missing: int,
+) -> str:
+    """counts, facts, missing: see export.Results; schema: of the columns that are there."""
+    model = msgspec.json.decode(facts["model"][0])
+    size = size_category(counts["responses"])
+    head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **counts)
+    passed = record.settings["output"]["columns"]
+    columns = (
+        (_code(field.name), _code(str(field.type)), _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
+        for field in schema
+    )
+    engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
+    parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
+    return "\n".join(
+        [
+            head,
+            *_table(("", ""), _facts(record, model, counts, facts, missing)),
+            "\n## Parameters\n\nThose of the job; a row may have had its own.\n",
+            "```json",
+            terminal.document(msgspec.json.format(msgspec.json.encode(parts), indent=1)),
+            "```\n\n## Columns\n",
+            *_table(("column", "type", ""), columns),
+            "",
+        ]
+    )
+
+
+def size_category(rows: int) -> str:
+    """The hub's name for so many rows."""
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    above = [step for power, step in enumerate(steps, start=3) if rows >= 10**power]
+    if not above:
+        return "n<1K"
+    return "n>1T" if len(above) == len(steps) else f"{above[-1]}<n<{steps[len(above)]}"
+
+
+def _facts(
+    record: JobRecord, model: dict[str, Any], counts: dict[str, Any], facts: dict[str, list[str]], missing: int
+) -> Iterator[tuple[str, str]]:
+    reasons = ", ".join(f"{_text(reason)} {number:,}" for reason, number in counts["rejects"].items())
+    shards = len(record.plan.shards)
+    yield "model", _code(model["name"])
+    if model["revision"]:
+        yield "revision", _code(model["revision"])
+    for file, md5 in model["digests"].items():
+        yield f"MD5 of {_text(file)}", _code(md5)
+    yield "prompt format", _text(record.settings["prompt"]["format"])
+    yield "seed", str(record.settings["sampling"]["seed"])
+    if missing:
+        yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
+    if record.retry_of:
+        only = _text(" or ".join(record.retry_of["only"]))
+        yield "retry", f"of the rows that ended with {only} in the job {_code(record.retry_of['fingerprint'])}"
+    yield "rows", f"{counts['rows']:,}"
+    yield "responses", f"{counts['responses']:,}"
+    yield "rejected rows", f"{sum(counts['rejects'].values()):,}{f' ({reasons})' if reasons else ''}"
+    yield "tokens", f"{counts['prompt_tokens']:,} of prompts, {counts['response_tokens']:,} of responses"
+    yield "dtype", _text(", ".join(facts["dtype"]))
+    yield "device", _text(", ".join(facts["device"]))
+    for versions in facts["versions"]:
+        numbers = msgspec.json.decode(versions)
+        yield "versions", _text(", ".join(f"{name} {number}" for name, number in numbers.items()))
+    yield "fingerprint", _code(record.fingerprint)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for row in (head, ("---",) * len(head), *rows):
+        yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
+
+
+def _text(name: str) -> str:
+    """A name from elsewhere as Markdown that says just that: no tag, link, picture or further line."""
+    return re.sub(r"([\\`*<>\[\]&~$])", r"\\\1", terminal.line(str(name)))
+
+
+def _code(name: str) -> str:
+    """The same as a piece of code, which ends at the next backquote."""
+    return "`" + terminal.line(str(name)).replace("`", "'") + "`"

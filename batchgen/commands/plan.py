@@ -1,0 +1,141 @@
+"""What a job will be: its rows, rejects and prompt lengths, by real tokenizing and without an engine."""
+
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Reject
+from ..input import ids
+from ..job.spec import JobSpec
+from ..output import folder
+from ..prompt import prompt
+from ..run.prepare import Job, prepare
+from ..task import item
+from ..task.item import Item
+
+# vLLM's prefix cache keeps prompts in blocks of 16 tokens; a block counts as shared with all that stands before it.
+BLOCK = 16
+MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
+
+
+@dataclass
+class Forecast:
+    """new_rows: those that an incremental job has got since its last run, None if there was none; shapes: of the rows
+    that have a prompt; lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or
+    shortened; shared: tokens in blocks that an earlier prompt begins with too; forged: rows whose text holds what
+    begins a turn, or a control token; first_forged: the first of them, and what it holds."""
+
+    job: Job
+    new_rows: int | None = None
+    rejects: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[str] = field(default_factory=Counter)
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    over_length: int = 0
+    shared: int = 0
+    forged: int = 0
+    first_forged: tuple[int, str] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def percentiles(self) -> dict[str, int]:
+        """Smallest, middle, 99th of a hundred and largest prompt, in tokens."""
+        ordered = sorted(self.lengths) or [0]
+        last = len(ordered) - 1
+        return {"min": ordered[0], "median": ordered[last // 2], "p99": ordered[last * 99 // 100], "max": ordered[-1]}
+
+    def histogram(self, bins: int = 10) -> list[tuple[int, int, int]]:
+        """(from, to, prompts) of equally wide ranges of tokens."""
+        if not self.lengths:
+            return []
+        low, high = min(self.lengths), max(self.lengths)
+        width = (high - low) // bins + 1
+        counted = Counter((length - low) // width for length in self.lengths)
+        starts = range(low, high + 1, width)
+        return [(start, start + width - 1, counted[number]) for number, start in enumerate(starts)]
+
+
+def plan(spec: JobSpec) -> Forecast:
+    """Renders and tokenizes every row. Raises JobError."""
+    job = prepare(spec)
+    old = folder.read_job(job.out)
+    if old and old.plan == job.plan:  # of a new plan `prepare` has told
+        ids.tell(job.plan, spec.input, bool(spec.prompt.template))
+    forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
+    blocks: set[int] = set()
+    for made in _items(forecast):
+        if isinstance(made, Reject):
+            forecast.rejects[made.reason] += 1
+            forecast.over_length += made.reason == "too_long"
+        else:
+            forecast.shapes[made.shape] += 1
+            forecast.lengths.append(len(made.prompt_token_ids))
+            forecast.over_length += made.truncated > 0
+            forecast.shared += _shared(made.prompt_token_ids, blocks)
+            _look_for_forged(forecast, made)
+    return forecast
+
+
+def _look_for_forged(forecast: Forecast, made: Item) -> None:
+    job = forecast.job
+    ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
+    turns = [turn for turn in made.conversation if turn.text not in ours]
+    if what := prompt.forged(turns, job.format, job.model.tokenizer):
+        forecast.forged += 1
+        forecast.first_forged = forecast.first_forged or (made.row, what)
+
+
+def show(forecast: Forecast, prompts: int) -> list[Item]:
+    """The first rendered prompts."""
+    return list(itertools.islice((made for made in _items(forecast) if isinstance(made, Item)), prompts))
+
+
+def document(forecast: Forecast, prompts: list[Item]) -> dict[str, Any]:
+    """All of it, as JSON has it."""
+    job, lengths = forecast.job, forecast.percentiles()
+    first = forecast.first_forged
+    return {
+        "rows": job.plan.rows,
+        "new_rows": forecast.new_rows,
+        "files": len(job.plan.latest),
+        "rejects": dict(sorted(forecast.rejects.items())),
+        "shapes": dict(forecast.shapes.most_common()),
+        "prompt_tokens": {"total": forecast.tokens, **lengths},
+        "over_length": forecast.over_length,
+        "shared_tokens": forecast.shared,
+        "forged": {"rows": forecast.forged, "first": {"row": first[0], "text": first[1]} if first else None},
+        "format": job.format,
+        "context": job.context,
+        "shards": len(job.plan.shards),
+        "shard_rows": job.spec.output.shard_rows,
+        "fingerprint": job.record.fingerprint,
+        "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
+        "prompts": [
+            {"row": made.row, "id": made.id, "text": made.prompt, "ids": made.prompt_token_ids} for made in prompts
+        ],
+    }
+
+
+def _items(forecast: Forecast) -> Iterator[Item | Reject]:
+    """One item per row (its first sample), or why there is none."""
+    job = forecast.job
+    reader = item.reader(job)
+    for planned in job.plan.shards:
+        for _, made in item.make_all(reader.read(planned), job):
+            yield made if isinstance(made, Reject) else made[0]
+
+
+def _shared(token_ids: list[int], blocks: set[int]) -> int:
+    """How many tokens of a prompt stand in blocks that are known, after it is known too."""
+    shared, chain = 0, 0
+    for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
+        chain = hash((chain, *token_ids[start : start + BLOCK]))
+        if chain in blocks:
+            shared += BLOCK
+        elif len(blocks) < MOST_BLOCKS:
+            blocks.add(chain)
+    return shared

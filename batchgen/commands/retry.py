@@ -1,0 +1,100 @@
+"""A new job for the rows of a finished one that went wrong, with changed parameters."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.dataset as ds
+
+from ..errors import JobError
+from ..input import source
+from ..job.spec import JobSpec, load, nearest
+from ..job.trust import refuse_risks
+from ..output import folder, shard
+from ..output.folder import JobRecord
+from ..run.prepare import Job, prepare
+from ..run.run import Outcome, run_job
+from .verify import grows, open_finished, set_aside_by
+
+FINISH_REASONS = ("stop", "length")
+REJECT_REASONS = (
+    *("invalid_json", "invalid_utf8", "bad_shape", "unknown_speaker"),
+    *("empty", "bad_sampling", "too_long", "too_large", "too_costly", "skipped", "engine_error"),
+)
+
+
+def check_reasons(only: str) -> list[str]:
+    """The finish reasons and reject reasons of a comma-separated list. Raises JobError."""
+    reasons = [reason.strip() for reason in only.split(",") if reason.strip()]
+    known = (*FINISH_REASONS, *REJECT_REASONS)
+    for reason in reasons:
+        if reason not in known:
+            raise JobError(f"--only {reason}: no such reason{nearest(reason, known)}")
+    if not reasons:
+        raise JobError(f"--only: name one or more of {', '.join(known)}")
+    return reasons
+
+
+def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
+    """Generates the rows of `out` that ended for one of these reasons, in a new output folder.
+
+    Rows keep number, id and thus seed, so that old and new can be joined. Raises what `run` raises.
+    """
+    reasons = check_reasons(only)
+    record, old = open_finished(out)
+    if "shard_rows" in flags.get("output", {}):
+        raise JobError("--shard-rows: a retry keeps the shards of its job")
+    refuse_risks(old.engine, f"{out}/_job.json", flags.get("engine", {}))
+    spec = _changed(old, flags)
+    if Path(spec.output.path).resolve() == out.resolve():
+        raise JobError(f"--output {out}: a retry needs a folder of its own")
+    if changed := source.changes(record.plan, trust_times=True, growing=grows(record)):
+        raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
+    rows = _rows_that_ended(out, record, reasons)
+    if not rows:
+        raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
+
+    def prepared() -> Job:
+        job = prepare(spec, source.pick(record.plan, rows))
+        job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
+        return job
+
+    return run_job(prepared)
+
+
+def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
+    """The old job's spec with the flags on top."""
+    tables = msgspec.to_builtins(old)
+    tables["output"].pop("path")
+    tables["output"].pop("shared")  # who handed the old folder over does not say so of the new one
+    tables["input"].pop("skip")  # its rows may be what is tried again
+    if "path" in flags.get("model", {}):
+        tables["model"].pop("revision")  # the other model's
+    merged = {table: {**values, **flags.get(table, {})} for table, values in tables.items()}
+    return load(None, merged)
+
+
+def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
+    finished = folder.finished(out, record.plan)
+    shards = [str(folder.shard_path(out, planned)) for planned in finished]
+    made_by = folder.fingerprints(record)
+    for planned in finished:
+        fingerprint = made_by[record.plan.files[planned.file].generation]
+        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint):
+            raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
+    rows: set[int] = set()
+    if shards:
+        ended = ds.field("finish_reason").isin(reasons)
+        rows |= set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
+    for planned in finished:
+        rows |= {line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons}
+    return rows
+
+
+def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
+    record, _ = open_finished(out)
+    place = source.places(record.plan)
+    lines = (line for planned in record.plan.shards for line in shard.read_rejects(out, planned))
+    return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)

@@ -1,0 +1,299 @@
+"""How a job stands, read off its folder: from any host, while it runs or later. Nothing of the job is changed."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from ..errors import JobError
+from ..host import safeopen
+from ..input.source import Shard
+from ..output import folder
+from ..output import heartbeat as beat
+from ..output.heartbeat import Activity, Beat
+from ..output.presence import FILE_SYSTEM, files_of, now
+
+WATCH_EVERY = 2.0  # seconds
+# 10,000 small files: on a local disk one thread is as fast; where each takes a round trip of 1 ms, 32 threads make
+# 12 s to 1 s.
+READERS, FILES_AT_A_TIME = 32, 64
+STATES = ("starting", "running", "stopped", "done", "unknown")
+WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
+
+
+class Counts(msgspec.Struct):
+    """What finished shards hold. unreadable: how many of them, whose counts are damaged or gone."""
+
+    rows: int = 0
+    responses: int = 0
+    rejects: dict[str, int] = {}
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    unreadable: int = 0
+
+
+class Shards(msgspec.Struct):
+    """running: held by live workers; left: by nobody, or by a dead one."""
+
+    total: int
+    done: int
+    running: int
+    left: int
+
+
+class Worker(Activity, kw_only=True):
+    """A worker, by its last beat, heartbeat_age seconds ago. state: as the worker said it; `dead` once its process is
+    known to be gone or it was silent too long, `silent` if that is only by this host's own clock; `unknown` while its
+    beat cannot be read. shards: those it holds."""
+
+    worker: str
+    heartbeat_age: float
+    shards: list[int]
+    host: str = ""
+    pid: int = 0
+    slurm: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in ("dead", "silent")
+
+    @property
+    def slurm_task(self) -> str:
+        """As Slurm's own commands name it: ARRAY_TASK, or JOB."""
+        if "array_task_id" in self.slurm:
+            return f"{self.slurm.get('array_job_id')}_{self.slurm['array_task_id']}"
+        return self.slurm.get("job_id", "")
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """state: starting | running | stopped | done, or `unknown` if all workers are silent; rows_done: of finished
+    shards, and what live workers have finished of others; finished: what the finished shards hold. Rates are the sum of
+    the live workers' last 30 seconds; `overall` is all finished shards' since the job was begun, pauses included.
+    eta: seconds left at the live workers' pace. What is not known is null. clock: by whose time a beat's age is, that
+    of the "file system" or, where we may not write, of "this host"."""
+
+    out: str
+    fingerprint: str
+    state: str
+    shards: Shards
+    rows: int
+    rows_done: int
+    finished: Counts
+    rows_per_second: float
+    prompt_tokens_per_second: float
+    response_tokens_per_second: float
+    response_tokens_per_second_overall: float | None
+    eta: float | None
+    clock: str
+    workers: list[Worker]
+
+    @property
+    def live(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.is_alive]
+
+
+def watch(out: Path) -> Iterator[Status]:
+    """How the job stands, every 2 seconds, until it is done. Raises JobError if there is none."""
+    known: dict[str, Counts] = {}
+    while True:
+        seen = look(out, known)
+        yield seen
+        if seen.state == "done":
+            return
+        time.sleep(WATCH_EVERY)
+
+
+def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
+    """How the job stands. Raises JobError if there is none.
+
+    known: the counts of shards that an earlier look has read; those of this one are added.
+    """
+    record = folder.job_of(out)
+    done = folder.finished(out, record.plan)  # before the beats: a shard counts rather too late than twice
+    held = _held(out, {shard.index for shard in done})
+    workers, clock = _workers(out, held, record.spec["output"].get("stale", 60.0))
+    live = [worker for worker in workers if worker.is_alive]
+    finished = _counts(out, done, known if known is not None else {})
+    rows, rows_done = record.plan.rows, sum(len(shard.row_numbers) for shard in done)
+    rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
+    rows_rate, prompt_rate, response_rate = (
+        round(sum(getattr(worker, f"{what}_per_second") for worker in live), 3)
+        for what in ("rows", "prompt_tokens", "response_tokens")
+    )
+    # Of those that drain nothing more can be expected.
+    pace = sum(worker.rows_per_second for worker in live if worker.state != "draining")
+    running = sum(len(worker.shards) for worker in live)
+    total = len(record.plan.shards)
+    return Status(
+        out=str(out.absolute()),
+        fingerprint=record.fingerprint,
+        state=_state(len(done) == total and (out / "_SUCCESS").exists(), workers),
+        shards=Shards(total, len(done), running, total - len(done) - running),
+        rows=rows,
+        rows_done=rows_done,
+        finished=finished,
+        rows_per_second=rows_rate,
+        prompt_tokens_per_second=prompt_rate,
+        response_tokens_per_second=response_rate,
+        response_tokens_per_second_overall=_overall(out, finished.response_tokens),
+        eta=round((rows - rows_done) / pace, 1) if pace else 0.0 if rows_done == rows else None,
+        clock=clock,
+        workers=workers,
+    )
+
+
+def _state(done: bool, workers: list[Worker]) -> str:
+    if done:
+        return "done"
+    states = {worker.state for worker in workers} - {"dead"}
+    if not states:
+        return "stopped"
+    if states == {"silent"}:
+        return "unknown"
+    return "starting" if states <= {"starting", "silent"} else "running"
+
+
+# --- finished shards
+
+
+def _counts(out: Path, shards: list[Shard], known: dict[str, Counts]) -> Counts:
+    """The sum over finished shards; what had to be read for it is added to `known`."""
+    new = [shard for shard in shards if shard.name not in known]
+    parts = [new[start : start + FILES_AT_A_TIME] for start in range(0, len(new), FILES_AT_A_TIME)]
+    with ThreadPoolExecutor(READERS) as readers:
+        for read in readers.map(lambda part: _read_counts(out, part), parts):
+            known.update(read)
+    total = Counts()
+    for shard in shards:
+        counts = known.get(shard.name)
+        if counts is None:
+            total.unreadable += 1
+            continue
+        total.rows += counts.rows
+        total.responses += counts.responses
+        total.prompt_tokens += counts.prompt_tokens
+        total.response_tokens += counts.response_tokens
+        for reason, number in counts.rejects.items():
+            total.rejects[reason] = total.rejects.get(reason, 0) + number
+    return total
+
+
+class _Checksums(msgspec.Struct):
+    """The part of a shard's checksums that is looked at here. Their digest is left to `run` and `verify`."""
+
+    counts: Counts
+
+
+_CHECKSUMS = msgspec.json.Decoder(_Checksums)
+
+
+def _read_counts(out: Path, shards: list[Shard]) -> dict[str, Counts]:
+    """By shard, but for those that are damaged or gone."""
+    place = folder.checksum_path(out, shards[0]).parent
+    read = {}
+    for shard in shards:
+        with contextlib.suppress(FileNotFoundError, ValueError, JobError):
+            read[shard.name] = _CHECKSUMS.decode(safeopen.read(f"{place}/{shard.name}.json")).counts
+    return read
+
+
+def _overall(out: Path, tokens: int) -> float | None:
+    """Tokens per second from the job's first moment to its last commit, both by the file system's clock."""
+    try:
+        # A commit renames a file into checksums/. A growing job writes _job.json again, but the other file only once.
+        begun = min((out / name).stat().st_mtime for name in ("_job.json", ".huggingface.yaml"))
+        seconds = (out / "_state" / "checksums").stat().st_mtime - begun
+    except FileNotFoundError:
+        return None
+    return round(tokens / seconds, 3) if tokens and seconds > 0 else None
+
+
+# --- workers
+
+
+def _held(out: Path, done: set[int]) -> dict[str, list[int]]:
+    """The shards under way that each worker has claimed."""
+    held: dict[str, list[int]] = {}
+    for name, holder, _ in files_of(out / "_state" / "claims"):
+        index = name.removeprefix("part-")
+        if index.isdigit() and int(index) not in done:
+            held.setdefault(holder.decode(errors="replace"), []).append(int(index))
+    return held
+
+
+def _workers(out: Path, held: dict[str, list[int]], stale: float) -> tuple[list[Worker], str]:
+    """All workers that have not left, by name, and whose clock their ages are by. stale: of the job, in seconds."""
+    files = files_of(out / "_state" / "workers")
+    at, clock = now(out / "_state")
+    workers = []
+    for name, content, mtime in files:
+        said = beat.decode(content)
+        age = max(0.0, at - mtime)
+        state = _state_of(said, age > ((said and said.stale) or stale), clock)
+        worker = Worker(worker=name, heartbeat_age=round(age, 1), shards=held.get(name, []))
+        if said:
+            for fact in (*Activity.__struct_fields__, "host", "pid", "slurm"):
+                setattr(worker, fact, getattr(said, fact))
+        worker.state = state
+        if not worker.is_alive:  # of what it said only what it had done is still true
+            worker.open_rows = worker.running = worker.waiting = 0
+            worker.rows_per_second = worker.prompt_tokens_per_second = worker.response_tokens_per_second = 0.0
+        workers.append(worker)
+    return workers, clock
+
+
+def _state_of(said: Beat | None, is_silent: bool, clock: str) -> str:
+    if said and beat.is_gone(said):
+        return "dead"
+    if is_silent:
+        return "dead" if clock == FILE_SYSTEM else "silent"
+    return said.state if said else "unknown"
+
+
+# --- for Prometheus
+
+
+def write_metrics(path: Path, seen: Status) -> None:
+    """Writes a file for node_exporter's textfile collector, which must never see half of it. Raises OSError."""
+    safeopen.replace(path, metrics(seen).encode())
+
+
+def metrics(seen: Status) -> str:
+    """In Prometheus' text format. Counters are of finished shards: those never go back."""
+    lines: list[str] = []
+
+    def family(name: str, what: str, values: float | Mapping[str, float], label: str = "") -> None:
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines.extend([f"# HELP batchgen_{name} {what}", f"# TYPE batchgen_{name} {kind}"])
+        for value, number in values.items() if isinstance(values, Mapping) else [("", values)]:
+            labels = {"out": seen.out} | ({label: value} if label else {})
+            shown = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+            lines.append(f"batchgen_{name}{{{shown}}} {number}")
+
+    live, shards, finished = seen.live, seen.shards, seen.finished
+    states = {state: int(state == seen.state) for state in STATES}
+    parts = {"done": shards.done, "running": shards.running, "left": shards.left}
+    workers = {state: sum(worker.state == state for worker in seen.workers) for state in WORKER_STATES}
+    requests = {name: sum(getattr(worker, name) for worker in live) for name in ("running", "waiting")}
+    family("job_info", "The job, by its fingerprint.", {seen.fingerprint: 1}, "fingerprint")
+    family("job_state", "1 for the state that the job is in.", states, "state")
+    family("job_rows", "Rows of the job.", seen.rows)
+    family("job_rows_done", "Rows that are done, in finished shards and in others.", seen.rows_done)
+    family("job_shards", "Shards of the job.", parts, "state")
+    family("rows_total", "Rows of finished shards.", finished.rows)
+    family("responses_total", "Responses in finished shards.", finished.responses)
+    family("rejects_total", "Rejected rows of finished shards.", finished.rejects, "reason")
+    family("prompt_tokens_total", "Prompt tokens of finished shards.", finished.prompt_tokens)
+    family("response_tokens_total", "Response tokens of finished shards.", finished.response_tokens)
+    family("response_tokens_per_second", "Of all live workers, over 30 seconds.", seen.response_tokens_per_second)
+    family("eta_seconds", "Time left at the present pace; absent if unknown.", {} if seen.eta is None else seen.eta)
+    family("workers", "Workers that have not left.", workers, "state")
+    family("requests", "Requests in the engines.", requests, "state")
+    return "\n".join([*lines, ""])
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,150 @@
+"""Submits a job to Slurm: an array of runs that share its output folder, and a verification that waits for them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engine import vllm as engine
+from ..errors import JobError, on_disk, warn
+from ..host import credentials, safeopen
+from ..job.spec import JobSpec
+from ..output import opening
+from ..run import gpus
+from ..run.prepare import Job
+
+# To the batch process itself (B:), as under cgroup tracking nothing else gets it, 120 to 150 s before the end.
+WARNING = "B:USR1@120"
+# Of the settings that --sbatch adds, those that the verification needs as well: who pays, and where it may run.
+SHARED = ("account", "clusters", "export", "partition", "qos", "reservation", "time")
+GPU_OPTIONS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+
+LONGEST_NAME = 200  # bytes of the 255 that a file's name may have: job and task ids stand behind it
+
+Options = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """job, verification: their ids in Slurm, the second empty if Slurm refused it; script: as submitted."""
+
+    job: str
+    verification: str
+    script: Path
+
+
+def settings(given: Iterable[str]) -> Options:
+    """Options of sbatch from KEY=VALUE, or KEY for one without a value. Raises JobError."""
+    options = {}
+    for setting in given:
+        key, equals, value = setting.removeprefix("--").partition("=")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or (equals and not value):
+            raise JobError(f"--sbatch {setting}: write KEY=VALUE with an option of sbatch, such as mem=64G")
+        names = [part.partition("=")[0] for part in value.split(",") if "=" in part]
+        if credentials.redacted(value) != value or any(map(credentials.is_secret_name, names)):
+            raise JobError(
+                f"--sbatch {key}: has a key or token in it, which the script and Slurm's database would keep; "
+                "export it in your shell, from where Slurm passes it on"
+            )
+        options[key] = value
+    return options
+
+
+def array_of(tasks: str) -> str:
+    """Indices as Slurm writes them, from such, or from a number of tasks. %K: so many at a time. Raises JobError."""
+    if number := re.fullmatch(r"([1-9]\d*)(%\d+)?", tasks):
+        return f"0-{int(number[1]) - 1}{number[2] or ''}"
+    if not re.fullmatch(r"\d+([-,:]\d+)+(%\d+)?", tasks):
+        raise JobError(f"--array {tasks}: write a number of tasks, such as 8, or indices, such as 1,3,7-9%2")
+    return tasks
+
+
+def run_options(spec: JobSpec, name: str, given: Options) -> Options:
+    """All options of sbatch for a run, or for each run of an array; those that are given win."""
+    name = given.get("job-name", name)
+    for key, value in {"job-name": name, **given}.items():
+        # A newline would end the comment that sbatch reads, and bash would run the rest.
+        if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in value):
+            raise JobError(f"--{key} {value!r}: has a control character, or is not UTF-8; sbatch takes one line")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise JobError(f"--job-name {name[:40]}...: has over {LONGEST_NAME} bytes, and the logs are named after it")
+    if "/" in name:
+        raise JobError(f"--job-name {name}: has a slash, and the logs are named after it; give another name")
+    wanted = gpus.per_worker(spec.engine) * (spec.output.workers or 1)
+    # Every Slurm knows --gres; --gpus-per-task is refused without --ntasks.
+    gres = {"gres": f"gpu:{wanted}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
+    return {
+        "job-name": name,
+        **given,  # in their order; once more below, as they win
+        "nodes": "1",
+        "ntasks": "1",
+        **gres,
+        "requeue": "",
+        "open-mode": "append",
+        "signal": WARNING,
+        "output": "%x_%A_%a.out" if "array" in given else "%x_%j.out",
+        **given,
+    }
+
+
+def script(options: Options, arguments: list[str]) -> str:
+    """A batch script. exec: the signals that Slurm sends to it are for batchgen."""
+    header = [f"#SBATCH --{key}" + (f"={_quoted(value)}" if value else "") for key, value in options.items()]
+    return "\n".join(["#!/bin/bash", *header, "", f"exec {shlex.join([_batchgen(), *arguments])}", ""])
+
+
+def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
+    """Submits runs of a job, and a verification after them. Raises JobError.
+
+    The job, as planned here, goes into its output folder: a job that differs from the one there is refused now, and
+    no task has to plan it again. The script is kept beside the logs, so that it can be seen later what ran.
+    """
+    if not shutil.which("sbatch"):
+        raise JobError("sbatch was not found: submit where Slurm's commands are, or see the script with --dry-run")
+    if not os.access(".", os.W_OK):
+        raise JobError(f"{Path.cwd()}: cannot be written to, but logs and script come here; submit from another folder")
+    with on_disk(job.out):
+        opening.open_job(job.out, job.record)
+    name, text = options["job-name"], script(options, ["run", *arguments])
+    job_id = _sbatch(text)
+    path = Path(f"{name}_{job_id}.sbatch")
+    safeopen.replace(path, text.encode(errors="surrogateescape"))
+    check = {"job-name": f"{name}-verify", "dependency": f"afterany:{job_id}", "output": "%x_%j.out"}
+    check |= {key: value for key, value in options.items() if key in SHARED}
+    try:
+        shared = ["--shared"] if job.spec.output.shared else []
+        verification = _sbatch(script(check, ["verify", str(job.out), "--quarantine", "--close", *shared]))
+    except JobError as error:
+        warn(f"the verification was not submitted ({error}); in the end, run batchgen verify {job.out} --close")
+        verification = ""
+    return Submission(job_id, verification, path)
+
+
+def _sbatch(text: str) -> str:
+    """Submits a script; gives the job's id."""
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=text, capture_output=True, text=True, errors="surrogateescape"
+    )
+    if done.returncode:
+        said = dict.fromkeys(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+        raise JobError(f"sbatch: {'; '.join(said)}")
+    return done.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
+
+
+def _quoted(value: str) -> str:
+    """As sbatch reads an option's value."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _batchgen() -> str:
+    """The command of this very installation: a batch job's PATH may lead to another, or none."""
+    beside = Path(sys.executable).with_name("batchgen")
+    return str(beside if beside.exists() else Path(sys.argv[0]).absolute())

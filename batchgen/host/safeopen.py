@@ -1,0 +1,117 @@
+"""How files are opened where others may write, or where a stranger has made what is there: what stands in the place of
+a file of ours is never followed, waited for or read without end.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import JobError
+
+SMALL = 1 << 20  # bytes, at most, of what holds facts of one shard or worker
+RECORD = 1 << 30  # of a job: some 100 bytes for a file or shard, 8 for a row that a retry has picked
+# What the system says to us of links, sockets, pipes that nobody reads, and folders.
+_NO_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+StrPath = str | Path
+
+
+def create(path: StrPath) -> int:
+    """Makes a file, to be written to. Raises FileExistsError if anything has its name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+def write_again(path: StrPath, flags: int = 0) -> int:
+    """Opens a file of ours once more, or makes it. Raises JobError if it is somebody else's, or has a second name."""
+    file = _open(path, os.O_WRONLY | os.O_CREAT | flags)
+    about = os.fstat(file)
+    # On a network share our own files may have another owner's number; that of the folder is then the same.
+    if about.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid) or about.st_nlink > 1:
+        os.close(file)
+        raise JobError(f"{path}: another user made it, or it has a second name; remove it and run the same again")
+    return file
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole, in the place of what has its name; a link is not followed but replaced."""
+    temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with open(create(temporary), "wb") as stream:
+            stream.write(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: StrPath, most: int = SMALL) -> bytes:
+    """All of a regular file. Raises JobError if it is none, or has more than `most` bytes."""
+    file = _open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(file, _size(path, os.fstat(file), most) + 1)]
+        while parts[-1] and sum(map(len, parts)) <= most:
+            parts.append(os.read(file, 1 << 16))
+        return b"".join(parts)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def reading(path: StrPath, most: int | None = None) -> Iterator[io.BufferedReader]:
+    """The same, to be read bit by bit; of any length, if `most` is not given."""
+    with open(_open(path, os.O_RDONLY), "rb") as stream:
+        _size(path, os.fstat(stream.fileno()), most)
+        yield stream
+
+
+@contextlib.contextmanager
+def updating(path: StrPath) -> Iterator[io.BufferedRandom]:
+    """A file that may be somebody else's, for its lock."""
+    with open(_open(path, os.O_RDWR), "r+b") as stream:
+        yield stream
+
+
+def size(path: StrPath) -> int:
+    """Of a regular file. Raises JobError if it is none."""
+    return _size(path, os.stat(path, follow_symlinks=False), None)
+
+
+def _open(path: StrPath, flags: int) -> int:
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise _no_file(path, os.lstat(path)) from None
+        raise
+    try:
+        _size(path, os.fstat(file), None)
+        return file
+    except JobError:
+        os.close(file)
+        raise
+
+
+def _size(path: StrPath, about: os.stat_result, most: int | None) -> int:
+    if not stat.S_ISREG(about.st_mode):
+        raise _no_file(path, about)
+    if most is not None and about.st_size > most:
+        raise JobError(f"{path}: has {about.st_size:,} bytes, where {most:,} are the most that can be; remove it")
+    return about.st_size
+
+
+def _no_file(path: StrPath, about: os.stat_result) -> JobError:
+    kind = _KINDS.get(stat.S_IFMT(about.st_mode), "no file")
+    advice = ", or copy the folder by cp -rL, without its links" if kind == "a link" else ""
+    return JobError(f"{path}: is {kind}, where a file belongs; remove it{advice}")

@@ -1,0 +1,285 @@
+"""A place in one input file, from which its rows are read on: shards that follow each other need no new beginning."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import JobError, Reject, shown
+from ..host import sizes
+from ..job.lengths import USUAL, RowLimits, has_too_many_values, too_large, too_many_values
+from . import columns
+from .columns import Cell, Column, Fitted, Record, Unreadable
+from .conversation import BYTE_ORDER_MARK, Row
+from .formats import (
+    BY_BYTE,
+    CHUNK,
+    COLUMNAR,
+    HEAD_SHOWN,
+    PART_BYTES,
+    Cut,
+    Table,
+    UnfitRow,
+    chunks,
+    csv_rows,
+    elements,
+    lines,
+)
+
+
+class Cursor(Protocol):
+    """position: of the next row, as shards have it: a byte of the text or a row of the file."""
+
+    position: int
+
+    def go_to(self, position: int) -> None:
+        """On to a row that comes later, the cheapest way. Raises JobError or Stopped."""
+
+    def take(self, rows: int, number: int) -> Iterator[Row]:
+        """The next so many rows, or those that are left; number: of the first. Raises JobError or Stopped."""
+
+    def close(self) -> None: ...
+
+
+def cursor_at(
+    path: str,
+    kind: str,
+    compression: str,
+    position: int,
+    used: Sequence[str] = (),
+    passed: Sequence[Column] = (),
+    running: bool = False,
+    limits: RowLimits = USUAL,
+) -> Cursor:
+    """used: columns that are looked at, passed: those that are passed through; of columnar files no others are read.
+    running: the job is under way, so that a file that cannot be read is the machine's fault; limits: rows that are
+    beyond them are known for it, and not held."""
+    if kind in COLUMNAR:
+        return TableCursor(path, kind, position, used, passed, running, limits)
+    return TextCursor(path, kind, compression, position, running, limits)
+
+
+class TextCursor:
+    def __init__(
+        self,
+        path: str,
+        kind: str,
+        compression: str,
+        position: int,
+        running: bool = False,
+        limits: RowLimits = USUAL,
+    ):
+        self._path, self._kind, self._compression, self._running = path, kind, compression, running
+        self._limits = limits
+        self._open(position)
+
+    def _open(self, position: int) -> None:
+        by_byte = self._kind in BY_BYTE
+        self._pieces = chunks(self._path, self._compression, position if by_byte else 0, running=self._running)
+        self.position = position if by_byte else 0
+        self._rows = self._read()
+        self.go_to(position)
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        """(position of the next, row)"""
+        if self._kind == "jsonl":
+            position = self.position
+            for line in lines(self._pieces, self._limits.row_bytes):
+                position += (line.size if isinstance(line, Cut) else len(line)) + 1
+                yield position, line if isinstance(line, Cut) else line.removeprefix(BYTE_ORDER_MARK)
+        elif self._kind == "csv":
+            yield from enumerate(csv_rows(self._pieces, self._path), 1)
+        else:
+            for _, following, text in elements(self._pieces, self._kind, self.position, self._limits.row_bytes):
+                yield following, text
+
+    def go_to(self, position: int) -> None:
+        if position - self.position > CHUNK and self._kind in BY_BYTE and not self._compression:
+            self._open(position)
+        while self.position < position:
+            self.position, _ = next(self._rows, (position + 1, None))
+        if self.position != position:
+            raise JobError(f"{shown(self._path)}: no row begins where it did; the input changed while the job ran")
+
+    def take(self, rows: int, number: int) -> Iterator[Row]:
+        for number, (self.position, raw) in enumerate(itertools.islice(self._rows, rows), number):  # noqa: B020
+            if isinstance(raw, UnfitRow):
+                yield Row(number, raw.text.encode("utf-8", "surrogateescape"), fault=raw.why)
+            elif isinstance(raw, dict):
+                yield self._of_csv(number, raw)
+            else:
+                yield self._of_json(number, raw)
+
+    def _of_json(self, number: int, raw: bytes | Cut) -> Row:
+        limits = self._limits
+        if isinstance(raw, Cut) or len(raw) > limits.row_bytes:
+            head, size = raw if isinstance(raw, Cut) else (raw[:HEAD_SHOWN], len(raw))
+            return Row(number, head, fault=Reject("too_large", too_large(size, limits.row_bytes)), size=size)
+        if has_too_many_values(raw, limits.row_values):
+            fault = Reject("too_large", too_many_values(limits.row_values))
+            return Row(number, raw[:HEAD_SHOWN], fault=fault, size=len(raw))
+        return Row(number, raw)
+
+    def _of_csv(self, number: int, raw: dict[str, Any]) -> Row:
+        most = self._limits.row_bytes
+        if (size := sum(map(len, raw.values()))) > most:
+            head = ",".join(value[:HEAD_SHOWN] for value in raw.values())[:HEAD_SHOWN].encode("utf-8", "replace")
+            return Row(number, head, fault=Reject("too_large", too_large(size, most)), size=size)
+        return Row(number, _checked(raw))
+
+    def close(self) -> None:
+        self._rows.close()  # type: ignore[attr-defined]
+        self._pieces.close()  # type: ignore[attr-defined]
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of CSV; a value that is not UTF-8 rejects it only if somebody looks at it."""
+    try:
+        "".join(record.values()).encode()
+        return record
+    except UnicodeEncodeError:
+        return Record((name, _checked_text(value)) for name, value in record.items())
+
+
+def _checked_text(value: str) -> Any:
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError as error:
+        return Unreadable("invalid_utf8", f"letter {error.start} of the text is not UTF-8")
+
+
+class TableCursor:
+    def __init__(
+        self,
+        path: str,
+        kind: str,
+        position: int,
+        used: Sequence[str] = (),
+        passed: Sequence[Column] = (),
+        running: bool = False,
+        limits: RowLimits = USUAL,
+    ):
+        self._table, self._limits = Table(path, kind, running), limits
+        names = self._table.schema.names
+        self._used = [name for name in used if name in names]
+        self._passed = [column for column in passed if column.source in names]
+        self.position = position
+        self._batches = self._from(position)
+
+    def _from(self, position: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        wanted = [*self._used, *(column.source for column in self._passed)]
+        self._batch: pa.RecordBatch | None = None
+        self._begin = 0
+        return self._table.batches(position, wanted)
+
+    def go_to(self, position: int) -> None:
+        """Row groups in between are not read."""
+        if self._table.group_begin(position) > max(self.position, self._end()):
+            self._batches = self._from(position)
+        self.position = position
+
+    def _end(self) -> int:
+        return self._begin + (self._batch.num_rows if self._batch else 0)
+
+    def take(self, rows: int, number: int) -> Iterator[Row]:
+        left = rows
+        while left and self._find_batch():
+            assert self._batch is not None
+            offset = self.position - self._begin
+            some = min(left, self._batch.num_rows - offset)
+            for size, part in self._parts(self._batch.slice(offset, some)):
+                for row in self._rows(part, number, size):
+                    self.position += 1
+                    yield row
+                number += part.num_rows
+                left -= part.num_rows
+
+    def _find_batch(self) -> bool:
+        """Reads on to the batch that the position is in; False at the end of the file."""
+        while self.position >= self._end():
+            begin, batch = next(self._batches, (0, None))
+            if batch is None:
+                return False
+            self._begin, self._batch = begin, batch
+        return True
+
+    def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The batch in parts that are small enough to be held as Python's values, of at least a row."""
+        try:
+            ends = np.cumsum(sizes.of_rows(batch, batch.schema.names))
+        except (IndexError, ValueError):  # offsets that point nowhere
+            raise JobError(f"{shown(self._table.path)}: damaged at row {self.position} or behind it") from None
+        begin = 0
+        while begin < batch.num_rows:
+            before = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + PART_BYTES, "right")))
+            yield int(ends[end - 1] - before), batch.slice(begin, end - begin)
+            begin = end
+
+    def _rows(self, batch: pa.RecordBatch, number: int, size: int) -> Iterator[Row]:
+        most = self._limits.row_bytes
+        if size > most and batch.num_rows > 1:  # each by itself
+            for index, one in enumerate(sizes.of_rows(batch, batch.schema.names).tolist()):
+                yield from self._rows(batch.slice(index, 1), number + index, one)
+            return
+        if size > most and (why := self._too_large(batch)):
+            yield Row(number, b"", fault=why, size=size)
+            return
+        values = [columns.pythons(self._plain(batch, name)) for name in self._used]
+        are_readable = not any(type(value) is Unreadable for column in values for value in column)
+        make = dict if are_readable else Record
+        is_parquet = self._table.kind == "parquet"
+        fitted = {
+            column.name: columns.fit(self._plain(batch, column.source), column, is_parquet) for column in self._passed
+        }
+        passed = list(dict.fromkeys(column.source for column in self._passed))
+        shares = (sizes.of_rows(batch, passed, 0) // max(1, len(passed))).tolist()
+        for index in range(batch.num_rows):
+            raw = make(zip(self._used, (column[index] for column in values), strict=True))
+            yield Row(number + index, raw, _Cells(fitted, index, shares[index]))
+
+    def _too_large(self, row: pa.RecordBatch) -> Reject | None:
+        limits = self._limits
+        if (size := int(sizes.of_rows(row, row.schema.names, 0)[0])) > limits.row_bytes:
+            return Reject("too_large", too_large(size, limits.row_bytes))
+        if sizes.of_rows(row, self._used)[0] > limits.row_bytes + sizes.VALUE * limits.row_values:
+            return Reject("too_large", too_many_values(limits.row_values))
+        return None
+
+    def _plain(self, batch: pa.RecordBatch, name: str) -> pa.Array:
+        """A column of nested values as the file's schema has it; one of texts stays packed."""
+        kind, array = self._table.schema.field(name).type, batch[name]
+        if array.type == kind or pa.types.is_dictionary(array.type):
+            return array
+        return array.take(pa.array(np.arange(len(array)))).cast(kind)  # of a slice, all that it is a slice of is cast
+
+    def close(self) -> None:
+        self._batches.close()  # type: ignore[attr-defined]
+
+
+class _Cells:
+    """The passed-through values of one row; size: bytes that they may take each."""
+
+    __slots__ = ("_fitted", "_index", "_size")
+
+    def __init__(self, fitted: dict[str, Fitted], index: int, size: int):
+        self._fitted, self._index, self._size = fitted, index, size
+
+    def __call__(self, column: Column) -> Cell | None:
+        """Raises Reject."""
+        if column.name not in self._fitted:
+            return None  # the file has no such column
+        found = self._fitted[column.name]
+        if why := found.unfit.get(self._index):
+            raise Reject(why.reason, why.detail)
+        return Cell(found.array, self._index, self._size)
+
+
+def passed_value(row: Row, record: dict[str, Any], column: Column) -> Any:
+    """A passed-through value, as a Cell or Python's. Raises Reject."""
+    if row.cells is not None:
+        return row.cells(column)
+    return columns.fit_value(record.get(column.source), column, isinstance(record, columns.TextRow | Record))

@@ -1,0 +1,133 @@
+"""What a row says of its own sampling: parameters, how many responses it gets, and its seed."""
+
+import difflib
+import math
+import re
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from ..errors import Reject, plain
+from ..job.sampling import NAMES, Number, Sampling, Seed
+from .bodies import Request, parameters
+from .conversation import is_blank, kind_of
+from .turns import as_turn
+
+DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
+_KNOWN = (*NAMES, "n", "seed")
+MOSTNAMES = 64  # of an object, that are looked at to tell whether it holds parameters
+_WHOLE = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "seed")
+
+
+def of_row(
+    job: Sampling,
+    n: int,
+    record: dict[str, Any],
+    request: Request | None = None,
+    seed: str = DEFAULT_SEED,
+    sampling: str = DEFAULT_SAMPLING,
+) -> tuple[Sampling, int, int | None]:
+    """The sampling parameters of one row, how many samples it gets, and its seed if it carries one.
+
+    job, n: what holds for a row that says nothing itself; request: the row's, if it is a line of a batch file; seed,
+    sampling: the columns that may have the row's own, which win over the request's. Columns that the user named bind;
+    columns that are just called so may hold anything else, which is passed over. Raises Reject(bad_sampling).
+    """
+    changes = parameters(request) if request else {}
+    changes |= _own_parameters(record.get(sampling), sampling) if sampling else {}
+    own = _own_seed(record.get(seed), seed) if seed else None
+    if not changes and own is None:
+        return job, n, None
+    values = {name: _plain(name, value) for name, value in changes.items()}
+    if "logprobs" in values and job.logprobs is None:
+        most = values["logprobs"]
+        hint = f"; set logprobs = {most} there (--logprobs {most})" if isinstance(most, int) else ""
+        raise Reject("bad_sampling", f"logprobs: a row has them only if the job's own [sampling] asks for them{hint}")
+    own = _checked("seed", values.pop("seed", own), Seed)
+    n = _checked("n", values.pop("n", n), Number)
+    if not values:
+        return job, n, own
+    base = {name: getattr(job, name) for name in NAMES}
+    try:
+        return msgspec.convert(base | values, Sampling, str_keys=True), n, own
+    except msgspec.ValidationError as error:
+        raise Reject("bad_sampling", _readable(str(error), values)) from None
+
+
+def _own_parameters(value: Any, column: str) -> dict[str, Any]:
+    """What a row's column says, by vLLM's names; without nulls, as a Parquet struct has every field in every row: null
+    means "as the job says"."""
+    if is_blank(value):
+        return {}
+    given = _as_object(value)
+    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOSTNAMES)))):
+        return {}
+    if given is None:
+        raise Reject("bad_sampling", f"{column} is {kind_of(value)}, not an object")
+    return {name: part for name, part in given.items() if part is not None}
+
+
+def _as_object(value: Any) -> dict[str, Any] | None:
+    """An object; also as JSON text, as a CSV file may have it."""
+    if isinstance(value, str | bytes):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return None
+    return as_turn(value)
+
+
+@lru_cache(maxsize=1024)
+def _is_meant(names: tuple[str, ...]) -> bool:
+    """Whether an object holds sampling parameters: one of its names is one, or nearly."""
+    return any(name in _KNOWN or difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8) for name in names)
+
+
+def _own_seed(value: Any, column: str) -> int | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
+        return None
+    whole = _plain("seed", value)
+    if isinstance(whole, int) and not isinstance(whole, bool):
+        return whole
+    if column == DEFAULT_SEED:
+        return None
+    raise Reject("bad_sampling", f"{column} {value!r:.80} is no whole number")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value in vLLM's own form: 64.0 is a whole number, one stop text a list, and a list of pairs (Arrow's maps, and
+    the column `sampling` of our own shards) an object."""
+    if name in _WHOLE and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if name == "stop" and isinstance(value, str):
+        return [value]
+    if name == "logit_bias" and isinstance(value, list):
+        pairs = [tuple(pair.values()) if isinstance(pair, dict) else tuple(pair) for pair in value if _is_pair(pair)]
+        return dict(pairs) if len(pairs) == len(value) else value
+    return value
+
+
+def _is_pair(value: Any) -> bool:
+    if isinstance(value, dict):
+        return list(value) == ["token_id", "bias"]
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], int | str)
+
+
+def _readable(error: str, values: dict[str, Any]) -> str:
+    """msgspec's "Expected `float` <= 2.0 - at `$.temperature`" with the name and the value ahead."""
+    message, _, path = error.partition(" - at ")
+    place = re.search(r"\$\.(\w+)", path)
+    name = place[1] if place else ""
+    message = plain(message)
+    if name == "top_p" and values.get("top_p") == 0:
+        message += " (temperature 0 is greedy)"
+    return f"{name} {values[name]!r:.80}: {message}" if name in values else message
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind | None)
+    except msgspec.ValidationError as error:
+        raise Reject("bad_sampling", f"{name} {value!r:.80}: {_readable(str(error), {})}") from None

@@ -1,0 +1,182 @@
+"""Which columns a job passes through, and their types: as declared, as they were at the job's first run, or the widest
+of all that the input has."""
+
+import base64
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from ..errors import JobError, shown
+from . import columns
+from .columns import TYPES, Column, Seen, Wanted
+from .cursor import TextCursor
+from .formats import Table
+from .source import SAMPLE_ROWS, InputFile
+
+
+def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted, Column] | None = None) -> list[Column]:
+    """The columns that `[output] columns` names. An incremental job keeps the types of the files that it began with,
+    as its shards are one dataset; later values that do not fit reject their rows.
+
+    recorded: types that the job has already. Raises JobError or Stopped.
+    """
+    wanted = wanted_of(files, texts)
+    recorded = recorded or {}
+    first = [file for file in files if not file.generation and file.rows]
+    unknown = [each for each in wanted if not each.declared and each not in recorded]
+    seen = _seen(first, [each.source for each in unknown])
+    found = []
+    for each in wanted:
+        if each in recorded:
+            found.append(recorded[each])
+            continue
+        if each.declared:
+            column = Column(each.name, each.source, TYPES[each.declared], each.declared == "json")
+        else:
+            column = _widest(first, each, seen[each.source])
+        columns.check_type(column, _arrow_types(first, each.source))
+        found.append(column)
+    return found
+
+
+def wanted_of(files: list[InputFile], texts: Sequence[str]) -> list[Wanted]:
+    """What `[output] columns` says, for this input. Raises JobError."""
+    signs = any(":" in text or "=" in text for text in texts)
+    return columns.parse(texts, _some_names(files) if signs else ())
+
+
+def _some_names(files: list[InputFile]) -> Iterator[str]:
+    """Names of columns, of the first columnar file and of the head of the first text file."""
+    for is_columnar in (True, False):
+        for file in files:
+            if file.rows and file.is_columnar == is_columnar:
+                yield from names_of(file)
+                break
+
+
+def names_of(file: InputFile, rows: int | None = SAMPLE_ROWS) -> list[str]:
+    """The columns of a columnar file, or the keys of the first `rows` rows of another (None: of all)."""
+    kind, _ = file.format
+    if file.is_columnar:
+        return list(Table(file.path, kind).schema.names)
+    heads = itertools.islice(_raws(file), rows)
+    records = (raw if isinstance(raw, dict) else _decoded(raw, dict) for raw in heads)
+    return list(dict.fromkeys(name for record in records if isinstance(record, dict) for name in record))
+
+
+def _raws(file: InputFile) -> Iterator[Any]:
+    cursor = TextCursor(file.path, *file.format, file.start)
+    for row in cursor.take(file.rows, 0):
+        yield row.raw
+    cursor.close()
+
+
+def _decoded(line: bytes, kind: Any) -> Any:
+    """A line as JSON, NaN and halves of surrogate pairs included, which msgspec does not know; None if it is none."""
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        if b"NaN" not in line and b"Infinity" not in line and b"\\ud" not in line.lower():
+            return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _seen(files: Iterable[InputFile], names: Sequence[str]) -> dict[str, dict[str, Seen]]:
+    """column -> path -> the values that it has in this file of text, over all its rows."""
+    found: dict[str, dict[str, Seen]] = {name: {} for name in names}
+    if not found:
+        return found
+    keys = {f"field{number}": name for number, name in enumerate(names)}
+    fields = [(field, Any, msgspec.UNSET) for field in keys]
+    try:
+        only_these = msgspec.defstruct("OnlyThese", fields, rename=keys)
+    except ValueError:  # a name with a quote, a backslash or a control character
+        only_these = dict  # type: ignore[assignment]
+    for file in files:
+        if file.is_columnar:
+            continue
+        for raw in _raws(file):
+            record = raw if isinstance(raw, dict) else _decoded(raw, only_these)
+            for field, name in keys.items():
+                value = (
+                    record.get(name, msgspec.UNSET)
+                    if isinstance(record, dict)
+                    else getattr(record, field, msgspec.UNSET)
+                )
+                if value is not msgspec.UNSET:
+                    found[name].setdefault(file.path, Seen()).add(value)
+    return found
+
+
+def _arrow_types(files: Iterable[InputFile], name: str) -> list[pa.DataType]:
+    schemas = (Table(file.path, file.format[0]).schema for file in files if file.is_columnar)
+    return list(dict.fromkeys(schema.field(name).type for schema in schemas if name in schema.names))
+
+
+def _widest(files: list[InputFile], wanted: Wanted, seen: dict[str, Seen]) -> Column:
+    """Raises JobError if the files have nothing in common."""
+    name, source, _ = wanted
+    found: dict[str, pa.DataType | None] = {path: values.kind for path, values in seen.items()}
+    for file in files:
+        if file.is_columnar:
+            schema = Table(file.path, file.format[0]).schema
+            if source not in schema.names:
+                raise JobError(
+                    f"{shown(file.path)}: no column {source} to pass through; it has {', '.join(schema.names)}"
+                )
+            found[file.path] = columns.settled(schema.field(source).type)
+    if not found:
+        raise JobError(f"column {source}: not in the input; if it comes later, give its type: {source}:string")
+    if None in found.values():  # values of several kinds even within a file
+        return Column(name, source, TYPES["json"], is_json=True)
+    types = [kind for kind in found.values() if kind is not None]
+    kind = columns.widest(list(dict.fromkeys(types)))
+    if kind is None:
+        some = {str(kind): f"{kind} in {shown(path)}" for path, kind in found.items()}
+        advice = "int64" if all(pa.types.is_integer(each) for each in types) else "json"
+        raise JobError(
+            f"column {source}: {', '.join(some.values())}; give one type for all, such as {source}:string "
+            f"or {source}:{advice}"
+        )
+    if pa.types.is_null(kind) and seen:
+        kind = pa.string()  # nulls of JSON, which say nothing
+    return Column(name, source, kind)
+
+
+# --- in `_job.json`
+
+
+def written(found: Iterable[Column]) -> str:
+    """The Arrow types as `_job.json` keeps them."""
+    schema = pa.schema([pa.field(column.name, column.type) for column in found])
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def read(files: list[InputFile], texts: Sequence[str], kinds: dict[str, str], schema: str) -> dict[Wanted, Column]:
+    """The columns that a job of the past has.
+
+    kinds: name -> type as `results` has it; schema: what `written` gave, empty in a job of the first version, whose
+    Arrow types are those of its Parquet files.
+    """
+    types = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(schema))) if schema else None
+    found = {}
+    for wanted in wanted_of(files, texts):
+        kind = kinds.get(wanted.name)
+        if kind is None:
+            continue
+        if types is not None and wanted.name in types.names:
+            found[wanted] = Column(wanted.name, wanted.source, types.field(wanted.name).type, kind == "json")
+        elif kind in TYPES:
+            found[wanted] = Column(wanted.name, wanted.source, TYPES[kind], kind == "json")
+        else:
+            first = [file for file in files if not file.generation]
+            same = [each for each in _arrow_types(first, wanted.source) if str(each) == kind]
+            found |= {wanted: Column(wanted.name, wanted.source, same[0])} if same else {}
+    return found

@@ -1,0 +1,448 @@
+"""The job: its TOML file and flags as one typed spec, and what differs between two specs."""
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import JobError, on_disk, plain, shown
+from ..host import clock, credentials
+from .lengths import ROW_BYTES, ROW_VALUES
+from .places import check_place
+from .sampling import INT32, JobSampling, Sampling
+from .trust import refuse_risks
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LONGEST_NAME = 96
+
+# "auto", and the shapes that a record may have, in the order in which they are tried: shapes.py reads each.
+InputFormat = Literal[
+    "auto",
+    "speaker",
+    "openai",
+    "openai-batch",
+    "anthropic-batch",
+    "sharegpt",
+    "openai-preference",
+    "oasst",
+    "preference",
+    "hh",
+    "guanaco",
+    "chatml",
+    "llama2",
+    "flan",
+    "dolly",
+    "alpaca",
+    "orca",
+    "prompt",
+    "list",
+    "fastchat",
+    "text",
+]
+PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
+OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids"]
+
+
+class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class InputTable(_Table, frozen=True):
+    path: Annotated[
+        list[str], Meta(description="JSONL, JSON, Parquet, Arrow, CSV or TSV: files, folders, globs or URIs")
+    ]
+    id: Annotated[str, Meta(description="column that names a row; rows without it go by their number; '' for none")] = (
+        "id"
+    )
+    seed: Annotated[str, Meta(description="column with the row's own seed; '' for none")] = "seed"
+    sampling: Annotated[str, Meta(description="column with the row's own sampling parameters; '' for none")] = (
+        "sampling"
+    )
+    system: (
+        Annotated[str, Meta(description="column with the row's system message; '' for none; by default system and kin")]
+        | None
+    ) = None
+    format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
+    drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
+    incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False
+    follow_links: Annotated[bool, Meta(description="read what links in folders and globs lead to, too")] = False
+    row_sampling: Annotated[
+        Literal["on", "off"], Meta(description="off: rows that bring sampling parameters of their own are rejected")
+    ] = "on"
+    skip: Annotated[list[int], Meta(description="number of a row that is to be rejected, however far the job is")] = []
+
+    def __post_init__(self) -> None:
+        if wrong := [number for number in self.skip if number < 0]:
+            raise ValueError(f"skip: {wrong[0]} is no row; they are numbered from 0")
+
+
+class ModelTable(_Table, frozen=True):
+    path: Annotated[str, Meta(description="folder of the model, or its name on the hub (org/name)")]
+    revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
+    allow_withdrawn: Annotated[bool, Meta(description="go on with the withdrawn weights of 2023-07-31")] = False
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One utterance of `[prompt] prefix`."""
+
+    speaker: Literal["ユーザー", "システム"]
+    text: str
+
+
+class PromptTable(_Table, frozen=True):
+    format: Annotated[PromptFormat, Meta(description="how a conversation becomes a prompt; auto asks the model")] = (
+        "auto"
+    )
+    template: Annotated[str, Meta(description="the user's utterance, from columns: 'Translate: {title}'")] = ""
+    system: Annotated[str, Meta(description="system message for rows that have none")] = ""
+    prefix: Annotated[list[Turn], Meta(description="fixed turns ahead of every conversation (as JSON in a flag)")] = []
+    on_overlength: Annotated[
+        Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")
+    ] = "reject"
+    control_tokens: Annotated[
+        Literal["text", "reject", "token"],
+        Meta(description="what control tokens of a Hugging Face tokenizer are where a row's text holds them"),
+    ] = "text"
+    date: Annotated[str, Meta(description="day that chat templates are told which ask for it: 2026-01-31")] = ""
+
+    def __post_init__(self) -> None:
+        try:
+            date.fromisoformat(self.date or "2026-01-31")
+        except ValueError:
+            raise ValueError(f"date: {self.date!r} is no day: write 2026-01-31") from None
+
+
+class OutputTable(_Table, frozen=True):
+    path: Annotated[str, Meta(description="folder of the results")]
+    shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows of one shard")] = 4096
+    columns: Annotated[
+        list[str],
+        Meta(
+            description="input columns to pass through: `name`, `name=other` to call it so in the output, each perhaps "
+            "with `:type`, one of string, int64, double, bool, json, int32, float"
+        ),
+    ] = []
+    include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
+    max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows are rejected")] | None = None
+    workers: Annotated[int, Meta(ge=1, description="worker processes; one per GPU if not given, or 1")] | None = None
+    drain: Annotated[float, Meta(ge=0, description="seconds that running requests may go on after a stop")] = 30.0
+    stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
+    max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response between")] = 10
+    stale: Annotated[float, Meta(gt=0, description="seconds of silence before another worker counts as dead")] = 60.0
+    stop_at: Annotated[str, Meta(description="when to be over: HH:MM, an ISO time or epoch seconds; exit 75")] = ""
+    shared: Annotated[bool, Meta(description="a team's folder: others may have made it, and may write to it")] = False
+    requeue: Annotated[bool, Meta(description="under Slurm: when the time is up, have the job started again")] = False
+
+    def __post_init__(self) -> None:
+        try:
+            clock.moment(self.stop_at or "0:00")
+        except ValueError:
+            raise ValueError(f"stop_at: {self.stop_at!r} is no time: write 7:00, 2026-01-31T07:00 or seconds") from None
+        if self.stop_at and self.requeue:
+            raise ValueError("stop_at and requeue exclude each other: Slurm would start the job again at once")
+
+
+class LimitsTable(_Table, frozen=True):
+    """What one row may take and ask for, the numbers of other tables apart. The defaults are wider than any row that
+    somebody means, and narrow enough that no row takes the machine."""
+
+    row_bytes: Annotated[int, Meta(ge=1, description="bytes of a row")] = ROW_BYTES
+    row_values: Annotated[int, Meta(ge=1, description="values of a row: its commas and opening brackets")] = ROW_VALUES
+    turns: Annotated[int, Meta(ge=1, description="utterances of a conversation")] = 10_000
+    n: Annotated[int, Meta(ge=1, description="responses that a row may ask for")] = 1024
+    max_tokens: Annotated[int, Meta(ge=1, description="max_tokens that a row may ask for")] = INT32
+    stop: Annotated[int, Meta(ge=0, description="stop texts that a row may bring")] = 128
+    text_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's stop text or bad word")] = 4096
+    schema_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's structured_outputs, as JSON")] = 1 << 16
+    schema_depth: Annotated[int, Meta(ge=1, description="objects and lists inside each other in a row's schema")] = 64
+    schema_properties: Annotated[int, Meta(ge=0, description="properties in a row's schema, in all")] = 1000
+    choices: Annotated[int, Meta(ge=0, description="choices of a row, or values of enum in its schema")] = 10_000
+    check_seconds: Annotated[float, Meta(gt=0, description="processor time of one check of schema or prompt")] = 4.0
+    check_mb: Annotated[int, Meta(ge=16, description="memory of one check of schema or prompt")] = 1024
+
+
+class JobSpec(_Table, frozen=True):
+    """A whole job. `engine` holds vLLM's EngineArgs by name; engine.py checks them."""
+
+    input: InputTable
+    model: ModelTable
+    output: OutputTable
+    prompt: PromptTable = PromptTable()
+    sampling: JobSampling = JobSampling()
+    engine: dict[str, Any] = {}
+    limits: LimitsTable = LimitsTable()
+
+
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "input": InputTable,
+    "model": ModelTable,
+    "prompt": PromptTable,
+    "sampling": JobSampling,
+    "output": OutputTable,
+    "limits": LimitsTable,
+}
+LATER = frozenset({"limits"})  # tables that older jobs know nothing of: with its defaults one changes no fingerprint
+
+# What decides how fast, where and until when, not what: a job may go on with others of these. Every other key of these
+# tables is a result. Of the model its files' digests are results, whatever its path.
+MEANS = {
+    "input": frozenset({"path", "incremental", "follow_links", "skip"}),
+    "prompt": frozenset(),
+    "sampling": frozenset(),
+    "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
+    "limits": frozenset({"check_seconds", "check_mb"}),  # which a slower machine may need more of
+}
+# The same of vLLM's EngineArgs; tests say of each name why. Some are names of older or newer vLLMs than that here.
+ENGINE_MEANS = frozenset(
+    """
+    async_scheduling block_size compilation_config cpu_offload_gb disable_custom_all_reduce
+    distributed_executor_backend download_dir enable_chunked_prefill enable_prefix_caching enforce_eager
+    gpu_memory_utilization kv_cache_memory_bytes load_format max_num_batched_tokens max_num_partial_prefills
+    max_num_seqs max_parallel_loading_workers num_gpu_blocks_override pipeline_parallel_size scheduling_policy
+    stream_interval swap_space tensor_parallel_size
+    """.split()
+)
+DUMMY = "dummy"  # the load_format that makes weights up: it is a result
+
+
+def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
+    """The spec of a TOML file, flags winning. Raises JobError naming file, key and the nearest valid key.
+
+    flags: table -> key -> value, only what was given. Paths in the file are relative to the file's folder,
+    those of flags to the current one.
+    """
+    data = _read(Path(job_file)) if job_file else {}
+    where = job_file or "flags"
+    _check_keys(data, where)
+    in_file = data.get("engine", {})
+    _refuse_secrets(flags, "flags")
+    _make_absolute(flags, current_folder())
+    for table, values in flags.items():
+        data[table] = {**data.get(table, {}), **values}
+    _check_keys(data, where)
+    refuse_risks(in_file, where, flags.get("engine", {}))
+    for table in ("input", "model", "output"):
+        if "path" not in data.get(table, {}):
+            flag = "IN..." if table == "input" else f"--{table}"
+            raise JobError(f"{where}: [{table}] path is missing: name it there or give {flag}")
+    try:
+        spec = msgspec.convert(data, JobSpec, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise JobError(f"{where}: {_readable(str(error))}") from None
+    with on_disk(Path(spec.output.path)):
+        check_place(f"{where}: [output] path", spec.output.path)
+    return spec
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text("utf-8-sig"))  # some editors put a BOM ahead
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not valid TOML: {error}; a job file looks like README's") from None
+    _refuse_secrets(data, str(path))
+    _make_absolute(data, as_opened(current_folder(), str(path.parent)))
+    return data
+
+
+def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
+    for table in ("input", "model", "output"):
+        values = tables.get(table)
+        if uri := credentials.in_uris(values.get("path")) if isinstance(values, dict) else "":
+            raise JobError(f"{where}: [{table}] path {shown(uri)}: holds a key or token; {credentials.WAY_OUT}")
+    if key := credentials.in_settings(tables.get("engine")):
+        raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
+
+
+def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
+    """Paths start at `folder`; URIs, and what is no path (msgspec says so later), stay."""
+
+    def absolute(path: Any) -> Any:
+        if isinstance(path, list):
+            return [absolute(part) for part in path]
+        if not isinstance(path, str) or "://" in path:
+            return path
+        return recordable_path(str(as_opened(folder, path)))
+
+    for table in ("input", "model", "output"):
+        values = tables.get(table)
+        if isinstance(values, dict) and "path" in values:
+            if table == "model" and isinstance(values["path"], str):
+                values["path"] = model_path(values["path"], folder)
+                continue
+            path = absolute(values["path"])
+            values["path"] = [path] if table == "input" and isinstance(path, str) else path
+
+
+def recordable_path(path: str) -> str:
+    """A path as JSON can hold it: one whose bytes are not UTF-8 as a file:// URI."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path), safe="/*")
+
+
+def model_path(path: str, folder: Path) -> str:
+    """A model's folder as an absolute path, or its name on the hub: what looks like one and is no folder."""
+    absolute = str(as_opened(folder, path))
+    return path if is_hub_name(path) and not os.path.isdir(absolute) else absolute
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
+    return len(path) <= _LONGEST_NAME and bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
+
+
+def current_folder() -> Path:
+    """Raises JobError if it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise JobError("the current folder has been deleted; change to another one and run this again") from None
+
+
+def as_opened(folder: Path, path: str) -> Path:
+    """An absolute path without `..` to what the system would open by `path` in `folder`. Behind a link `..` is not the
+    folder that the link is in. Raises JobError if it begins in a home folder that is not known."""
+    if path.startswith("~") and os.path.expanduser(path) == path and not os.path.lexists(folder / path):
+        raise JobError(f"{shown(path)}: nobody's home folder is known by that name; if it is a name, write ./ ahead")
+    absolute = Path(folder.anchor)
+    for part in (folder / os.path.expanduser(path)).parts[1:]:
+        if part == "..":
+            absolute = Path(os.path.realpath(absolute) if absolute.is_symlink() else absolute).parent
+        else:
+            absolute /= part
+    return absolute
+
+
+def _check_keys(data: dict[str, Any], where: str) -> None:
+    known = (*TABLES, "engine")
+    for table, values in data.items():
+        if table not in known:
+            raise JobError(f"{where}: unknown table [{table}]{nearest(table, known)}")
+        if not isinstance(values, dict):
+            raise JobError(f"{where}: {table} must be a table: [{table}]")
+        if table == "engine":
+            continue
+        keys = TABLES[table].__struct_fields__
+        for key in values:
+            if key not in keys:
+                raise JobError(f"{where}: [{table}] {key}: unknown key{nearest(key, keys)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error line: the valid name that comes closest, or all of them if there are few."""
+    known = list(known)
+    if close := difflib.get_close_matches(word, known, n=3):
+        alike = [name for name in close if name.startswith(word[:5])]  # shards: shard_rows, not shared
+        return f"; did you mean {(alike or close)[0]}?"
+    return f"; valid are {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def _readable(error: str) -> str:
+    """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`" with the key ahead."""
+    message, _, path = error.partition(" - at `$.")
+    table, _, key = path.rstrip("`").partition(".")
+    message = plain(message)
+    if not table:
+        return message
+    return f"[{table}] {key}: {message}" if key else f"[{table}] {message}"
+
+
+def results_of(spec: "JobSpec") -> dict[str, dict[str, Any]]:
+    """The keys that decide results, by table, as the spec has them."""
+    tables = msgspec.to_builtins(spec)
+    chosen = {
+        table: {key: value for key, value in tables[table].items() if key not in means}
+        for table, means in MEANS.items()
+    }
+    return chosen | {"engine": {name: value for name, value in spec.engine.items() if not is_means(name, value)}}
+
+
+def is_means(name: str, value: Any) -> bool:
+    """Whether an engine argument cannot change results."""
+    return name in ENGINE_MEANS and not (name == "load_format" and value == DUMMY)
+
+
+def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
+    """What of a job's results differs from the defaults: a key that a later version adds changes nothing where it is
+    not used. So a default must stay as it is for ever, and a key that is gone must have had its default."""
+    chosen = {
+        table: {key: value for key, value in values.items() if not _is_default(table, key, value)}
+        for table, values in _without_secrets(results).items()
+    }
+    return {table: values for table, values in chosen.items() if values or table not in LATER}
+
+
+def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
+    """The same for people: what is not stated has its default."""
+    stated = {table: {} for table in LATER} | _without_secrets(results)
+    return {table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values for table, values in stated.items()}
+
+
+def _without_secrets(results: dict[str, Any]) -> dict[str, Any]:
+    """Folders of the first versions may hold tokens in [engine], which change no result."""
+    return results | {"engine": credentials.without_secrets(results.get("engine", {}))}
+
+
+def _is_default(table: str, key: str, value: Any) -> bool:
+    return key in _DEFAULTS.get(table, {}) and value == _DEFAULTS[table][key]
+
+
+def _defaults(table: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of the keys that have one, as plain values."""
+    fields = msgspec.structs.fields(table)
+    values = {field.name: field.default for field in fields if field.default is not msgspec.NODEFAULT}
+    made = {field.name: field.default_factory() for field in fields if field.default_factory is not msgspec.NODEFAULT}
+    return msgspec.to_builtins(values | made)
+
+
+# As results have them: sampling is what it was resolved to, where None says nothing, and columns have their types.
+_DEFAULTS = {name: _defaults(TABLES[name]) for name in MEANS}
+_DEFAULTS["sampling"] |= msgspec.to_builtins(Sampling())
+_DEFAULTS["output"]["columns"] = {}
+
+
+def fingerprint(results: dict[str, Any]) -> str:
+    """32 hex digits over all that decides what a job's shards hold."""
+    encoded = msgspec.json.encode(results, order="deterministic")
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line per field that differs, `field: old -> new`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    fields = [*before, *(field for field in after if field not in before)]
+    return [
+        f"{field}: {_show(before, field)} -> {_show(after, field)}"
+        for field in fields
+        if _show(before, field) != _show(after, field)
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flatten(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for position, part in enumerate(value):
+            yield from _flatten(part, f"{path}[{position}]")
+    else:
+        yield path, value
+
+
+def _show(fields: dict[str, Any], field: str) -> str:
+    return re.sub(r"\s+", " ", msgspec.json.encode(fields[field]).decode()) if field in fields else "(none)"

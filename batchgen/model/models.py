@@ -1,0 +1,227 @@
+"""A model on disk or on the hub: its config, tokenizer and weights, checked before an engine is started on them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import JobError, shown, warn
+from . import hf_tokenizer, hub, model_files, series
+from .hf_tokenizer import HfTokenizer
+from .series import Family
+from .tokenizer import Tokenizer, TokenizerError
+
+SERIES_TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
+
+TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
+
+
+_Number = Annotated[int, Meta(ge=1, le=1 << 16)]
+_NumberOrNone = Annotated[int, Meta(ge=0, le=1 << 16)] | None
+
+
+class _Scaling(msgspec.Struct):
+    factor: Annotated[float, Meta(ge=1, le=1 << 16)]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _Shape(msgspec.Struct):
+    """What batchgen reads of config.json. The limits are far above any model, so that sums with them stay sums."""
+
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 27)]
+    num_hidden_layers: _Number
+    hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    num_attention_heads: _Number
+    num_key_value_heads: _NumberOrNone = None
+    head_dim: _NumberOrNone = None
+    rope_scaling: dict[str, Any] | None = None
+
+    @property
+    def kv_width(self) -> int:
+        kv_heads = self.num_key_value_heads or self.num_attention_heads
+        width = self.head_dim or max(1, self.hidden_size // self.num_attention_heads)
+        return 2 * self.num_hidden_layers * kv_heads * width
+
+
+@dataclass(frozen=True)
+class Model:
+    """name, revision: see hub.Found; model_type: config.json's; vocab_size: of the weights, which may have more ids
+    than the tokenizer; context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds
+    per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; since_0_3: the
+    names of those that older versions did not digest; weights, sha256: MD5 and SHA-256 of all weights, those too that
+    vLLM passes over."""
+
+    folder: Path
+    name: str
+    revision: str | None
+    model_type: str
+    vocab_size: int
+    context: int
+    kv_width: int
+    tokenizer: Tokenizer | HfTokenizer
+    generation_config: dict[str, Any]
+    digests: dict[str, str]
+    since_0_3: frozenset[str]
+    weights: dict[str, str]
+    sha256: dict[str, str]
+
+    @property
+    def family(self) -> Family:
+        if isinstance(self.tokenizer, HfTokenizer):
+            return series.CHAT if self.tokenizer.has_template else series.OTHER_RAW
+        kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
+        return series.family(self.vocab_size, self.context > TRAINED_CONTEXT, kept)
+
+    @property
+    def prompt_format(self) -> str:
+        """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does; raw for
+        the 8k model, of which there is only the base; chat-template for models of other kinds that have one."""
+        return self.family.format
+
+    def sampling_defaults(self, format: str) -> dict[str, Any]:
+        """What the card sets for prompts of this format, or generation_config.json for models of other kinds."""
+        if isinstance(self.tokenizer, HfTokenizer):
+            return hf_tokenizer.defaults(self.generation_config)
+        return self.family.defaults(format)
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether these are the weights of 2023-07-31, or safetensors that lie beside them."""
+        return series.WITHDRAWN_MD5 in self.weights.values()
+
+
+def load(path: str, revision: str = "", format: str = "auto") -> Model:
+    """Finds, reads and checks a model; the weights are only digested. Raises JobError.
+
+    path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit; format: of the prompts,
+    by which chat-template asks for the tokenizer of transformers.
+    """
+    folder, name, commit = hub.find(path, revision)
+    hub.refuse_images(os.listdir(folder), name)
+    texts = model_files.matching(folder, hub.TEXTS)
+    model_files.check(texts)
+    config = _config(folder)
+    generation_config = hf_tokenizer.read_generation_config(folder)
+    shape = _shape(config, folder / "config.json")
+    tokenizer = _tokenizer(folder, generation_config, shape.vocab_size, format)
+    safetensors, bins = (model_files.matching(folder, (ending,)) for ending in ("*.safetensors", "*.bin"))
+    used = safetensors or bins  # the order in which vLLM looks
+    if not used:
+        raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
+    known, read = (SERIES_TEXTS, hub.ENGINE_TEXTS) if isinstance(tokenizer, Tokenizer) else (hub.FIRST_TEXTS, hub.TEXTS)
+    texts = model_files.matching(folder, (*known, *read))
+    _check_index(folder / "model.safetensors.index.json", safetensors)
+    digests = model_files.digests(folder, [*texts, *safetensors, *bins])
+    return Model(
+        folder=folder,
+        name=name,
+        revision=commit,
+        model_type=shown(str(config.get("model_type")))[:100],
+        vocab_size=shape.vocab_size,
+        context=_context(shape, folder),
+        kv_width=shape.kv_width,
+        tokenizer=tokenizer,
+        generation_config=generation_config,
+        digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
+        since_0_3=frozenset(str(path.relative_to(folder)) for path in texts) - {*known},
+        weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
+        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]},
+    )
+
+
+def _check_index(path: Path, safetensors: list[Path]) -> None:
+    """Which weights are in which file, as vLLM reads it. Raises JobError if one of them is not there."""
+    if not safetensors or not path.exists():
+        return
+    try:
+        named = msgspec.convert(model_files.read_table(path), _Index).weight_map.values()
+    except msgspec.ValidationError as error:
+        raise JobError(f"{path}: {model_files.readable(error)}") from None
+    if missing := sorted({*named} - {file.name for file in safetensors}):
+        raise JobError(f"{path}: names {shown(missing[0])[:100]}, which is not there; download the model again")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return model_files.read_table(path)
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such file; is {folder} a model's folder?") from None
+
+
+def _shape(config: dict[str, Any], path: Path) -> _Shape:
+    # A model of text and images has its language model's numbers in a part of its own.
+    part = "text_config" if "text_config" in config else ""
+    try:
+        return msgspec.convert(config[part] if part else config, _Shape)
+    except msgspec.ValidationError as error:
+        raise JobError(f"{path}: {model_files.readable(error, part)}") from None
+
+
+def _tokenizer(
+    folder: Path, generation_config: dict[str, Any], vocab_size: int, format: str
+) -> Tokenizer | HfTokenizer:
+    """Ours for the series, whose ids transformers 5 gets wrong; transformers' own for all other models."""
+    if format == "chat-template" or not _is_of_the_series(folder):
+        tokenizer = HfTokenizer.load(folder, generation_config)
+        if format == "chat-template" and not tokenizer.has_template:
+            raise JobError(f"{folder}: its tokenizer has no chat template; choose another [prompt] format")
+        if format not in ("auto", "raw", "chat-template"):
+            raise JobError(f"{folder}: has no spiece.model, so [prompt] format is raw or chat-template, not {format}")
+        _check_ends(tokenizer, folder, vocab_size)
+        return tokenizer
+    try:
+        ours = Tokenizer.load(folder)
+    except TokenizerError as error:
+        raise JobError(str(error)) from None
+    if ours.vocab_size > vocab_size:
+        raise JobError(
+            f"{folder / 'spiece.model'}: has {ours.vocab_size} pieces, but the model only {vocab_size} "
+            f"(vocab_size in config.json); the tokenizer belongs to another model"
+        )
+    _check_ends(ours, folder, vocab_size)
+    return ours
+
+
+def _check_ends(tokenizer: Tokenizer | HfTokenizer, folder: Path, vocab_size: int) -> None:
+    """An id that ends a text must be one that the model can say: with another one vLLM's sampler reads beyond."""
+    if (last := max(tokenizer.eos_ids)) >= vocab_size:
+        why = f"but the model has {vocab_size:,} ids (vocab_size in config.json)"
+        raise JobError(f"{folder}: token {last} ends a text, {why}; the tokenizer belongs to another model")
+
+
+def _is_of_the_series(folder: Path) -> bool:
+    """By the tokenizer, of which spiece.model may be missing: that is to be said, not to be worked around."""
+    if (folder / "spiece.model").exists():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.exists() and str(model_files.read_table(path).get("tokenizer_class")).startswith("T5Tokenizer")
+
+
+def check_release(model: Model, allow_withdrawn: bool) -> None:
+    """Raises JobError for the weights that their authors withdrew, or warns of them if they are allowed."""
+    if not model.withdrawn:
+        return
+    what = f"{model.folder}: has the weights of 2023-07-31, withdrawn because they learned from non-commercial data"
+    if not allow_withdrawn:
+        raise JobError(f"{what}; download the release of 2023-08-02, or give --allow-withdrawn")
+    warn(what)
+
+
+def _context(shape: _Shape, folder: Path) -> int:
+    """Tokens. Of a model that linear scaling stretches, some configs give the context before it, others after it."""
+    scaling = shape.rope_scaling
+    if shape.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
+        return shape.max_position_embeddings
+    try:
+        return int(TRAINED_CONTEXT * msgspec.convert(scaling, _Scaling).factor)
+    except msgspec.ValidationError:
+        what = f"rope_scaling has the factor {scaling.get('factor')!r:.60}, not a number from 1 to 65,536"
+        raise JobError(f"{folder / 'config.json'}: {what}") from None

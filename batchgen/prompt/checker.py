@@ -1,0 +1,382 @@
+"""Checks that may take any time and memory, in a process of their own: a row's schema, and whether its prompt fits
+where somebody else's template and tokenizer make it. A check that costs too much ends there, and so does its row.
+
+What a row may ask for is limited before (limits.py), so that this is the last resort. Processor time is what counts:
+another machine, or this one when it is busy, comes to the same. The process that has loaded what the checks need lends
+a copy of itself (fork) to them; when a check ends the copy, the next one is there at once.
+"""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from ..errors import JobError, MachineError, Reject, in_one_line
+from ..host import environment
+from ..host.lifeline import die_with_parent
+from ..host.trial import addresses
+from ..input.conversation import Conversation
+from ..job.sampling import Sampling
+from ..job.spec import LimitsTable
+from ..model.hf_tokenizer import HfTokenizer, load_theirs
+from ..model.models import Model
+from ..model.tokenizer import Tokenizer
+from ..model.vllm_tokenizer import VllmTokenizer
+from . import prompt, structured_outputs
+from .prompt import Fitted
+
+PATIENCE = 20  # times the processor time of a check that may go by: it may sleep, or wait for a processor
+REMEMBERED = 1024  # schemas: rows mostly share a few of them
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # meant for the run, which ends us
+# Threads have stacks and arenas of their own, which count as memory.
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
+
+
+class PromptSetup(msgspec.Struct):
+    """format, policy: as `fit` takes them; date, control_tokens: see HfTokenizer."""
+
+    format: str
+    policy: str
+    date: str
+    control_tokens: str
+
+
+class Setup(msgspec.Struct, kw_only=True):
+    """series: whether the tokenizer is ours; vocab_size: of the weights; any_whitespace: in JSON; seconds, mb: that one
+    check may take, of processor time and of memory beyond what is loaded; prompts: how they are made, if the checks are
+    of these and not of grammars."""
+
+    folder: str
+    generation_config: dict[str, Any]
+    series: bool
+    vocab_size: int
+    any_whitespace: bool
+    seconds: float
+    mb: int
+    prompts: PromptSetup | None = None
+
+
+class ToFit(NamedTuple):
+    """A conversation whose prompt is to have at most `limit` tokens."""
+
+    conversation: Conversation
+    prefix: Conversation
+    limit: int
+
+
+def fit(asked: ToFit, render: prompt.Render, tokenizer: Tokenizer | HfTokenizer, policy: str, format: str) -> Fitted:
+    """The prompt of a conversation, in this process. Raises Reject."""
+    talk, prefix, limit = asked
+    verbatim = format != "chat-template"
+    return prompt.fit(talk, prefix, render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
+
+
+class Ready(msgspec.Struct, tag=True):
+    """All is loaded: checks begin."""
+
+
+class Fits(msgspec.Struct, tag=True):
+    fitted: Fitted
+
+
+class Checked(msgspec.Struct, tag=True):
+    problem: str
+
+
+class Refused(msgspec.Struct, tag=True):
+    reason: str
+    detail: str
+
+
+class Ended(msgspec.Struct, tag=True):
+    """The check ended the process. signal: that did it; 0 if memory did not suffice."""
+
+    signal: int
+
+
+class Broken(msgspec.Struct, tag=True):
+    """Not a row's fault."""
+
+    why: str
+
+
+NOT_BEGUN = -1  # in place of a signal
+COSTLY = (0, signal.SIGPROF)  # a check ended by its own doing; any other signal may have been meant for anybody
+DOES_NOT_START = "the process that checks rows does not start; is memory short?"
+Answer = Ready | Fits | Checked | Refused | Ended | Broken
+_encode = msgspec.msgpack.encode
+_answer_in = msgspec.msgpack.Decoder(Answer).decode
+
+
+class Checker:
+    """The checks of one job, of prompts and of grammars, each in a process that starts when it is first needed."""
+
+    def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable):
+        self.has_prompts = isinstance(model.tokenizer, HfTokenizer)  # ours is linear, and stays in this process
+        self._setup = Setup(
+            folder=str(model.folder),
+            generation_config=model.generation_config,
+            series=not self.has_prompts,
+            vocab_size=model.vocab_size,
+            any_whitespace=any_whitespace,
+            seconds=limits.check_seconds,
+            mb=limits.check_mb,
+        )
+        self._prompts, self._grammars = _Process(self._setup), _Process(self._setup)
+        self._vocab_size = model.vocab_size
+        self._problems: dict[str, str] = {}
+
+    def set_up_prompts(self, format: str, policy: str, date: str, control_tokens: str) -> None:
+        """Says how prompts are made, ahead of the first."""
+        asked = PromptSetup(format, policy, date, control_tokens)
+        self._prompts = _Process(msgspec.structs.replace(self._setup, prompts=asked))
+
+    def start(self) -> None:
+        """Begins to load what prompts need, if they need it."""
+        if self.has_prompts:
+            self._prompts.start()
+
+    def check(self, params: Sampling) -> None:
+        """What parameters must fit beside their ranges: the model's ids, and xgrammar. Raises ValueError, or
+        Reject(too_costly)."""
+        params.check_ids(self._vocab_size)
+        wanted = params.structured_outputs
+        if wanted and (problem := self._problem(structured_outputs.as_json(wanted))):
+            raise ValueError(f"structured_outputs: {problem}")
+
+    def fit(self, wanted: list[ToFit]) -> Iterator[Fitted | Reject]:
+        """The prompts of conversations, or why there are none. They are made from now on."""
+        answers = self._prompts.ask(wanted, "the prompt")
+        return (answer.fitted if isinstance(answer, Fits) else answer for answer in answers)
+
+    def _problem(self, wanted_json: str) -> str:
+        """What is wrong with structured outputs, as JSON; empty if nothing is."""
+        if wanted_json not in self._problems:
+            answer = next(self._grammars.ask([wanted_json], "structured_outputs"))
+            if isinstance(answer, Reject):
+                raise answer
+            if len(self._problems) == REMEMBERED:
+                del self._problems[next(iter(self._problems))]
+            self._problems[wanted_json] = answer.problem
+        return self._problems[wanted_json]
+
+
+class _Process:
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._connection: Connection | None = None
+        self._end: Callable[[], Any] = lambda: None
+        self._unread: Iterator[Any] = iter(())
+
+    def ask(self, questions: list[Any], what: str) -> Iterator[Any]:
+        """An answer to each question, in order: a Reject if the check of it ended or refused. The checks begin now,
+        whenever the answers are looked at. Raises JobError."""
+        for _ in self._unread:  # who asked before has lost interest
+            continue
+        self._send(_encode(questions))
+        self._unread = self._read(questions, what)
+        return self._unread
+
+    def _read(self, questions: list[Any], what: str) -> Iterator[Any]:
+        done = starts = 0
+        again = -1  # a question whose check ended once, for whatever reason
+        while True:
+            for answer in self._answers(len(questions) - done):
+                if isinstance(answer, Ended):
+                    break
+                yield Reject(answer.reason, answer.detail) if isinstance(answer, Refused) else answer
+                done += 1
+            else:
+                return
+            starts = starts + 1 if answer.signal == NOT_BEGUN else 0
+            if starts > 1:
+                raise MachineError(DOES_NOT_START)
+            if not starts and (answer.signal in COSTLY or again == done):
+                yield Reject("too_costly", f"{what} {self._cost(answer)}")
+                done += 1
+            elif not starts:
+                again = done
+            if done == len(questions):
+                return
+            self._send(_encode(questions[done:]))
+
+    def _cost(self, ended: Ended) -> str:
+        setup = self._setup
+        if ended.signal == signal.SIGPROF:
+            return f"takes more than {setup.seconds:g} s to check ([limits] check_seconds)"
+        if not ended.signal:
+            return f"takes more than {setup.mb:,} MB to check ([limits] check_mb)"
+        return f"ends the process that checks it, by signal {ended.signal}"
+
+    def _answers(self, most: int) -> Iterator[Any]:
+        """Up to so many answers, or until the check of one has ended."""
+        assert self._connection
+        allowed = max(30.0, PATIENCE * self._setup.seconds)
+        begun = False
+        try:
+            for _ in range(most + 1):
+                # Twice, as all of us may have been suspended meanwhile.
+                if begun and not self._connection.poll(allowed) and not self._connection.poll(allowed):
+                    self.close()
+                    yield Ended(signal.SIGPROF)
+                    return
+                answer = _answer_in(self._connection.recv_bytes())
+                if isinstance(answer, Broken):
+                    raise JobError(answer.why)
+                if isinstance(answer, Ended) and not begun:  # killed while it had nothing to do, or so it seems
+                    raise EOFError
+                if not isinstance(answer, Ready):
+                    yield answer
+                begun = True
+        except (EOFError, OSError):
+            self.close()
+            yield Ended(signal.SIGKILL if begun else NOT_BEGUN)
+
+    def _send(self, message: bytes) -> None:
+        for _ in range(2):
+            with suppress(OSError):  # it may be gone since the last question
+                self.start()
+                assert self._connection
+                self._connection.send_bytes(message)
+                return
+            self.close()
+        raise MachineError(DOES_NOT_START)
+
+    def start(self) -> None:
+        if self._connection:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "batchgen.prompt.checker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # a panic in a tokenizer is a row's reject, and nobody else's business
+                pass_fds=[theirs.fileno()],
+                env={**environment.of_worker([]), **environment.OFFLINE, **ENVIRONMENT},
+            )
+        self._connection = Connection(ours.detach())
+        self._end = weakref.finalize(self, _end, process, self._connection)
+        self._connection.send_bytes(_encode(self._setup))
+
+    def close(self) -> None:
+        self._end()
+        self._connection = None
+
+
+def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
+    connection.close()
+    process.kill()  # its copy hears of the one and of the other
+    process.wait()
+
+
+# --- in the process
+
+
+def main() -> None:
+    die_with_parent()
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[1]))
+    try:
+        setup = msgspec.msgpack.decode(connection.recv_bytes(), type=Setup)
+        check: Check | str = _load(setup)
+    except EOFError:
+        return
+    except Exception as error:
+        check = f"what checks rows cannot be loaded: {in_one_line(error)}"
+    while True:
+        copy = os.fork()
+        if not copy:
+            _serve(connection, setup, check)
+        _, status = os.waitpid(copy, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == DONE:
+            return
+        connection.send_bytes(_encode(Ended(max(0, -code))))
+
+
+DONE, NO_MEMORY = 0, 3  # exit codes of a copy
+Check = Callable[[Any], Answer]
+
+
+def _load(setup: Setup) -> Check:
+    if setup.prompts is None:
+        return _grammars(setup)
+    tokenizer = HfTokenizer.tried(Path(setup.folder), setup.generation_config)
+    tokenizer.date = setup.prompts.date
+    tokenizer.prepare_guard()
+    render = prompt.renderer(setup.prompts.format, tokenizer, setup.prompts.control_tokens)
+    return partial(_fit, render, tokenizer, setup.prompts)
+
+
+def _fit(render: prompt.Render, tokenizer: HfTokenizer, setup: PromptSetup, question: Any) -> Answer:
+    return Fits(fit(msgspec.convert(question, ToFit), render, tokenizer, setup.policy, setup.format))
+
+
+def _grammars(setup: Setup) -> Check:
+    """As vLLM compiles them, for the model's own vocabulary."""
+    try:
+        from xgrammar import GrammarCompiler, TokenizerInfo
+    except ImportError:  # no vLLM here either: where it is, this is asked again
+        return lambda wanted_json: Checked("")
+
+    tokenizer = VllmTokenizer.from_pretrained(setup.folder) if setup.series else load_theirs(Path(setup.folder))
+    compiler = GrammarCompiler(
+        TokenizerInfo.from_huggingface(tokenizer, vocab_size=setup.vocab_size), max_threads=1, cache_enabled=False
+    )
+    return lambda wanted_json: Checked(structured_outputs.problem(wanted_json, compiler, setup.any_whitespace))
+
+
+def _serve(connection: Connection, setup: Setup, check: Check | str) -> NoReturn:
+    """Answers until the other side is gone, or a check ends this copy."""
+    die_with_parent()
+    while True:
+        try:
+            questions = msgspec.msgpack.decode(connection.recv_bytes())
+            connection.send_bytes(_encode(Ready() if callable(check) else Broken(check)))
+            for question in questions:
+                connection.send_bytes(_encode(_answer(check, question, setup)))  # type: ignore[arg-type]
+        except (EOFError, OSError):
+            os._exit(DONE)
+
+
+def _answer(check: Check, question: Any, setup: Setup) -> Answer:
+    try:
+        with _limited(setup):
+            return check(question)
+    except Reject as why:
+        return Refused(why.reason, why.detail)
+    except MemoryError:
+        os._exit(NO_MEMORY)
+    except BaseException as error:  # PanicException of the tokenizers, which is no Exception
+        return Refused("too_costly", f"its check failed: {in_one_line(error)}")
+
+
+@contextmanager
+def _limited(setup: Setup) -> Iterator[None]:
+    """SIGPROF ends the process after so much processor time. What is loaded does not count as memory."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    given = [limit for limit in before if limit != resource.RLIM_INFINITY]  # by a `ulimit -v`
+    resource.setrlimit(resource.RLIMIT_AS, (min([addresses() + setup.mb * 1_000_000, *given]), before[1]))
+    signal.setitimer(signal.ITIMER_PROF, setup.seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+if __name__ == "__main__":
+    main()

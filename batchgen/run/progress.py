@@ -1,0 +1,62 @@
+"""What a run says about itself: a bar on a terminal, a line now and then in a log file."""
+
+import time
+from collections import deque
+from typing import IO
+
+from tqdm import tqdm
+
+from ..host import terminal
+
+LOG_EVERY = 30.0  # seconds between two lines in a log file
+RATE_OVER = 30.0  # seconds that the shown tokens per second are an average of
+
+
+class Progress:
+    """Draws on `console` how far a job of `rows` rows is, `done` of which an earlier run finished."""
+
+    def __init__(self, console: IO[str], rows: int, done: int):
+        self._console = console
+        self._log = not console.isatty()
+        self._next_line = time.monotonic() + LOG_EVERY
+        self._past = deque([(time.monotonic(), 0, 0)])
+        self._bar = tqdm(
+            total=rows, initial=done, unit="row", file=console, disable=self._log, dynamic_ncols=True, mininterval=0.5
+        )
+        self._rows, self._done, self._begin = rows, done, time.monotonic()
+
+    def show(self, rows: int, prompt_tokens: int, response_tokens: int, running: int, waiting: int) -> None:
+        """rows and tokens: of this run. Draws at most once a second."""
+        now = time.monotonic()
+        if now - self._past[-1][0] < 1:
+            return
+        self._past.append((now, prompt_tokens, response_tokens))
+        while len(self._past) > 2 and now - self._past[0][0] > RATE_OVER:  # two: we may have slept through it all
+            self._past.popleft()
+        then, prompts, responses = self._past[0]
+        seconds = now - then
+        rates = (
+            f"prompt {(prompt_tokens - prompts) / seconds:,.0f} tok/s, "
+            f"response {(response_tokens - responses) / seconds:,.0f} tok/s, "
+            f"running {running}, waiting {waiting}"
+        )
+        self._bar.set_postfix_str(rates, refresh=False)
+        self._bar.update(self._done + rows - self._bar.n)
+        if self._log and now >= self._next_line:
+            self._next_line = now + LOG_EVERY
+            self._console.write(f"{self._rows_line(rows, now)}, {rates}\n")
+
+    def _rows_line(self, rows: int, now: float) -> str:
+        """rows: those of this run."""
+        done = self._done + rows
+        left = (now - self._begin) / rows * (self._rows - done) if rows else None
+        eta = tqdm.format_interval(left) if left is not None else "?"
+        return f"{done:,}/{self._rows:,} rows ({done / self._rows:.0%}), ETA {eta}"
+
+    def write(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        tqdm.write(terminal.message(line), file=self._console)
+
+    def close(self, rows: int) -> None:
+        self._bar.update(self._done + rows - self._bar.n)
+        self._bar.close()

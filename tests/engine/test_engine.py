@@ -1,0 +1,160 @@
+"""What reaches vLLM of a request, what it refuses, and what of a worker's troubles is not the engine's."""
+
+import json
+import shutil
+
+import pytest
+from conftest import MODEL, demo_records
+from processes import dataset, hook, said
+from vllm.exceptions import VLLMValidationError
+
+from batchgen.engine.vllm import Engine
+from batchgen.errors import JobError, Reject
+from batchgen.job.sampling import Sampling, StructuredOutputs
+from batchgen.model.models import load as load_model
+
+# A value of each parameter that is not its default, and how vLLM has it.
+SET = {
+    "temperature": (0.7, 0.7),
+    "top_p": (0.5, 0.5),
+    "top_k": (7, 7),
+    "min_p": (0.2, 0.2),
+    "repetition_penalty": (1.3, 1.3),
+    "presence_penalty": (0.4, 0.4),
+    "frequency_penalty": (-0.6, -0.6),
+    "max_tokens": (33, 33),
+    "min_tokens": (4, 4),
+    "ignore_eos": (True, True),
+    "stop_token_ids": ([300], [300, 3]),
+    "bad_words": (["no"], ["no"]),
+    "allowed_token_ids": ([300, 301], [300, 301]),
+    "logit_bias": ({300: 2.5}, {300: 2.5}),
+    "logprobs": (3, 3),
+}
+OURS = {"stop", "include_stop_str_in_output"}  # looked for by stop.py
+
+
+@pytest.mark.parametrize("name", [name for name in Sampling.__struct_fields__ if name not in OURS])
+def test_every_sampling_parameter_reaches_vllm(engine, name):
+    if name == "structured_outputs":
+        params = engine.params(Sampling(structured_outputs=StructuredOutputs(choice=["a", "b"])), 1)
+        assert params.structured_outputs.choice == ["a", "b"]
+        return
+    ours, theirs = SET[name]
+    default = getattr(engine.params(Sampling(), 1), name)
+    found = getattr(engine.params(Sampling(**{name: ours}), 1), name)
+    assert found == theirs != default
+
+
+def test_a_seed_reaches_vllm_where_something_is_drawn(engine):
+    assert engine.params(Sampling(), 77).seed == 77
+    assert engine.params(Sampling(temperature=0), 77).seed is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling"),
+    [
+        ([5] * 600, Sampling()),
+        ([], Sampling()),
+        ([5], Sampling(allowed_token_ids=[10**9])),
+        ([5], Sampling(bad_words=[" "])),
+    ],
+)
+def test_what_vllm_itself_refuses_is_a_reject_and_the_engine_goes_on(engine, prompt, sampling):
+    """Our own checks would have found it: here it gets past them."""
+    try:
+        engine.add("refused", prompt, sampling, 1)
+    except Reject as why:
+        assert why.reason == "engine_error" and len(why.detail) > 10
+    else:
+        pytest.fail(f"vLLM took {sampling}")
+    engine.add("taken", [5, 300], Sampling(max_tokens=3, ignore_eos=True), 1)
+    found = []
+    while not found:
+        found = engine.step()
+    assert [done.request_id for done in found] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    "error", [VLLMValidationError("not this", parameter="top_k"), TypeError("not this"), KeyError("x")]
+)
+def test_a_refusal_of_whatever_class_rejects_its_row_at_the_first_try(engine, generate, write_rows, monkeypatch, error):
+    add_request, seen = engine._engine.add_request, []
+
+    def refuse_the_third(*arguments):
+        seen.append(arguments[0])
+        if len(seen) == 3:
+            raise error
+        return add_request(*arguments)
+
+    monkeypatch.setattr(engine._engine, "add_request", refuse_the_third)
+    out = generate([write_rows(demo_records(8))])
+    [line] = next(out.glob("_rejects/*")).read_text().splitlines()
+    assert json.loads(line)["reason"] == "engine_error"
+    assert str(error) in json.loads(line)["detail"]
+    assert len(seen) == 8
+
+
+def test_vllm_is_held_to_the_folder_that_was_checked(tmp_path, monkeypatch):
+    """Whatever leads vLLM to another one, as a model's config could."""
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    monkeypatch.setattr("vllm.config.model.maybe_model_redirect", lambda path: str(MODEL))
+    with pytest.raises(JobError, match=f"{model}: by its config vLLM would take the model from {MODEL}"):
+        Engine(load_model(str(model)), {"dtype": "float32"}, 512)
+
+
+def test_settings_of_structured_outputs_that_vllm_does_not_know_are_refused_in_one_line():
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: backend: "):
+        Engine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
+
+
+def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": "x"}))
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: .*'architectures'.*$"):
+        Engine(load_model(str(model)), {}, 512)
+
+
+def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generate, write_rows, tmp_path):
+    """It is not taken for a death of the engine, which would be started again and again."""
+    source = write_rows(demo_records(60))
+    broken = hook(
+        tmp_path / "hook",
+        """
+def patch(engine, vllm):
+    import pyarrow
+    from batchgen.output import shard
+    def commit(*arguments):
+        raise pyarrow.ArrowInvalid("Integer value 9007199254740993 not in range")
+    shard.commit = commit
+""",
+    )
+    run = start(source, tmp_path / "out", "--temperature", 0, env=broken)
+    assert run.wait() == 1
+    log = run.out / "_state" / "engine.log"
+    assert said(run.stderr) == [
+        "batchgen: a bug in batchgen: ArrowInvalid: Integer value 9007199254740993 not in range; "
+        f"what had finished is kept; the whole story is in {log}"
+    ]
+    assert "Traceback" in log.read_text()
+    again = start(source, tmp_path / "out", "--temperature", 0)
+    assert again.wait() == 0, again.stderr
+    assert "(60 responses from the journal)" in again.stdout
+    assert dataset(tmp_path / "out") == dataset(generate([source], "expected", sampling={"temperature": 0}))
+
+
+def test_chunked_prefill_on_a_cpu_is_refused_before_anything_starts(batchgen, write_rows, tmp_path):
+    ended = batchgen(
+        *("run", write_rows(demo_records(1)), "--model", MODEL, "--output", tmp_path / "out"),
+        *("--engine", "enable_chunked_prefill=true"),
+    )
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("batchgen: [engine] enable_chunked_prefill: ") and ended.stderr.count("\n") == 1
+
+
+def test_structured_outputs_that_would_go_on_behind_their_end_are_refused(generate, write_rows):
+    bad = {"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}
+    out = generate([write_rows([{**demo_records(1)[0], "sampling": bad}, *demo_records(1)])])
+    [line] = next(out.glob("_rejects/*")).read_text().splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["reason"]) == (0, "bad_sampling")

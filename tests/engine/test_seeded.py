@@ -1,0 +1,70 @@
+"""Our draw of a token: the distribution it must have, and what it may depend on."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchgen.engine.seeded import pick, random_sample, uniform
+
+uint64 = st.integers(0, 2**64 - 1)
+
+
+def generators(*seeds: int) -> dict[int, torch.Generator]:
+    return {row: torch.Generator().manual_seed(seed) for row, seed in enumerate(seeds)}
+
+
+@given(st.lists(st.tuples(uint64, uint64), min_size=1))
+def test_chances_are_below_1_and_those_of_each_pair_alone(pairs):
+    seeds, positions = np.array(pairs, np.uint64).T
+    together = uniform(seeds, positions)
+    assert ((together >= 0) & (together <= 1 - 2.0**-52)).all()
+    assert together.tolist() == [uniform(*np.array([[pair[0]], [pair[1]]], np.uint64))[0] for pair in pairs]
+
+
+def test_chances_of_neighbouring_seeds_and_positions_are_even_and_not_correlated():
+    seeds, positions = np.meshgrid(np.arange(2000, dtype=np.uint64), np.arange(50, dtype=np.uint64), indexing="ij")
+    chances = uniform(seeds, positions)
+    counts, _ = np.histogram(chances, 100, (0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 5 * np.sqrt(2 * 99)  # chi-square, mean + 5 sigma
+    for a, b in ((chances[1:], chances[:-1]), (chances[:, 1:], chances[:, :-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-30, 1e-6, 0.25, 1.0]), min_size=1, max_size=50).filter(any), st.floats(0, 1))
+def test_a_token_without_probability_is_never_picked(weights, share):
+    probs = torch.tensor([weights], dtype=torch.float32)
+    chance = torch.tensor([min(share, 1 - 2.0**-52)], dtype=torch.float64)
+    assert probs[0, pick(probs, chance)[0]] > 0
+
+
+def test_the_rarest_of_65_536_tokens_comes_as_often_as_it_should():
+    probs = torch.full((1, 65536), 1 / 65536)
+    draws = 400_000
+    chances = torch.from_numpy(uniform(np.arange(draws, dtype=np.uint64), np.zeros(draws, np.uint64)))
+    sums = probs.cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(sums, (chances * sums[0, -1]).unsqueeze(0), right=True)[0]
+    assert pick(probs.expand(8, -1), chances[:8]).tolist() == tokens[:8].tolist()
+    counts = torch.bincount(tokens, minlength=65536).double()
+    expected = draws / 65536
+    assert ((counts - expected) ** 2 / expected).sum() < 65535 + 5 * np.sqrt(2 * 65535)
+
+
+def test_a_request_draws_the_same_alone_and_in_any_row():
+    probs = torch.rand(4, 1000, generator=torch.Generator().manual_seed(0))
+    in_batch = generators(7, 8, 9, 10)
+    steps = [random_sample(probs, in_batch).tolist() for _ in range(20)]
+    for row, seed in enumerate((7, 8, 9, 10)):
+        alone = generators(seed)
+        assert [random_sample(probs[row : row + 1], alone).tolist()[0] for _ in range(20)] == [s[row] for s in steps]
+
+
+def test_rows_without_a_generator_are_drawn_at_random():
+    probs = torch.full((1000, 1000), 1 / 1000)
+    assert len(set(random_sample(probs, {}).tolist())) > 500
+
+
+def test_rows_without_a_generator_leave_the_others_as_they_are():
+    probs = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
+    both = random_sample(probs, {2: torch.Generator().manual_seed(5)})
+    assert both[2] == random_sample(probs[2:], generators(5))[0]

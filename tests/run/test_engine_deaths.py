@@ -1,0 +1,206 @@
+"""An engine that dies, hangs or refuses a request: what is finished is kept, and the run goes on."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import demo_records
+from processes import Watch, dataset, hook, is_running, said, until
+
+from batchgen.run.worker import KILLER
+
+# patch(engine, vllm) of a hook: `broken(names)` stands in for a step, with the items that went into this engine.
+BEFORE_STEP = """
+def once(what):
+    try:
+        os.close(os.open({folder!r} + "/" + what, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+def patch(engine, vllm):
+    add, step, names = engine.add, engine.step, set()
+    def watched_add(name, *arguments):
+        names.add(name)
+        add(name, *arguments)
+    def broken_step():
+        broken(names)
+        responses = step()
+        names.difference_update(done.request_id for done in responses)
+        return responses
+    engine.add, engine.step = watched_add, broken_step
+def broken(names):
+"""
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """An environment in which the given lines run before every step of an engine."""
+
+    def environment(*lines: str) -> dict[str, str]:
+        body = "".join(f"    {line}\n" for line in lines)
+        return hook(tmp_path / "broken", BEFORE_STEP.format(folder=str(tmp_path)) + body)
+
+    return environment
+
+
+def rejects(out: Path) -> list[tuple[int, str, str]]:
+    lines = [line for path in sorted((out / "_rejects").iterdir()) for line in path.read_text().splitlines()]
+    return [(row["row"], row["reason"], row["detail"]) for row in map(json.loads, lines)]
+
+
+def test_a_row_that_kills_the_engine_is_rejected_after_three_deaths_and_all_others_are_answered(
+    start, broken, generate, write_rows, tmp_path
+):
+    records = [{**record, "id": f"r{i}"} for i, record in enumerate(demo_records(30))]
+    source = write_rows(records)
+    kills = broken('if any(name.startswith("17-") for name in names):', "    os.kill(os.getpid(), 9)")
+    run = start(source, tmp_path / "out", env=kills)
+    assert run.wait() == 0, run.stderr
+    assert run.stderr.count("the engine died (killed by SIGKILL)") == 3
+    assert rejects(tmp_path / "out") == [(17, "engine_error", KILLER)]
+    columns = ["row", "response"]
+    answered = ds.dataset(generate([source], "expected")).to_table(columns=columns).to_pylist()
+    assert ds.dataset(tmp_path / "out").to_table(columns=columns).to_pylist() == [
+        answer for answer in answered if answer["row"] != 17
+    ]
+
+
+@pytest.mark.slow
+def test_after_an_exception_and_a_hang_the_dataset_is_that_of_an_undisturbed_run(
+    start, broken, generate, write_rows, tmp_path
+):
+    source = write_rows(demo_records(300))
+    expected = generate([source], "expected", output={"shard_rows": 40})
+    sick = broken(
+        'if any(name.startswith("150-") for name in names) and once("raised"):',
+        '    raise RuntimeError("CUDA error: out of memory")',
+        'if any(name.startswith("200-") for name in names) and once("hung"):',
+        "    time.sleep(1000)",
+    )
+    run = start(source, tmp_path / "out", "--shard-rows", 40, "--stall", 4, env=sick)
+    assert run.wait() == 0, run.stderr
+    assert said(run.stderr) == [
+        "batchgen: warning: the engine died (CUDA error: out of memory); it starts again in 1 s",
+        "batchgen: warning: the engine died (no token for 4 s); it starts again in 1 s",
+    ]
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+def test_an_engine_that_always_dies_ends_the_run_with_one_line_that_names_the_log(start, broken, write_rows, tmp_path):
+    run = start(
+        write_rows(demo_records(3)),
+        tmp_path / "out",
+        "--max-restarts",
+        1,
+        env=broken('raise RuntimeError("CUDA error:\\nan illegal memory access")'),
+    )
+    assert run.wait() == 1
+    log = tmp_path / "out" / "_state" / "engine.log"
+    assert said(run.stderr) == [
+        "batchgen: warning: the engine died (CUDA error: an illegal memory access); it starts again in 1 s",
+        "batchgen: the engine died 2 times in a row: CUDA error: an illegal memory access; "
+        f"the whole story is in {log}",
+    ]
+    assert log.read_text().count("RuntimeError: CUDA error:\nan illegal memory access") == 2
+
+
+def test_a_worker_that_is_killed_in_its_first_start_is_started_again(start, write_rows, tmp_path):
+    killed = hook(
+        tmp_path / "hook",
+        f"""
+def patch(engine, vllm):
+    try:
+        os.close(os.open({str(tmp_path / "killed")!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), 9)
+""",
+    )
+    run = start(write_rows(demo_records(3)), tmp_path / "out", env=killed)
+    assert run.wait() == 0, run.stderr
+    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+
+
+def test_an_engine_whose_steps_return_nothing_for_ever_is_noticed(engine, generate, write_rows, monkeypatch):
+    monkeypatch.setattr(engine, "add", lambda *arguments: None)
+    monkeypatch.setattr(engine, "step", lambda: [])
+    with pytest.raises(RuntimeError, match="no response in 2,049 steps"):
+        generate([write_rows(demo_records(3))], output={"stall": 0.001})
+
+
+def test_steps_that_return_nothing_while_a_prompt_is_read_are_no_stall(engine, generate, write_rows, monkeypatch):
+    step, nothing = engine.step, [[]] * engine._engine.model_config.max_model_len
+    monkeypatch.setattr(engine, "step", lambda: nothing.pop() if nothing else step())
+    out = generate([write_rows(demo_records(3))], output={"stall": 0.001})
+    assert ds.dataset(out).count_rows() == 3
+
+
+def test_a_request_that_vllm_refuses_is_rejected_alone(engine, generate, write_rows, monkeypatch):
+    add_request, seen = engine._engine.add_request, []
+
+    def refuse_the_fifth(*arguments):
+        seen.append(arguments)
+        if len(seen) == 5:
+            raise ValueError("this prompt\nis not to my taste")
+        return add_request(*arguments)
+
+    monkeypatch.setattr(engine._engine, "add_request", refuse_the_fifth)
+    out = generate([write_rows(demo_records(20))])
+    refused = int(seen[4][0].partition("-")[0])
+    assert rejects(out) == [(refused, "engine_error", "this prompt is not to my taste")]
+    assert ds.dataset(out).count_rows() == 19
+
+
+# --- the engine in a process of its own, as on a GPU
+
+
+def engine_cores(worker: int) -> list[int]:
+    """The engine processes that a worker has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"VLLM::EngineCore"):
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                found += [int(folder.name)] if int(parent) == worker else []
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_engine_process_is_noticed_at_once_and_nothing_is_lost(
+    start, generate, write_rows, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    source = write_rows(demo_records(600))
+    expected = generate([source], "expected", output={"shard_rows": 40})
+    watch = Watch(tmp_path)
+    run = start(source, tmp_path / "out", "--shard-rows", 40, env=watch.environment)
+    until(lambda: len(watch.finished()) > 50)
+    [core] = engine_cores(*run.workers())
+    os.kill(core, signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: "the engine died" in run.stderr, timeout=5)
+    assert run.wait() == 0, run.stderr
+    assert said(run.stderr) == [
+        "batchgen: warning: the engine died (its process EngineCore ended with exit code -9); it starts again in 1 s"
+    ]
+    assert dataset(tmp_path / "out") == dataset(expected)
+    synced = {done.item for done in watch.finished() if done.at < killed - 1}
+    assert synced.isdisjoint(done.item for done in watch.finished() if done.at > killed)
+
+
+@pytest.mark.slow
+def test_a_killed_supervisor_leaves_no_engine_process_behind(start, write_rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    rows = [{**record, "sampling": {"ignore_eos": True, "max_tokens": 400}} for record in demo_records(300)]
+    run = start(write_rows(rows), tmp_path / "out")
+    until(run.generating)
+    [worker] = run.workers()
+    [core] = engine_cores(worker)
+    run.process.kill()
+    until(lambda: not is_running(worker) and not is_running(core), timeout=5)

@@ -1,0 +1,113 @@
+"""The command as a user runs it: a process of its own, an engine of its own."""
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import MODEL, demo_records
+from processes import on_a_terminal, said
+
+from batchgen.demo.score import score
+from batchgen.run.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo job, written out and run once; gives its folder and the finished process."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = str(Path(sys.executable).with_name("batchgen"))
+    subprocess.run([command, "demo", str(folder)], check=True, capture_output=True)
+    done = subprocess.run([command, "run", str(folder / "job.toml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_demo_job_translates_sentences_it_never_saw(demo):
+    right, total = score(demo[0] / "out")
+    assert total == 2000
+    assert right / total >= 0.98
+
+
+def test_the_summary_says_what_was_done(demo):
+    folder, done = demo
+    first, second = done.stdout.splitlines()
+    assert first == f"done: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}"
+    for part in ("this run: 2,000 rows", "prompt and", "response tokens in", "engine start", "response tokens/s"):
+        assert part in second
+
+
+def test_vllms_own_lines_go_to_a_file_under_state(demo):
+    folder, done = demo
+    assert "vllm" not in (done.stdout + done.stderr).lower()
+    assert "Resolved architecture: GPTNeoXForCausalLM" in (folder / "out" / "_state" / "engine.log").read_text()
+
+
+def test_run_again_all_is_done_and_no_engine_starts(demo, batchgen_process):
+    folder, _ = demo
+    log = folder / "out" / "_state" / "engine.log"
+    before = log.stat().st_size
+    again = batchgen_process("run", folder / "job.toml", timeout=5)
+    assert again.returncode == 0
+    assert again.stdout == f"all done already: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}\n"
+    assert log.stat().st_size == before
+
+
+def test_on_a_terminal_a_bar_shows_rows_rates_and_requests(write_rows, tmp_path):
+    rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": 400}}] * 100
+    shown = on_a_terminal("run", write_rows(rows), "--model", MODEL, "--output", tmp_path / "out")
+    assert shown.returncode == 0
+    for part in ("/100 [", "row", "prompt ", "response ", " tok/s", "running 64, waiting 36"):
+        assert part in shown.drawn, shown.drawn
+
+
+@pytest.mark.slow
+def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
+    rows = [{"text": "Monday", "sampling": {"ignore_eos": True, "max_tokens": 400}}] * 100
+    code = "import sys, batchgen.run.progress as p; p.LOG_EVERY = 0; from batchgen.cli import cli; cli(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "run", str(write_rows(rows)), "--model", str(MODEL)]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0
+    line = next(line for line in done.stderr.splitlines() if "running 64, waiting 36" in line)
+    for part in ("/100 rows (", "ETA ", "prompt ", "response ", " tok/s"):
+        assert part in line
+
+
+def test_a_bar_goes_on_after_a_long_sleep_of_the_machine(monkeypatch):
+    now = iter([0, 0, 0, 2, 1000, 1002])
+    monkeypatch.setattr("batchgen.run.progress.time.monotonic", lambda: next(now))
+    progress = Progress(io.StringIO(), 10, 0)
+    for rows in (1, 2, 3):
+        progress.show(rows, 10 * rows, 10 * rows, 1, 0)
+
+
+def test_damaged_weights_are_one_line_and_exit_1(write_rows, batchgen_process, tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    arguments = ["run", write_rows(demo_records(1)), "--model", tmp_path / "model", "--output", tmp_path / "out"]
+    result = batchgen_process(*arguments)
+    assert result.returncode == 1
+    [line] = said(result.stderr)
+    assert line.startswith("batchgen: the engine failed: ")
+    assert "Traceback" in (tmp_path / "out" / "_state" / "engine.log").read_text()
+
+
+def test_a_value_that_vllm_refuses_is_one_line_and_exit_2(write_rows, batchgen_process, tmp_path):
+    arguments = ["run", write_rows(demo_records(1)), "--model", MODEL, "--output", tmp_path / "out"]
+    result = batchgen_process(*arguments, "--engine", "dtype=flot16")
+    assert result.returncode == 2
+    [line] = said(result.stderr)
+    assert line.startswith("batchgen: [engine] vLLM refuses: dtype")
+
+
+def test_engine_arguments_reach_vllm(write_rows, batchgen_process, tmp_path):
+    arguments = ["run", write_rows(demo_records(3)), "--model", MODEL, "--output", tmp_path / "out"]
+    result = batchgen_process(*arguments, "--engine", "dtype=bfloat16", "--engine", "max_num_seqs=2")
+    assert result.returncode == 0, result.stderr
+    log = (tmp_path / "out" / "_state" / "engine.log").read_text()
+    assert "dtype=torch.bfloat16" in log
+    assert ds.dataset(tmp_path / "out").count_rows() == 3

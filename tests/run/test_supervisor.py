@@ -1,0 +1,183 @@
+"""How long a supervisor waits, and for what; in which order a worker admits requests, and how many."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+
+import msgspec
+import pytest
+from conftest import MODEL, demo_records
+
+from batchgen.engine.vllm import CPU_KV_CACHE_BYTES, _cpu_settings
+from batchgen.errors import MachineError
+from batchgen.host.console import Console
+from batchgen.job.spec import load
+from batchgen.output.journal import Entry, Journal, path_of, rows_done
+from batchgen.output.opening import open_job
+from batchgen.run import run, worker
+from batchgen.run.death import Death
+from batchgen.run.prepare import Job, prepare
+from batchgen.run.progress import Progress
+from batchgen.run.supervisor import Supervisor, WorkerProcess
+
+
+@pytest.fixture
+def job(write_rows, tmp_path) -> Job:
+    source = write_rows(demo_records(4))
+    output = {"path": str(tmp_path / "out"), "stall": 10, "max_restarts": 8}
+    prepared = prepare(load(None, {"input": {"path": [str(source)]}, "model": {"path": str(MODEL)}, "output": output}))
+    open_job(prepared.out, prepared.record)
+    return prepared
+
+
+@pytest.fixture
+def silent(job, monkeypatch):
+    """A supervisor of one worker, which is another program that never says anything."""
+    overseen = Supervisor(job, Progress(Console(None), 4, 0), [{}])
+    [slot] = overseen._slots
+    process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE, start_new_session=True)
+    read, write = os.pipe()
+    slot.worker = WorkerProcess(process, os.fdopen(read, "rb", buffering=0), 0)
+    monkeypatch.setattr(overseen, "_gone", lambda slot, worker, word: words.append(word.text))
+    words: list[str] = []
+    yield overseen, slot, words
+    slot.worker.kill()
+    os.close(write)
+
+
+def test_pauses_between_restarts_grow_to_a_minute_until_there_are_no_more(job):
+    overseen = Supervisor(job, Progress(Console(None), 4, 0), [{}])
+    [slot] = overseen._slots
+    slot.engine_start = 1.0
+    gone = WorkerProcess(None, None, 0)  # type: ignore[arg-type]
+    pauses = []
+    for _ in range(8):
+        overseen._after_death(slot, gone, Death("CUDA error"))
+        pauses.append(round(slot.start_at - time.monotonic()))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    with pytest.raises(MachineError, match="the engine died 9 times in a row: CUDA error"):
+        overseen._after_death(slot, gone, Death("CUDA error"))
+
+
+def test_an_engine_may_take_longer_to_start_than_to_bring_a_token(silent):
+    overseen, slot, words = silent
+    for engine_start, silence, gone in ((None, 95, False), (None, 101, True), (5.0, 9, False), (5.0, 11, True)):
+        slot.worker.engine_start = engine_start
+        slot.worker.last_report = time.monotonic() - silence
+        overseen._turned = time.monotonic()
+        overseen._check_for_stall(slot, slot.worker)
+        assert bool(words) == gone, (engine_start, silence)
+        words.clear()
+
+
+def test_what_a_supervisor_slept_through_is_nobodys_silence(silent):
+    overseen, slot, words = silent
+    slot.worker.engine_start = 5.0
+    slot.worker.last_report = time.monotonic() - 31
+    overseen._turned = time.monotonic() - 30  # our last look was 30 s ago
+    overseen._notice_absence()
+    overseen._check_for_stall(slot, slot.worker)
+    assert words == []
+    slot.worker.last_report -= 10
+    overseen._check_for_stall(slot, slot.worker)
+    assert words == ["no token for 10 s"]
+
+
+def test_a_first_start_that_crashed_or_failed_is_given_up_and_one_that_was_killed_is_not(job):
+    gone = WorkerProcess(None, None, 0)  # type: ignore[arg-type]
+    for why, given_up in (
+        (Death("ValueError: x"), True),
+        (Death("killed by SIGSEGV", signal.SIGSEGV), True),
+        (Death("killed by SIGKILL", signal.SIGKILL), False),
+    ):
+        overseen = Supervisor(job, Progress(Console(None), 4, 0), [{}])
+        [slot] = overseen._slots
+        if given_up:
+            with pytest.raises(MachineError, match=why.text):
+                overseen._after_death(slot, gone, why)
+        else:
+            overseen._after_death(slot, gone, why)
+            assert slot.start_at is not None
+        slot.engine_start, slot.deaths = 1.0, 0  # once it has been up, each of them may pass
+        overseen._after_death(slot, gone, why)
+        assert slot.start_at is not None
+
+
+def test_a_job_that_goes_on_with_other_versions_says_so(job, capsys):
+    run._warn_of_other_versions(job)
+    assert capsys.readouterr().err == ""
+    newer = dataclasses.replace(job, record=msgspec.structs.replace(job.record, versions={"vllm": "9.9"}))
+    run._warn_of_other_versions(newer)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("batchgen: warning: this job was begun with {") and line.endswith(
+        'goes on with {"vllm":"9.9"}'
+    )
+
+
+# --- what a worker admits
+
+
+@pytest.fixture
+def admitted(engine, monkeypatch) -> list[tuple[str, int]]:
+    """Each request that went into the engine, and how many were there with it."""
+    held: set[str] = set()
+    seen = []
+    add, step = engine.add, engine.step
+
+    def watched_add(name, *arguments):
+        add(name, *arguments)
+        held.add(name)
+        seen.append((name, len(held)))
+
+    def watched_step():
+        responses = step()
+        held.difference_update(done.request_id for done in responses)
+        return responses
+
+    monkeypatch.setattr(engine, "add", watched_add)
+    monkeypatch.setattr(engine, "step", watched_step)
+    return seen
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+def test_as_many_wait_as_run_unless_their_prompts_are_long(engine, generate, write_rows, monkeypatch, admitted, limit):
+    if limit:
+        monkeypatch.setattr(worker, "WINDOW_TOKENS", limit)
+    generate([write_rows(demo_records(300))], sampling={"max_tokens": 8, "ignore_eos": True})
+    most = max(held for _, held in admitted)
+    assert most == engine.max_num_seqs * (1 if limit else worker.WINDOW_PER_SEQUENCE)
+
+
+def test_the_last_shard_begins_with_its_longest_requests_and_the_others_keep_their_order(
+    generate, write_rows, admitted
+):
+    rows = [{"text": "x" * (1 + 7 * i % 23), "sampling": {"max_tokens": 4 + 5 * i % 17}} for i in range(40)]
+    generate([write_rows(rows)], output={"shard_rows": 20})
+    order = [int(name.partition("-")[0]) for name, _ in admitted]
+    assert order[:20] == list(range(20))
+    last = [(rows[i]["sampling"]["max_tokens"], len(rows[i]["text"])) for i in order[20:]]
+    assert last == sorted(last, reverse=True)
+
+
+def test_rows_of_a_lost_worker_are_counted_from_its_journal(job):
+    """Of a row with several samples all have to be there; another job's journal has none of them."""
+    shard = job.plan.shards[0]
+    fingerprint = job.fingerprint_of(shard)
+    for worker_name, of_job in (("a", fingerprint), ("b", fingerprint), ("c", "another job's")):
+        written = Journal(path_of(job.out, shard.index, worker_name), of_job)
+        for row, sample in {"a": [(0, 0), (1, 0)], "b": [(1, 0), (2, 0), (2, 1)], "c": [(3, 0)]}[worker_name]:
+            written.append(Entry(row, sample, [5], "stop"))
+        written.flush()
+        written.close()
+    assert run._rows_done(job, Supervisor(job, Progress(Console(None), 4, 0), [{}])) == 3
+    assert rows_done(job.out, shard.index, fingerprint, samples=2) == 1
+
+
+def test_the_cache_on_a_cpu_has_room_for_one_sequence_of_any_context(job):
+    """The model with 8,192 tokens of context needs more than the usual limit."""
+    large = dataclasses.replace(job.model, kv_width=2 * 36 * 2816)
+    settings = _cpu_settings(large, {}, 8192)
+    assert settings["kv_cache_memory_bytes"] == 4 * 2 * 36 * 2816 * 8192 > CPU_KV_CACHE_BYTES
+    assert _cpu_settings(large, {}, 2048)["kv_cache_memory_bytes"] == CPU_KV_CACHE_BYTES

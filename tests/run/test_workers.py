@@ -1,0 +1,256 @@
+"""Several workers under one command: they share the work, and what one of them suffers stays with it."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from conftest import MODEL, demo_records
+from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
+
+from batchgen.run import gpus
+from batchgen.run.supervisor import Strikes
+from batchgen.run.worker import KILLER
+
+SHARDS = {"shard_rows": 25}
+TWO = ["--workers", 2, "--shard-rows", 25, "--engine", "max_num_seqs=8"]
+
+
+@pytest.fixture
+def source(write_rows):
+    """A shard's rows are more than a worker's window of 16, so that none takes all shards at once."""
+    return write_rows(demo_records(300))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """vLLM's CPU build does not look at this: its workers can be told apart by it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+
+def workers_in(watch: Watch) -> set[int]:
+    return {done.worker for done in watch.finished()}
+
+
+def test_two_workers_make_the_dataset_of_one_under_one_bar_and_one_summary(generate, write_rows, tmp_path):
+    long = {"ignore_eos": True, "max_tokens": 200}
+    source = write_rows([{**record, "sampling": long} for record in demo_records(100)])
+    expected = generate([source], "expected", output=SHARDS)
+    watch = Watch(tmp_path, together=2)
+    arguments = ["run", source, "--model", MODEL, "--output", tmp_path / "out", *TWO]
+    shown = on_a_terminal(*arguments, env=watch.environment)
+    assert shown.returncode == 0, shown.drawn
+    assert dataset(tmp_path / "out") == dataset(expected)
+    assert len(workers_in(watch)) == 2
+    assert "running 16, waiting 16" in shown.drawn, shown.drawn
+    assert "100/100 [" in shown.drawn
+    assert "\n" not in shown.drawn.strip()
+    assert re.search(r"this run: 100 rows, [\d,]+ prompt and 20,000 response tokens", shown.stdout), shown.stdout
+    logs = sorted(path.name for path in (tmp_path / "out" / "_state").glob("*.log"))
+    assert logs == ["engine-2.log", "engine.log"]
+
+
+def test_one_of_two_is_killed_and_comes_back_while_the_other_goes_on(start, generate, source, tmp_path):
+    expected = generate([source], "expected", output=SHARDS)
+    watch = Watch(tmp_path, together=2)
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    until(lambda: len(workers_in(watch)) == 2)
+    killed, other = workers_in(watch)
+    os.kill(killed, signal.SIGKILL)
+    at = time.monotonic()
+    assert run.wait() == 0, run.stderr
+    [warning] = said(run.stderr)
+    assert re.fullmatch(
+        r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); it starts again in 1 s", warning
+    )
+    assert any(done.worker == other for done in watch.finished() if at < done.at < at + 1)
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+def test_a_signal_drains_both_and_one_worker_can_finish_the_job(start, generate, source, tmp_path):
+    expected = generate([source], "expected", output=SHARDS)
+    watch = Watch(tmp_path, together=2)
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    until(lambda: len(workers_in(watch)) == 2)
+    run.process.terminate()
+    assert run.wait() == 75, run.stderr
+    done = watch.finished()
+    assert said(run.stderr) == [
+        "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)",
+        f"batchgen: stopped as asked; run the same command again to go on ({len(done)} of 300 rows are done)",
+    ]
+    assert sorted(watch.added()) == sorted(item.item for item in done)  # what ran came to its end
+    assert list((run.out / "_state" / "claims").iterdir()) == []
+    assert start(source, tmp_path / "out", "--shard-rows", 25, env=watch.environment).wait() == 0
+    assert dataset(tmp_path / "out") == dataset(expected)
+    assert len(watch.added()) == 300
+
+
+def test_a_killed_supervisor_takes_both_workers_along(start, source, tmp_path):
+    watch = Watch(tmp_path, together=2)
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    until(lambda: len(workers_in(watch)) == 2)
+    workers = run.workers()
+    assert len(workers) == 2
+    run.process.kill()
+    until(lambda: not any(map(is_running, workers)), timeout=5)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_both_at_once(start, write_rows, tmp_path):
+    rows = [{**record, "sampling": {"ignore_eos": True, "max_tokens": 400}} for record in demo_records(300)]
+    watch = Watch(tmp_path, together=2)
+    run = start(write_rows(rows), tmp_path / "out", *TWO, env=watch.environment)
+    until(lambda: len(workers_in(watch)) == 2)
+    workers = run.workers()
+    os.killpg(run.process.pid, signal.SIGINT)
+    until(lambda: "stopping" in run.stderr)
+    again = time.monotonic()
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.wait() == 75
+    assert time.monotonic() - again < 1.5
+    assert not any(map(is_running, workers))
+
+
+def test_a_worker_without_restarts_left_is_given_up_and_the_other_finishes_the_job(
+    start, generate, source, tmp_path, two_gpus
+):
+    expected = generate([source], "expected", output=SHARDS)
+    bad = """
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+            def step():
+                raise RuntimeError("CUDA error: uncorrectable ECC error")
+            engine.step = step
+    """
+    watch = Watch(tmp_path, together=2, more=bad)
+    run = start(source, tmp_path / "out", *TWO, "--max-restarts", 0, env=watch.environment)
+    assert run.wait() == 0, run.stderr
+    log = tmp_path / "out" / "_state" / "engine-2.log"
+    assert said(run.stderr) == [
+        "batchgen: warning: worker 2's engine died 1 times in a row: CUDA error: uncorrectable ECC error; "
+        f"the whole story is in {log}; the other workers go on"
+    ]
+    assert "uncorrectable ECC error" in log.read_text()
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+@pytest.mark.slow
+def test_a_worker_that_had_found_no_more_work_comes_back_for_that_of_one_that_is_given_up(
+    start, generate, source, tmp_path, two_gpus
+):
+    expected = generate([source], "expected", output=SHARDS)
+    alone = f"""
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+            def step():
+                while len(os.listdir({str(tmp_path / "out" / "_state" / "workers")!r})) > 1:
+                    time.sleep(0.1)
+                raise RuntimeError("CUDA error: the GPU has fallen off the bus")
+            engine.step = step
+    """
+    watch = Watch(tmp_path, together=2, more=alone)
+    run = start(source, tmp_path / "out", *TWO, "--stale", 2, "--max-restarts", 0, env=watch.environment)
+    assert run.wait(2 * PATIENCE) == 0, run.stderr
+    assert len(workers_in(watch)) == 2  # both on the first GPU
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+@pytest.mark.slow
+def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
+    watch = Watch(tmp_path, more='raise RuntimeError("CUDA error: no device")')
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    assert run.wait() == 1
+    warning, end = said(run.stderr)
+    assert re.fullmatch(
+        r"batchgen: warning: worker [12]'s engine failed: CUDA error: .*; the other workers go on", warning
+    )
+    assert re.fullmatch(r"batchgen: worker [12]'s engine failed: CUDA error: no device; the whole story is in .*", end)
+
+
+def test_an_argument_that_vllm_refuses_ends_all(start, source, tmp_path):
+    run = start(source, tmp_path / "out", *TWO, "--engine", "dtype=flot16")
+    assert run.wait() == 2
+    [line] = said(run.stderr)
+    assert line.startswith("batchgen: [engine] vLLM refuses: dtype")
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_all(start, generate, source, tmp_path, two_gpus):
+    expected = generate([source], "expected", output=SHARDS)
+    full = """
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+            def fsync(file):
+                raise OSError(28, "No space left on device")
+            os.fsync = fsync
+    """
+    watch = Watch(tmp_path, together=2, more=full)
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    assert run.wait() == 75, run.stderr
+    assert run.stderr.count("No space left on device; mend that and run the same command again") == 1
+    assert "Traceback" not in run.stderr
+    mended = {**watch.environment, "CUDA_VISIBLE_DEVICES": ""}
+    assert start(source, tmp_path / "out", "--shard-rows", 25, env=mended).wait() == 0
+    assert dataset(tmp_path / "out") == dataset(expected)
+
+
+def test_more_workers_than_gpus_are_refused_before_any_starts(batchgen, source, tmp_path, two_gpus, monkeypatch):
+    monkeypatch.setattr(gpus, "needs_gpu", lambda: True)
+    result = batchgen("run", source, "--model", MODEL, "--output", tmp_path / "out", "--workers", 3)
+    assert result.exit_code == 2
+    line = "batchgen: [output] workers: 3 workers need 3 GPUs, and 2 can be seen; ask for 2 or fewer\n"
+    assert result.stderr == line
+    assert not (tmp_path / "out" / "_state" / "engine.log").exists()
+
+
+# --- items that kill engines
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_engines_is_rejected_after_three_deaths_of_whatever_worker(
+    start, generate, write_rows, tmp_path
+):
+    source = write_rows(demo_records(100))
+    deaths = tmp_path / "deaths"
+    deadly = f"""
+        inside = set()
+        def add_deadly(name, *arguments):
+            inside.add(name)
+            watched_add(name, *arguments)
+        def step_deadly():
+            if "30-0" in inside:
+                with open({str(deaths)!r}, "a") as log:
+                    print(len(inside), file=log)
+                os.kill(os.getpid(), 9)
+            responses = watched_step()
+            inside.difference_update(done.request_id for done in responses)
+            return responses
+        engine.add, engine.step = add_deadly, step_deadly
+    """
+    watch = Watch(tmp_path, together=2, more=deadly)
+    run = start(source, tmp_path / "out", *TWO, env=watch.environment)
+    assert run.wait(3 * PATIENCE) == 0, run.stderr
+    assert run.stderr.count("engine died (killed by SIGKILL)") == 3
+    assert deaths.read_text().split()[2] == "1"  # alone
+    [line] = [line for path in (tmp_path / "out" / "_rejects").iterdir() for line in path.read_text().splitlines()]
+    assert '"row":30' in line and KILLER in line
+    assert "99 responses, 1 rejects" in run.stdout
+
+
+def test_an_item_is_found_guilty_by_its_third_death_and_only_alone():
+    strikes = Strikes()
+    strikes.death({"a", "b", "c"})
+    assert strikes.accused.suspects == set()
+    strikes.death({"a", "b", "d"})
+    assert strikes.accused.suspects == {"a", "b"}
+    strikes.death({"a", "b"})  # a worker had not heard yet whom to run alone
+    assert (strikes.accused.suspects, strikes.accused.deadly) == ({"a", "b"}, set())
+    strikes.finished(["b"])
+    strikes.death({"a"})
+    assert (strikes.accused.suspects, strikes.accused.deadly) == (set(), {"a"})
+
+
+def test_of_several_items_that_kill_each_further_one_costs_one_death():
+    strikes = Strikes()
+    for in_engine in ({"a", "b", "c"}, {"a", "b", "c"}, {"a"}, {"b"}, {"c"}):
+        strikes.death(in_engine)
+    assert strikes.accused.deadly == {"a", "b", "c"}
