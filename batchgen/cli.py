@@ -409,7 +409,7 @@ def _print_forecast(forecast: Any) -> None:
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
         **_forged_line(forecast),
         "shared": f"{forecast.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
-        "prompt format": f"{job.format}, context {job.context:,} tokens",
+        "prompt format": f"{job.task.format}, context {job.context:,} tokens",
         "shards": f"{len(job.plan.shards):,} of {output.shard_rows:,} rows",
         "fingerprint": job.record.fingerprint,
     }.items():

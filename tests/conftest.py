@@ -18,8 +18,7 @@ from batchgen.output.claims import Claims
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.run import close, missing_shards
 from batchgen.run.worker import Worker
-from batchgen.task import item
-from batchgen.task.item import Item
+from batchgen.task.generate import Prompted
 
 DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
 MODEL = DEMO / "model"
@@ -83,14 +82,14 @@ def generate(engine, tmp_path):
 
 @pytest.fixture
 def item_of(write_rows, tmp_path):
-    """The item of one record, by a job with these tables, and the job."""
+    """One record with its prompt, by a job with these tables, and the job."""
 
-    def make(record: dict, **tables) -> tuple[Item, Job]:
+    def make(record: dict, **tables) -> tuple[Prompted, Job]:
         tables = {"model": {"path": str(MODEL)}, "output": {"path": str(tmp_path / "of one")}, **tables}
         tables["input"] = {"path": [str(write_rows([record], "one.jsonl"))]}
         job = prepare(load(None, tables))
-        [row] = source.read(job.plan, job.plan.shards[0], item.columns_read(job))
-        return item.make(row, job)[0], job
+        [row] = source.read(job.plan, job.plan.shards[0], job.task.columns_read)
+        return job.task.prepare_row(row), job
 
     return make
 

@@ -83,7 +83,7 @@ def finished_in_shards_of_one(source: Path, out: Path) -> Job:
     with mock.patch.object(os, "fsync"):
         opening.open_job(job.out, job.record)
         for planned in job.plan.shards:
-            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.shape, made_by)
+            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.task.schema, made_by)
     return job
 
 

@@ -23,7 +23,7 @@ PATIENCE = 120  # seconds that anything may take on a slow machine
 # Python runs this in every worker. It only patches what is asked for; the rest is the product and vLLM as they are.
 _SITE = """
 import os, sys, time
-if "batchgen.run.worker" in sys.orig_argv:
+if "batchgen.run.process" in sys.orig_argv:
     from batchgen.engine.vllm import Engine
     init = Engine.__init__
     def patched(self, *arguments):
@@ -44,7 +44,7 @@ def hook(folder: Path, code: str) -> dict[str, str]:
 # Eight answers a step, told from others' by seed and parameters. So a run is over when the test has seen what it wants.
 _INSTANT = """
 import sys, time
-if "batchgen.run.worker" in sys.orig_argv:
+if "batchgen.run.process" in sys.orig_argv:
     import batchgen.engine.vllm
     class Instant:
         dtype, device, max_num_seqs = "none", "answers at once", 8

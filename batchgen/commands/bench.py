@@ -42,11 +42,13 @@ from ..model.tokenizer import Tokenizer
 from ..output import journal, opening, shard
 from ..output.claims import Claims
 from ..run import gpus
+from ..run.admission import WINDOW_PER_SEQUENCE
 from ..run.messages import Report, Work
 from ..run.prepare import Job, prepare
 from ..run.run import close
-from ..run.worker import WINDOW_PER_SEQUENCE, Worker
-from ..task import item
+from ..run.worker import Worker
+from ..task.flow import work_of
+from ..task.generate import Generate
 
 WARM_UP = 256  # requests ahead of the first round: kernels are compiled and tuned when they are first met
 CHUNK = 1 << 20
@@ -126,12 +128,12 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
     seconds: dict[str, float] = {}
     places: list[tuple[Any, str, str]] = [
         (source.Reader, "read", "read"),
-        (item, "draft", "render, encode"),
-        (item, "fit_here", "render, encode"),
-        (item, "finish", "render, encode"),
+        (Generate, "draft", "render, encode"),
+        (Generate, "fit_here", "render, encode"),
+        (Generate, "finish", "render, encode"),
         (engine_class, "add", "admit"),
         (engine_class, "step", "engine"),
-        (item.Item, "answer", "decode"),
+        (Generate, "output", "decode"),
         (journal.Journal, "append", "journal"),
         (journal.Journal, "flush", "journal"),
         (journal.Journal, "sync", "journal's sync"),
@@ -328,7 +330,7 @@ def _nearest(path: Path) -> Path:
 def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
     """The job on the first so many rows, as JSONL."""
     job = prepare(spec)
-    reader = item.reader(job)
+    reader = job.reader()
     read = (row for planned in job.plan.shards for row in reader.read(planned))
     path = scratch / "rows.jsonl"
     with path.open("w", encoding="utf-8") as lines:
@@ -339,11 +341,10 @@ def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
 def _requests(job: Job, runner: Engine) -> list[Request]:
     """All requests of a job, as vLLM takes them."""
     requests = []
-    reader = item.reader(job)
-    for planned in job.plan.shards:
-        for _, items in item.make_all(reader.read(planned), job):
-            for made in [] if isinstance(items, Reject) else items:
-                requests.append(Request(made.name, made.prompt_token_ids, runner.params(made.written, made.seed)))
+    for _, work in work_of(job.task, job.reader(), job.plan.shards):
+        for made in () if isinstance(work, Reject) else work.requests:
+            params = runner.params(made.sampling, made.seed)
+            requests.append(Request(str(made.name), made.prompt_token_ids, params))
     if any(made.params.output_kind != made.params.output_kind.FINAL_ONLY for made in requests):
         raise JobError(
             "[sampling] stop: stop texts are batchgen's own work; the bare engine cannot be compared with it"

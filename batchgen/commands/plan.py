@@ -13,8 +13,8 @@ from ..job.spec import JobSpec
 from ..output import folder
 from ..prompt import prompt
 from ..run.prepare import Job, prepare
-from ..task import item
-from ..task.item import Item
+from ..task.flow import work_of
+from ..task.generate import Prompted
 
 # vLLM's prefix cache keeps prompts in blocks of 16 tokens; a block counts as shared with all that stands before it.
 BLOCK = 16
@@ -67,7 +67,7 @@ def plan(spec: JobSpec) -> Forecast:
         ids.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     blocks: set[int] = set()
-    for made in _items(forecast):
+    for made in _prompts(job):
         if isinstance(made, Reject):
             forecast.rejects[made.reason] += 1
             forecast.over_length += made.reason == "too_long"
@@ -80,21 +80,22 @@ def plan(spec: JobSpec) -> Forecast:
     return forecast
 
 
-def _look_for_forged(forecast: Forecast, made: Item) -> None:
+def _look_for_forged(forecast: Forecast, made: Prompted) -> None:
     job = forecast.job
     ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
     turns = [turn for turn in made.conversation if turn.text not in ours]
-    if what := prompt.forged(turns, job.format, job.model.tokenizer):
+    if what := prompt.forged(turns, job.task.format, job.model.tokenizer):
         forecast.forged += 1
         forecast.first_forged = forecast.first_forged or (made.row, what)
 
 
-def show(forecast: Forecast, prompts: int) -> list[Item]:
+def show(forecast: Forecast, prompts: int) -> list[Prompted]:
     """The first rendered prompts."""
-    return list(itertools.islice((made for made in _items(forecast) if isinstance(made, Item)), prompts))
+    made = (made for made in _prompts(forecast.job) if isinstance(made, Prompted))
+    return list(itertools.islice(made, prompts))
 
 
-def document(forecast: Forecast, prompts: list[Item]) -> dict[str, Any]:
+def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
     """All of it, as JSON has it."""
     job, lengths = forecast.job, forecast.percentiles()
     first = forecast.first_forged
@@ -108,7 +109,7 @@ def document(forecast: Forecast, prompts: list[Item]) -> dict[str, Any]:
         "over_length": forecast.over_length,
         "shared_tokens": forecast.shared,
         "forged": {"rows": forecast.forged, "first": {"row": first[0], "text": first[1]} if first else None},
-        "format": job.format,
+        "format": job.task.format,
         "context": job.context,
         "shards": len(job.plan.shards),
         "shard_rows": job.spec.output.shard_rows,
@@ -120,13 +121,9 @@ def document(forecast: Forecast, prompts: list[Item]) -> dict[str, Any]:
     }
 
 
-def _items(forecast: Forecast) -> Iterator[Item | Reject]:
-    """One item per row (its first sample), or why there is none."""
-    job = forecast.job
-    reader = item.reader(job)
-    for planned in job.plan.shards:
-        for _, made in item.make_all(reader.read(planned), job):
-            yield made if isinstance(made, Reject) else made[0]
+def _prompts(job: Job) -> Iterator[Prompted | Reject]:
+    """Every row with its prompt, or why it has none."""
+    return (work for _, work in work_of(job.task, job.reader(), job.plan.shards))
 
 
 def _shared(token_ids: list[int], blocks: set[int]) -> int:

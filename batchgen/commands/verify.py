@@ -27,7 +27,7 @@ from ..output import folder, opening, owners, shard
 from ..output.folder import JobRecord
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
-from ..task import item
+from ..task.flow import work_of
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
 # skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
@@ -93,7 +93,7 @@ def _verify(out: Path, writing: Writing) -> Verdict:
     known = {f"{planned.name}.parquet" for planned in record.plan.shards}
     strangers = [out / name for name in opening.part_names(out) if name not in known]
     verdict.problems += [f"{path}: is no shard of this job; move it away" for path in strangers]
-    reader = item.reader(job)
+    reader = job.reader()
     for planned in record.plan.shards:
         _verify_shard(job, planned, reader, verdict, writing.quarantine)
     if verdict.problems:
@@ -171,16 +171,17 @@ def _expected(
 ) -> Iterator[tuple[Any, ...]]:
     """What the input says they must hold. rejected: the shard's reject lines by row."""
     unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
-    for row, items in item.make_all(reader.read(planned), dataclasses.replace(job, skip=unmade)):
+    task = dataclasses.replace(job.task, skip=unmade)
+    for row, work in work_of(task, reader, [planned]):
         if row.number in unmade:
             line = rejected[row.number]
-            id = line["id"] if line["id"] == str(row.number) else item.best_id(row, job)
+            id = line["id"] if line["id"] == str(row.number) else task.id_of(row)
             yield row.number, -1, id, "rejected", line["reason"]
-        elif isinstance(items, Reject):
-            yield row.number, -1, item.best_id(row, job), "rejected", items.reason
+        elif isinstance(work, Reject):
+            yield row.number, -1, task.id_of(row), "rejected", work.reason
         else:
-            for made in items:
-                yield made.row, made.sample, made.id, made.seed, len(made.prompt_token_ids)
+            for request in work.requests:
+                yield row.number, request.name.sample, work.id, request.seed, len(request.prompt_token_ids)
 
 
 # --- replay

@@ -29,6 +29,7 @@ from ..job.sampling import Sampling
 from ..job.spec import nearest
 from ..model.models import Model
 from ..model.tokenizer import Tokenizer
+from ..task.task import WHOLE
 from . import scratch
 from .stop import StopSearch
 
@@ -60,9 +61,6 @@ BREAKS = {"EngineDeadError", "AcceleratorError", "OutOfMemoryError", "MemoryErro
 
 # The sampled token of one step first, then the likeliest ones: (token id, log probability) each.
 Logprobs = list[list[tuple[int, float]]]
-
-
-WHOLE = -1  # of a response's text: no stop text ended it
 
 
 @dataclass(frozen=True, slots=True)

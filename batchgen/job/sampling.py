@@ -132,7 +132,9 @@ class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=Tru
         return msgspec.structs.replace(self, **{name: stated[name] for name in open_names})
 
 
-def item_seed(job_seed: int, id: str, sample: int) -> int:
-    """The seed of one item, 0 to 2**53 - 1: it depends on nothing but these three values."""
-    digest = hashlib.blake2b(f"{job_seed}\0{id}\0{sample}".encode(), digest_size=8).digest()
+def item_seed(job_seed: int, id: str, sample: int, part: int = 0, attempt: int = 0) -> int:
+    """The seed of one request, 0 to 2**53 - 1: it depends on nothing but these values, of which the last two count only
+    where one of them is not 0."""
+    further = f"\0{part}\0{attempt}" if part or attempt else ""
+    digest = hashlib.blake2b(f"{job_seed}\0{id}\0{sample}{further}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & MAX_SEED

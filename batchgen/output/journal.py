@@ -12,34 +12,17 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
 from ..host import safeopen
+from ..task.task import Entry
 from .folder import sync_folder
 
 SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
 LONGEST = 1 << 29  # bytes of a record; a million tokens with 20 log probabilities each have 0.3 GB
 _HEAD = struct.Struct("<II")
-
-
-TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-
-
-class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """A finished item: what the engine gave for it. All else can be read off the input again.
-
-    text_end: as in engine.Response; None in journals of batchgen 0.1.0, which did not write it. New fields go to the
-    end, with a default: older journals are read without them.
-    """
-
-    row: int
-    sample: int
-    token_ids: list[TokenId]
-    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
-    logprobs: list[list[tuple[TokenId, float]]] | None = None
-    text_end: int | None = None
 
 
 def path_of(out: Path, shard: int, worker: str) -> Path:
@@ -55,8 +38,8 @@ def paths_of(out: Path, shard: int) -> list[Path]:
 
 def rows_done(out: Path, shard: int, fingerprint: str, samples: int) -> int:
     """How many rows of a shard have so many samples in its journals."""
-    found = {(entry.row, entry.sample) for path in paths_of(out, shard) for entry in read(path, fingerprint)[0]}
-    return sum(number >= samples for number in Counter(row for row, _ in found).values())
+    found = {entry.name for path in paths_of(out, shard) for entry in read(path, fingerprint)[0]}
+    return sum(number >= samples for number in Counter(name.row for name in found).values())
 
 
 def remove(out: Path, shard: int) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from .. import __version__
 from ..engine import vllm as engine
 from ..errors import JobError, Reject
 from ..input import first_format, ids, passed, source
 from ..input.columns import Column, check_names
-from ..input.source import Plan, Shard
+from ..input.source import Plan, Reader, Shard
 from ..input.template import Template
 from ..job import spec as job
+from ..job.lengths import RowLimits
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model import models
@@ -23,47 +23,26 @@ from ..model.models import Model
 from ..model.tokenizer import Tokenizer
 from ..output import folder, opening, shard
 from ..output.folder import JobRecord
-from ..prompt import prompt
 from ..prompt.checker import Checker
-from ..prompt.prompt import Render
+from ..task.generate import Generate
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, resolved. context: most tokens of prompt and response together; format: of prompts; sampling: of rows that
-    say nothing themselves; columns: passed-through ones; skip: rows that are to be rejected."""
+    """A job, resolved: what is done to which rows, by which model, and where the results go."""
 
     spec: JobSpec
     out: Path
     model: Model
     context: int
-    format: str
-    sampling: Sampling
-    template: Template | None
     plan: Plan
-    columns: list[Column]
     record: JobRecord
-    checker: Checker
-    skip: frozenset[int]
+    task: Generate
 
-    @cached_property
-    def render(self) -> Render:
-        return prompt.renderer(self.format, self.model.tokenizer, self.record.control_tokens)
-
-    @property
-    def is_of_first_format(self) -> bool:
-        """Whether its rows become what batchgen 0.1.0, which began the folder, would have made of them."""
-        return self.record.format == first_format.FORMAT
-
-    @property
-    def on_overlength(self) -> str:
-        """How a prompt is shortened, as prompt.fit knows it."""
-        policy = self.spec.prompt.on_overlength
-        return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
-
-    @property
-    def shape(self) -> pa.Schema:
-        return shard.schema(self.spec.output.include, self.columns, self.spec.sampling.logprobs is not None)
+    def reader(self, running: bool = False) -> Reader:
+        """What reads the rows of its shards. running: see Reader."""
+        limits = RowLimits(self.spec.limits.row_bytes, self.spec.limits.row_values)
+        return Reader(self.plan, self.task.columns_read, self.task.columns, running, limits)
 
     def fingerprint_of(self, shard: Shard) -> str:
         """The job's fingerprint when the shard was planned: later rows change nothing about it."""
@@ -105,10 +84,22 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     spec, for_rows = _sampling(spec, model, format, checker)
 
     def made(record: JobRecord) -> Job:
-        skip = frozenset(spec.input.skip)
-        job = Job(spec, out, model, context, format, for_rows, template, plan, columns, record, checker, skip)
-        checker.set_up_prompts(format, job.on_overlength, spec.prompt.date, record.control_tokens)
-        return job
+        task = Generate(
+            spec=spec,
+            model=model,
+            context=context,
+            format=format,
+            sampling=for_rows,
+            template=template,
+            columns=columns,
+            schema=shard.schema(spec.output.include, columns, spec.sampling.logprobs is not None),
+            checker=checker,
+            control_tokens=record.control_tokens,
+            is_of_first_format=record.format == first_format.FORMAT,
+            skip=frozenset(spec.input.skip),
+        )
+        checker.set_up_prompts(format, task.on_overlength, spec.prompt.date, record.control_tokens)
+        return Job(spec, out, model, context, plan, record, task)
 
     results = _results(spec, model, context, format, plan, columns)
     if begun:

@@ -21,7 +21,7 @@ from ..input.source import Shard
 from ..job.spec import JobSpec
 from ..output import folder, journal, opening, owners, shard
 from ..output.presence import Presence
-from ..task import item
+from ..task.flow import work_of
 from . import deadline, gpus, slurm
 from .messages import Totals
 from .prepare import Job, prepare
@@ -72,15 +72,13 @@ def _check_for_answers(job: Job) -> None:
     with on_disk(job.out):
         if job.plan.generation or (job.out.is_dir() and folder.finished(job.out, job.plan)):
             return
-    reader = item.reader(job, running=True)
     reasons: Counter[str] = Counter()
     first = ""
-    rows = itertools.islice((row for planned in job.plan.shards for row in reader.read(planned)), LOOKED_AT)
-    for row, made in item.make_all(rows, job):
-        if not isinstance(made, Reject):
+    for row, work in itertools.islice(work_of(job.task, job.reader(running=True), job.plan.shards), LOOKED_AT):
+        if not isinstance(work, Reject):
             return
-        first = first or f"{source.place(job.plan, row.number)}: {made}"
-        reasons[made.reason] += 1
+        first = first or f"{source.place(job.plan, row.number)}: {work}"
+        reasons[work.reason] += 1
     total = reasons.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
         listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
@@ -155,7 +153,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
 
 def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
     """Warns of rows that are to be skipped and cannot be any more: finished shards are never rewritten."""
-    late = job.skip.difference(*(planned.row_numbers for planned in missing))
+    late = job.task.skip.difference(*(planned.row_numbers for planned in missing))
     for planned in job.plan.shards:
         if not late.isdisjoint(planned.row_numbers):
             late -= {line["row"] for line in shard.read_rejects(job.out, planned) if line["reason"] == "skipped"}

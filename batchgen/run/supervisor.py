@@ -25,7 +25,8 @@ from .death import Death
 from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
 from .prepare import Job
 from .progress import Progress
-from .worker import AS_ASKED, DEADLY, TIME_IS_UP
+from .queue import DEADLY
+from .worker import AS_ASKED, TIME_IS_UP
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
 LONGEST_PAUSE = 60.0  # seconds before a restart
@@ -63,7 +64,7 @@ class WorkerProcess:
                 log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.
-                    [sys.executable, "-P", "-m", "batchgen.run.worker"],
+                    [sys.executable, "-P", "-m", "batchgen.run.process"],
                     stdin=subprocess.PIPE,
                     stdout=stream,
                     stderr=stream,

@@ -10,6 +10,7 @@ its own max_tokens are not counted. Weights are made up, so they differ between 
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -18,17 +19,16 @@ from batchgen.input import source
 from batchgen.job.spec import load
 from batchgen.model.models import Model
 from batchgen.run.prepare import prepare
-from batchgen.task import item
-from batchgen.task.item import Item
+from batchgen.task.generate import Prompted
 
 
-def read(job_file: str, rows: int | None) -> tuple[Model, int, list[Item]]:
+def read(job_file: str, rows: int | None) -> tuple[Model, int, list[Prompted]]:
     job = prepare(load(job_file, {}))
-    read = (row for planned in job.plan.shards for row in source.read(job.plan, planned, item.columns_read(job)))
-    return job.model, job.context, [item.make(row, job)[0] for row, _ in zip(read, range(rows or 10**9), strict=False)]
+    read = (row for planned in job.plan.shards for row in source.read(job.plan, planned, job.task.columns_read))
+    return job.model, job.context, [job.task.prepare_row(row) for row in itertools.islice(read, rows)]
 
 
-def generate(model: Model, context: int, items: list[Item], chunk: int | None, engine: dict) -> dict:
+def generate(model: Model, context: int, items: list[Prompted], chunk: int | None, engine: dict) -> dict:
     from vllm import LLM, SamplingParams
 
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def generate(model: Model, context: int, items: list[Item], chunk: int | None, e
             top_p=each.sampling.top_p,
             max_tokens=each.sampling.max_tokens,
             ignore_eos=True,
-            seed=each.seed,
+            seed=each.requests[0].seed,
             detokenize=False,
         )
         for each in items
@@ -62,7 +62,7 @@ def generate(model: Model, context: int, items: list[Item], chunk: int | None, e
     }
 
 
-def transformers(model: Model, items: list[Item], batches: list[int], seconds: float) -> dict:
+def transformers(model: Model, items: list[Prompted], batches: list[int], seconds: float) -> dict:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -83,7 +83,7 @@ def transformers(model: Model, items: list[Item], batches: list[int], seconds: f
     }
 
 
-def _rate(network, items: list[Item], batch: int, device: str, seconds: float) -> float:
+def _rate(network, items: list[Prompted], batch: int, device: str, seconds: float) -> float:
     """Tokens per second over whole batches, for about so long."""
     tokens = 0
     begin = time.perf_counter()
@@ -94,7 +94,7 @@ def _rate(network, items: list[Item], batch: int, device: str, seconds: float) -
     return tokens / (time.perf_counter() - begin)
 
 
-def _respond(network, items: list[Item], device: str, most: int = 10**9) -> int:
+def _respond(network, items: list[Prompted], device: str, most: int = 10**9) -> int:
     """Generates for a batch until its longest response is there; the tokens that its rows asked for."""
     import torch
 

@@ -15,7 +15,7 @@ from batchgen.commands import bench
 from batchgen.input import source
 from batchgen.model import models
 from batchgen.output import journal, shard
-from batchgen.task import item
+from batchgen.task.generate import Generate
 
 HERE = Path(__file__).parent.parent
 STAGES = ["plan", "read", "render, encode", "admit", "engine", "decode", "journal", "journal's sync", "shard"]
@@ -84,10 +84,10 @@ def test_a_job_that_cannot_run_is_one_line(batchgen, write_rows, tmp_path):
 def test_timers_are_gone_after_the_block():
     places = [
         (source.Reader, "read"),
-        (item, "draft"),
-        (item, "fit_here"),
-        (item, "finish"),
-        (item.Item, "answer"),
+        (Generate, "draft"),
+        (Generate, "fit_here"),
+        (Generate, "finish"),
+        (Generate, "output"),
         (journal.Journal, "sync"),
         (shard, "commit"),
     ]

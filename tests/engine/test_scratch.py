@@ -14,7 +14,7 @@ from batchgen.engine.scratch import MARK, PREFIX, SHARED, Scratch
 MAKES_SHARED_MEMORY = """
 import multiprocessing, os, tempfile
 from multiprocessing import resource_tracker, shared_memory
-from batchgen import scratch
+from batchgen.engine import scratch
 scratch.adopt()
 block = shared_memory.SharedMemory(create=True, size=100)
 lock = multiprocessing.get_context("spawn").Lock()

@@ -12,7 +12,7 @@ from batchgen.engine.vllm import WHOLE, Response
 from batchgen.job.sampling import Sampling
 from batchgen.model.vllm_tokenizer import VllmTokenizer
 from batchgen.output import journal
-from batchgen.output.journal import Entry
+from batchgen.task.task import Answer, Entry
 
 GREEDY = {"temperature": 0, "max_tokens": 64}
 
@@ -190,5 +190,6 @@ def test_a_response_is_cut_where_the_journal_says_and_an_older_journal_is_cut_by
     written.close()
     entries, damage = journal.read(path, "f")
     assert (entries[0], damage) == (old, "")
-    answers = [made.answer(entry, job)["response"] for entry in entries]
-    assert answers == [text[: text.rfind("す")], text[:2], text]
+    [request] = made.requests
+    answers = job.task.output(made, [Answer(request, entry) for entry in entries])
+    assert [answer["response"] for answer in answers] == [text[: text.rfind("す")], text[:2], text]

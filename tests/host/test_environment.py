@@ -69,7 +69,7 @@ def test_a_running_worker_has_no_keys_in_its_environment(start, write_rows, tmp_
     slow = instant(tmp_path / "instant", start=30)
     run = start(write_rows(demo_records(3)), tmp_path / "out", env={**slow, **KEYS, "https_proxy": ""})
     until(run.workers)
-    until(lambda: b"batchgen.run.worker" in Path(f"/proc/{run.workers()[0]}/cmdline").read_bytes())
+    until(lambda: b"batchgen.run.process" in Path(f"/proc/{run.workers()[0]}/cmdline").read_bytes())
     variables = Path(f"/proc/{run.workers()[0]}/environ").read_bytes().decode().split("\0")
     names = {variable.partition("=")[0] for variable in variables}
     assert not names & KEYS.keys()
@@ -84,7 +84,7 @@ def test_a_started_engine_is_bound_to_the_loopback_and_reports_to_nobody(engine)
 
 LISTENERS = """
 import contextlib, os, torch.distributed
-from batchgen.engine import meeting_place
+from batchgen.engine.vllm import meeting_place
 way = {way}
 torch.distributed.init_process_group("gloo", init_method=way, world_size=1, rank=0)
 sockets = set()

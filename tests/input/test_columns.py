@@ -19,7 +19,7 @@ from batchgen.job.spec import load
 from batchgen.output import folder, opening, shard
 from batchgen.output.journal import Entry
 from batchgen.run.prepare import Job, prepare
-from batchgen.task import item
+from batchgen.task.task import Answer
 
 
 def job_of(tmp_path, inputs, columns, out="out", **output) -> Job:
@@ -34,19 +34,19 @@ def job_of(tmp_path, inputs, columns, out="out", **output) -> Job:
 def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
     """All of a job but the engine, whose answers are empty: its rows, and the rejects by row and reason."""
     assert opening.open_job(job.out, job.record)
-    reader = item.reader(job)
+    reader = job.reader()
     tables, rejected = [], {}
     for planned in job.plan.shards:
         answers, lines = [], []
         for row in reader.read(planned):
             try:
-                answers += [
-                    made.answer(Entry(made.row, made.sample, [], "length"), job) for made in item.make(row, job)
-                ]
+                work = job.task.prepare_row(row)
+                nothing = [Answer(request, Entry(row.number, 0, [], "length")) for request in work.requests]
+                answers += job.task.output(work, nothing)
             except Reject as why:
-                lines.append(shard.reject_line(row, item.best_id(row, job), why))
+                lines.append(shard.reject_line(row, job.task.id_of(row), why))
         facts = {"fingerprint": job.fingerprint_of(planned)}
-        shard.commit(job.out, planned, answers, lines, job.shape, facts)
+        shard.commit(job.out, planned, answers, lines, job.task.schema, facts)
         tables.append(pq.read_table(folder.shard_path(job.out, planned)))
         rejected |= {line["row"]: line["reason"] for line in shard.read_rejects(job.out, planned)}
         assert len(answers) + len(lines) == planned.rows
@@ -59,7 +59,7 @@ def passed(tmp_path, rows, *columns, **output):
     path.write_text("".join(json.dumps({"text": "Monday", **row}) + "\n" for row in rows))
     job = job_of(tmp_path, [path], list(columns), **output)
     table, rejected = committed(job)
-    return table.select([column.name for column in job.columns]), rejected
+    return table.select([column.name for column in job.task.columns]), rejected
 
 
 # --- types of JSON, over all rows

@@ -19,8 +19,7 @@ from batchgen.job.sampling import Sampling, StructuredOutputs
 from batchgen.job.spec import load
 from batchgen.output import shard
 from batchgen.run.prepare import Job, prepare
-from batchgen.task import item
-from batchgen.task.item import make_all
+from batchgen.task.flow import work_of
 
 ROWS = [
     {"text": "Monday", "id": 7},
@@ -116,12 +115,10 @@ def job_over(path: Path, out: Path, **tables) -> Job:
 def outcomes(job: Job) -> Counter[str]:
     """Of all rows of a job: answered or why not. What would be written of each is tried."""
     found: Counter[str] = Counter()
-    reader = item.reader(job)
-    for planned in job.plan.shards:
-        for row, items in make_all(reader.read(planned), job):
-            if isinstance(items, Reject):
-                json.dumps(shard.reject_line(row, item.best_id(row, job), items)).encode()
-            found[items.reason if isinstance(items, Reject) else "answered"] += 1
+    for row, work in work_of(job.task, job.reader(), job.plan.shards):
+        if isinstance(work, Reject):
+            json.dumps(shard.reject_line(row, job.task.id_of(row), work)).encode()
+        found[work.reason if isinstance(work, Reject) else "answered"] += 1
     return found
 
 
@@ -131,17 +128,17 @@ def rows_survive(tmp_path: Path, number: int, seed: int) -> Counter[str]:
     lines = [mutated(generator) for _ in range(number)]
     path.write_bytes(b'{"text": "Monday"}\n' + b"".join(line + b"\n" for line in lines))
     job = job_over(path, tmp_path / "out", output={"path": str(tmp_path / "out"), "columns": ["more:json"]})
-    job.checker.check(Sampling(structured_outputs=StructuredOutputs(choice=["a"])))  # starts what compiles them
+    job.task.checker.check(Sampling(structured_outputs=StructuredOutputs(choice=["a"])))  # starts what compiles them
     before = resident_now()
-    reader = item.reader(job)
+    reader = job.reader()
     found: Counter[str] = Counter()
     for planned in job.plan.shards:
         for row in reader.read(planned):
             with in_time(row.raw):
-                [(_, items)] = make_all([row], job)
-            if isinstance(items, Reject):
-                json.dumps(shard.reject_line(row, item.best_id(row, job), items)).encode("utf-8", "surrogatepass")
-            found[items.reason if isinstance(items, Reject) else "answered"] += 1
+                [(_, work)] = job.task.prepare([row])
+            if isinstance(work, Reject):
+                json.dumps(shard.reject_line(row, job.task.id_of(row), work)).encode("utf-8", "surrogatepass")
+            found[work.reason if isinstance(work, Reject) else "answered"] += 1
     assert found.total() == number + 1
     assert resident_mb(peak=True) - before < MOST_MB
     return found

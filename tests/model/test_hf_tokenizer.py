@@ -18,7 +18,6 @@ from batchgen.model import models as batchgen_models
 from batchgen.model.hf_tokenizer import HfTokenizer
 from batchgen.output import folder, opening
 from batchgen.run.prepare import prepare
-from batchgen.task.item import make
 
 ROWS = [
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Monday?"}]},
@@ -36,7 +35,7 @@ ROWS = [
 def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:  # noqa: F811
     tables = {"input": {"path": [str(write_rows(ROWS))]}, "output": {"path": str(tmp_path / "out")}, **tables}
     job = prepare(load(None, {"model": {"path": str(llama)}, **tables}))
-    return [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())]
+    return [job.task.prepare_row(row).prompt for row in read(job.plan, job.plan.shards[0], ())]
 
 
 def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
@@ -81,7 +80,7 @@ def test_a_system_message_stands_ahead_of_the_prefix(llama, tmp_path, write_rows
 def test_such_a_model_takes_raw_text_too_but_no_format_of_the_series(llama, tmp_path, write_rows):  # noqa: F811
     raw = {"prompt": {"format": "raw"}, "input": {"path": [str(write_rows([{"text": "Friday"}], "raw.jsonl"))]}}
     job = prepare(load(None, {"model": {"path": str(llama)}, "output": {"path": str(tmp_path / "raw")}, **raw}))
-    assert job.format == "raw"
+    assert job.task.format == "raw"
     with pytest.raises(
         JobError, match=r"has no spiece\.model, so \[prompt\] format is raw or chat-template, not speaker"
     ):
@@ -175,7 +174,7 @@ def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):  #
             },
         )
     )
-    assert [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
+    assert [job.task.prepare_row(row).prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
 
 
 def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):  # noqa: F811
@@ -186,7 +185,7 @@ def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(lla
     def ids() -> list[int]:
         job = prepare(spec)
         [row] = read(job.plan, job.plan.shards[0], ())
-        return make(row, job)[0].prompt_token_ids
+        return job.task.prepare_row(row).prompt_token_ids
 
     end = 1
     assert ids().count(end) == 1  # the template's

@@ -83,7 +83,7 @@ def test_a_claim_that_was_taken_over_is_not_released_by_its_old_holder(out):
 TAKE_AND_WAIT = """
 import sys
 from pathlib import Path
-from batchgen.claim import Claims
+from batchgen.output.claims import Claims
 assert Claims(Path(sys.argv[1]), 60).take(0)
 print("taken", flush=True)
 sys.stdin.read()

@@ -16,7 +16,8 @@ from batchgen.input.conversation import USER, Utterance
 from batchgen.job.spec import load
 from batchgen.model.hf_tokenizer import HfTokenizer
 from batchgen.run.prepare import Job, prepare
-from batchgen.task import item
+from batchgen.task.flow import work_of
+from batchgen.task.generate import TOGETHER
 
 # Of Qwen2: it tries a run of blanks from each of them on.
 QWEN2 = (
@@ -50,8 +51,8 @@ def job_of(write_rows, tmp_path):
 
 
 def made(job: Job) -> list[str]:
-    rows = item.reader(job).read(job.plan.shards[0])
-    return [items.reason if isinstance(items, Reject) else items[0].prompt for _, items in item.make_all(rows, job)]
+    works = work_of(job.task, job.reader(), job.plan.shards[:1])
+    return [work.reason if isinstance(work, Reject) else work.prompt for _, work in works]
 
 
 def costly(tokenizer: Tokenizer) -> None:
@@ -70,8 +71,8 @@ COSTLY = (
 
 
 def test_a_prompt_that_costs_too_much_is_rejected_and_the_others_are_made(model, job_of):
-    rows = [{"text": f"row {number}"} for number in range(2 * item.TOGETHER + 3)]
-    bad = {5: "LOOP", 6: "MEMORY", item.TOGETHER + 1: "ZZZZ", 2 * item.TOGETHER: "a" + " " * 11_000_000 + "b"}
+    rows = [{"text": f"row {number}"} for number in range(2 * TOGETHER + 3)]
+    bad = {5: "LOOP", 6: "MEMORY", TOGETHER + 1: "ZZZZ", 2 * TOGETHER: "a" + " " * 11_000_000 + "b"}
     for number, text in bad.items():
         rows[number] = {"text": text}
     prompts = made(job_of(rows, model(COSTLY, costly)))
@@ -82,7 +83,7 @@ def test_a_prompt_that_costs_too_much_is_rejected_and_the_others_are_made(model,
 def test_a_kill_from_outside_costs_no_row(model, job_of):
     job = job_of([{"text": "a"}, {"text": "b"}], model())
     prompts = made(job)
-    process = job.checker._prompts
+    process = job.task.checker._prompts
     os.kill(children_of(process._end.peek()[2][0].pid)[0], signal.SIGKILL)  # the copy that answers
     assert made(job) == prompts
     os.kill(process._end.peek()[2][0].pid, signal.SIGKILL)  # and the one that lends it
@@ -90,10 +91,10 @@ def test_a_kill_from_outside_costs_no_row(model, job_of):
 
 
 def test_answers_that_nobody_waited_for_do_not_go_to_the_next_row(model, job_of):
-    job = job_of([{"text": f"row {number}"} for number in range(3 * item.TOGETHER)], model())
-    rows = item.make_all(item.reader(job).read(job.plan.shards[0]), job)
+    job = job_of([{"text": f"row {number}"} for number in range(3 * TOGETHER)], model())
+    rows = work_of(job.task, job.reader(), job.plan.shards[:1])
     next(rows)
-    assert [f"row {number}" in prompt for number, prompt in enumerate(made(job))] == [True] * 3 * item.TOGETHER
+    assert [f"row {number}" in prompt for number, prompt in enumerate(made(job))] == [True] * 3 * TOGETHER
 
 
 def children_of(pid: int) -> list[int]:
@@ -104,7 +105,7 @@ def children_of(pid: int) -> list[int]:
 def test_signals_that_are_meant_for_the_run_do_not_end_its_checks(model, job_of):
     job = job_of([{"text": "a"}], model())
     made(job)
-    process = job.checker._prompts._end.peek()[2][0]
+    process = job.task.checker._prompts._end.peek()[2][0]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         os.kill(process.pid, number)
     time.sleep(0.2)
@@ -118,7 +119,7 @@ def test_a_schema_that_takes_too_long_to_compile_is_rejected(job_of):
     wide = {"schema_depth": 10_000, "schema_bytes": 1 << 20, "check_seconds": 0.5}
     rows = [{"text": "x", "sampling": {"structured_outputs": {"json": json.dumps(schema)}}}, demo_records(1)[0]]
     job = job_of(rows, limits=wide)
-    [(_, why), (_, good)] = item.make_all(item.reader(job).read(job.plan.shards[0]), job)
+    [(_, why), (_, good)] = work_of(job.task, job.reader(), job.plan.shards[:1])
     assert str(why) == "too_costly: structured_outputs takes more than 0.5 s to check ([limits] check_seconds)"
     assert not isinstance(good, Reject)
 

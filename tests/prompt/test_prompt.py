@@ -270,19 +270,20 @@ def test_a_row_of_50_mb_takes_at_most_four_times_its_size(policy, tmp_path):
     # In a process of its own: sentencepiece's memory is not Python's, and what was taken once is never given back.
     code = f"""
 import resource
-from batchgen import item, job, prepare
-from batchgen.conversation import Row
 from batchgen.errors import Reject
+from batchgen.input.conversation import Row
+from batchgen.job.spec import load
+from batchgen.run.prepare import prepare
 
-spec = job.load(None, {{"input": {{"path": ["{tmp_path}/in.jsonl"]}}, "model": {{"path": {str(MODEL)!r}}},
+spec = load(None, {{"input": {{"path": ["{tmp_path}/in.jsonl"]}}, "model": {{"path": {str(MODEL)!r}}},
                        "output": {{"path": "{tmp_path}/out"}}, "sampling": {{"max_tokens": 100}},
                        "prompt": {{"on_overlength": {policy!r}}}}})
-ready = prepare.prepare(spec)
-item.make(Row(0, b'{{"text": "Monday"}}'), ready)
+task = prepare(spec).task
+task.prepare_row(Row(0, b'{{"text": "Monday"}}'))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 row = Row(0, b'{{"text": "' + b"Monday is fine. " * 3_125_000 + b'"}}')
 try:
-    print(item.make(row, ready)[0].truncated)
+    print(task.prepare_row(row).truncated)
 except Reject as why:
     print(why)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -16,7 +16,7 @@ from batchgen.host.console import Console
 from batchgen.job.spec import load
 from batchgen.output.journal import Entry, Journal, path_of, rows_done
 from batchgen.output.opening import open_job
-from batchgen.run import run, worker
+from batchgen.run import admission, run
 from batchgen.run.death import Death
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
@@ -144,10 +144,10 @@ def admitted(engine, monkeypatch) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("limit", [None, 100])
 def test_as_many_wait_as_run_unless_their_prompts_are_long(engine, generate, write_rows, monkeypatch, admitted, limit):
     if limit:
-        monkeypatch.setattr(worker, "WINDOW_TOKENS", limit)
+        monkeypatch.setattr(admission, "WINDOW_TOKENS", limit)
     generate([write_rows(demo_records(300))], sampling={"max_tokens": 8, "ignore_eos": True})
     most = max(held for _, held in admitted)
-    assert most == engine.max_num_seqs * (1 if limit else worker.WINDOW_PER_SEQUENCE)
+    assert most == engine.max_num_seqs * (1 if limit else admission.WINDOW_PER_SEQUENCE)
 
 
 def test_the_last_shard_begins_with_its_longest_requests_and_the_others_keep_their_order(

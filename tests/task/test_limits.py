@@ -27,8 +27,8 @@ from batchgen.output.claims import Claims
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.run import close, missing_shards
 from batchgen.run.worker import Worker
-from batchgen.task import item
-from batchgen.task.item import Item, make_all
+from batchgen.task.flow import work_of
+from batchgen.task.generate import Generate
 
 GOOD = {"text": "Monday"}
 # Seconds and megabytes that a command may take beyond those for a good row: a fault takes minutes and gigabytes.
@@ -64,15 +64,13 @@ def done(job_of):
 
 def made(job: Job) -> list[str]:
     """Of each row, why it is rejected, or that it is not."""
-    reader = item.reader(job)
-    rows = (row for planned in job.plan.shards for row in reader.read(planned))
-    return [items.reason if isinstance(items, Reject) else "answered" for _, items in make_all(rows, job)]
+    works = work_of(job.task, job.reader(), job.plan.shards)
+    return [work.reason if isinstance(work, Reject) else "answered" for _, work in works]
 
 
 def rejected(job: Job) -> str:
     """Why the first row is rejected; the second is good."""
-    reader = item.reader(job)
-    [(_, why), (_, good)] = make_all(reader.read(job.plan.shards[0]), job)
+    [(_, why), (_, good)] = work_of(job.task, job.reader(), job.plan.shards[:1])
     assert isinstance(why, Reject) and not isinstance(good, Reject)
     return str(why)
 
@@ -442,11 +440,11 @@ def test_a_row_for_which_memory_does_not_suffice_is_rejected(start, write_rows, 
 
 
 def test_a_row_whose_answer_no_shard_can_hold_is_rejected(monkeypatch, done, write_rows):
-    answer = Item.answer
-    monkeypatch.setattr(
-        Item,
-        "answer",
-        lambda self, entry, job: answer(self, entry, job) | ({"truncated": 1 << 40} if self.row == 1 else {}),
-    )
+    output = Generate.output
+
+    def too_large(self, work, answers):
+        return [row | ({"truncated": 1 << 40} if work.row == 1 else {}) for row in output(self, work, answers)]
+
+    monkeypatch.setattr(Generate, "output", too_large)
     out = done(write_rows([GOOD] * 3), sampling={"max_tokens": 2})
     assert json.loads((out / "_SUCCESS").read_bytes())["rejects"] == {"engine_error": 1}

@@ -1,0 +1,99 @@
+"""Which requests are in the engine together: no more than its window holds, poison items alone, and none too late."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from ..task.task import Request
+from .messages import Accused
+from .open_shard import OpenShard
+
+# So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
+# their ids are held three times, here, in vLLM's front end and in its core.
+WINDOW_PER_SEQUENCE = 2
+WINDOW_TOKENS = 1 << 20
+LATEST = 500  # finished requests, the slowest of which says how long the next one may take
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    request: Request
+    shard: OpenShard
+    since: float
+
+
+class Admission:
+    """The requests that are in the engine, by name, and which may join them.
+
+    entered, left: names, since `changes` was last asked
+    """
+
+    def __init__(self, max_num_seqs: int, window: int | None, accused: Accused, until: float | None):
+        """window: most requests, running and waiting; until: by when all must have ended, on time.monotonic's clock."""
+        self.in_engine: dict[str, Admitted] = {}
+        self._max_num_seqs = max_num_seqs
+        self._window = window or WINDOW_PER_SEQUENCE * max_num_seqs
+        # Requests are made ready in batches, twice as fast as one by one between the engine's steps.
+        self._refill_at = min(self._window - 1, (self._window + max_num_seqs) // 2)
+        self._accused = accused
+        self._until = until
+        self._prompt_tokens = 0
+        self._seconds: deque[float] = deque(maxlen=LATEST)  # from admission to the end
+        self._entered: list[str] = []
+        self._left: list[str] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much has left that the window is to be filled again."""
+        return len(self.in_engine) <= self._refill_at
+
+    @property
+    def has_room(self) -> bool:
+        held = len(self.in_engine)
+        return held < self._window and (held < self._max_num_seqs or self._prompt_tokens < WINDOW_TOKENS)
+
+    @property
+    def is_too_late(self) -> bool:
+        """Whether a request that is admitted now may not end in time."""
+        return self._until is not None and time.monotonic() + max(self._seconds, default=0.0) > self._until
+
+    @property
+    def running_and_waiting(self) -> tuple[int, int]:
+        running = min(len(self.in_engine), self._max_num_seqs)
+        return running, len(self.in_engine) - running
+
+    def may_enter(self, name: str) -> bool:
+        """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
+        suspects = self._accused.suspects
+        if name in suspects:
+            return not self.in_engine
+        return not suspects or suspects.isdisjoint(self.in_engine)
+
+    def enter(self, name: str, request: Request, opened: OpenShard) -> None:
+        self.in_engine[name] = Admitted(request, opened, time.monotonic())
+        self._entered.append(name)
+        self._prompt_tokens += len(request.prompt_token_ids)
+        opened.in_engine += 1
+
+    def leave(self, name: str) -> Admitted:
+        admitted = self.in_engine.pop(name)
+        self._left.append(name)
+        self._prompt_tokens -= len(admitted.request.prompt_token_ids)
+        admitted.shard.in_engine -= 1
+        return admitted
+
+    def finish(self, name: str) -> Admitted:
+        """Of a request that has come to its end in the engine."""
+        admitted = self.leave(name)
+        self._seconds.append(time.monotonic() - admitted.since)
+        return admitted
+
+    def changes(self) -> tuple[list[str], list[str]]:
+        """Which have entered and left since this was last asked."""
+        entered, left = self._entered, self._left
+        self._entered, self._left = [], []
+        return entered, left
+
+    @property
+    def has_changed(self) -> bool:
+        return bool(self._entered or self._left)

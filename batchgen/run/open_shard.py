@@ -1,0 +1,129 @@
+"""A shard in the making: its rows wait for answers until every one of them has its output or is a reject."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Reject
+from ..input.conversation import Row
+from ..input.source import Shard
+from ..output import shard
+from ..output.journal import Journal
+from ..task.task import Answer, Entry, Name, Request, Task, Work
+
+
+@dataclass(slots=True)
+class OpenRow:
+    """A row that waits for answers. missing: requests that still need one."""
+
+    row: Row
+    work: Work
+    missing: int
+    answers: list[Answer] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class OpenShard:
+    """What a worker holds of a shard between its claim and its commit.
+
+    journaled: answers of earlier runs, taken out as their requests come up
+    waiting: rows whose answers are not all there, by number
+    finished: rows with all their answers
+    rejects: their lines, by row number
+    in_engine: requests
+    same: by key, the requests that will get the answer of the one that is generated for all of them
+    known: by key, answers that further requests get at once
+    """
+
+    shard: Shard
+    task: Task
+    journal: Journal
+    journaled: dict[Name, Entry]
+    waiting: dict[int, OpenRow] = field(default_factory=dict)
+    finished: list[tuple[Work, list[Answer]]] = field(default_factory=list)
+    rejects: dict[int, dict[str, Any]] = field(default_factory=dict)
+    in_engine: int = 0
+    all_read: bool = False
+    resumed: int = 0
+    same: dict[Hashable, list[Request]] = field(default_factory=dict)
+    known: dict[Hashable, Entry] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.all_read and not self.waiting and not self.in_engine
+
+    @property
+    def rows_done(self) -> int:
+        return len(self.finished) + len(self.rejects)
+
+    def take(self, row: Row, work: Work) -> list[Request]:
+        """Takes a row in; what of it is to be generated."""
+        self.waiting[row.number] = OpenRow(row, work, len(work.requests))
+        return [asked for request in work.requests for asked in self._ask(request)]
+
+    def answer(self, request: Request, entry: Entry) -> list[Request]:
+        """Takes what the engine gave for a request, and gives it to all that wait for the same; what is to be generated
+        next of their rows: further tries."""
+        self.journal.append(entry)
+        return self._share(request, entry)
+
+    def reject(self, row: Row, id: str, why: Reject) -> None:
+        """Of several requests of a row the first that fails counts, and the row is rejected as a whole."""
+        if row.number not in self.rejects:
+            self.waiting.pop(row.number, None)
+            self.rejects[row.number] = shard.reject_line(row, id, why)
+
+    def fail(self, request: Request, why: Reject) -> list[Request]:
+        """Rejects a request's row; what is to be generated in its place."""
+        if open_row := self.waiting.get(request.name.row):
+            self.reject(open_row.row, open_row.work.id, why)
+        return self.drop(request)
+
+    def drop(self, request: Request) -> list[Request]:
+        """Of a request that will have no answer: the next that waits for the same one, if any does."""
+        others = self.same.pop(request.key, [])
+        for place, other in enumerate(others):
+            if other.name.row in self.waiting:
+                self.same[other.key] = others[place + 1 :]
+                return [other]
+        return []
+
+    def is_wanted(self, request: Request) -> bool:
+        return request.name.row in self.waiting
+
+    def _ask(self, request: Request) -> list[Request]:
+        """What is to be generated for a request: itself, or a further try if it was answered before; nothing if all is
+        known, or if it waits for another one's answer."""
+        if self.journaled and (entry := self.journaled.pop(request.name, None)):
+            self.resumed += 1
+            return self._share(request, entry)
+        if request.key is None:
+            return [request]
+        if entry := self.known.get(request.key):
+            return self._record(request, entry.named(request.name))
+        if request.key in self.same:
+            self.same[request.key].append(request)
+            return []
+        self.same[request.key] = []
+        return [request]
+
+    def _share(self, request: Request, entry: Entry) -> list[Request]:
+        asked = self._record(request, entry)
+        if request.key is not None:
+            self.known[request.key] = entry
+            for other in self.same.pop(request.key, []):
+                asked += self._record(other, entry.named(other.name))
+        return asked
+
+    def _record(self, request: Request, entry: Entry) -> list[Request]:
+        if (open_row := self.waiting.get(request.name.row)) is None:
+            return []  # rejected meanwhile
+        open_row.answers.append(Answer(request, entry))
+        if again := self.task.next_try(open_row.work, request, entry):
+            return self._ask(again)
+        open_row.missing -= 1
+        if not open_row.missing:
+            del self.waiting[request.name.row]
+            open_row.answers.sort(key=lambda answer: answer.request.name)
+            self.finished.append((open_row.work, open_row.answers))
+        return []

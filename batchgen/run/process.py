@@ -1,0 +1,135 @@
+"""A worker's process: one engine and the loop around it, started by the supervisor, so that an engine may die without
+the run."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import IO, NoReturn
+
+import msgspec
+
+from ..engine import scratch
+from ..engine.vllm import Engine, set_up_process
+from ..errors import EngineDied, JobError, MissingInput, Stopped, TimeUp, in_one_line, on_disk
+from ..host import console
+from ..host.lifeline import die_with_parent
+from ..output.claims import Claims
+from ..output.folder import JobRecord
+from .messages import Accused, Ended, Mark, Orders, Report, Started
+from .prepare import prepare
+from .worker import AS_ASKED, Worker, end_of_engine
+
+STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
+
+
+def main() -> None:
+    harden()
+    os.register_at_fork(after_in_child=_harden_child)
+    # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
+    told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    orders = msgspec.json.decode(told.readline(), type=Orders)
+    if os.getppid() != orders.supervisor:
+        return  # it is gone already
+    threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
+    lock = threading.RLock()  # the thread that waits for the engine's death reports too
+
+    def report(what: Report) -> None:
+        line = memoryview(msgspec.json.encode(what) + b"\n")
+        with lock:
+            while line:
+                line = line[os.write(orders.report_to, line) :]
+
+    try:
+        _work(orders, report)
+        report(Ended("done", ""))
+    except TimeUp as why:
+        report(Ended("time_up", str(why)))
+    except Stopped as why:
+        report(Ended("stopped", str(why)))
+    except MissingInput as error:  # it was there when the run began
+        report(Ended("stopped", f"{error}; mend that and run the same command again"))
+    except JobError as error:
+        report(Ended("refused", str(error)))
+    except EngineDied as error:  # the log has the traceback
+        traceback.print_exc()
+        _end(report, "died", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        where = " ".join(getattr(error, "__notes__", []))
+        _end(report, "bug", " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where])))
+
+
+def _work(orders: Orders, report: Callable[[Report], None]) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
+    signal.signal(signal.SIGUSR1, lambda *_: _end(report, "stopped", AS_ASKED))
+    begin = time.monotonic()
+    with open(orders.job_from, "rb") as opened:
+        record = msgspec.json.decode(opened.read(), type=JobRecord)
+    job = prepare(orders.spec, begun=record)
+    job.task.checker.start()  # it loads while the engine does
+    with on_disk(job.out):
+        claims = Claims(job.out, job.spec.output.stale)
+    with end_of_engine():
+        engine = Engine(job.model, job.spec.engine, job.context)
+    engine.when_process_dies(lambda reason: _end(report, "died", reason))
+    report(Started(time.monotonic() - begin))
+    mark = Mark(orders.mark)
+    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until, mark=mark)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
+    worker.run(job.plan.shards)
+
+
+def _listen(told: IO[bytes], accused: Accused) -> None:
+    """Takes down what other workers' engines died of: their shards may come to this one."""
+    for line in told:
+        now = msgspec.json.decode(line, type=Accused)
+        accused.suspects, accused.deadly = now.suspects, now.deadly
+
+
+def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
+    """Not by the way of an exception, which vLLM may catch, nor of atexit handlers: a broken engine's may wait for
+    ever. The supervisor ends what this process has started."""
+    report(Ended(how, text))
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def harden() -> None:
+    """Makes this process, one of a worker's, fit for what may befall it."""
+    die_with_parent()
+    console.set_up()
+    sys.stdout = console.Console(sys.stdout)  # type: ignore[assignment]
+    faulthandler.enable(sys.__stderr__ or 2)  # a crash names its signal in the log
+    scratch.adopt()
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal: the supervisor's to obey
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _harden_child() -> None:
+    """Slurm, systemd and `kill` may signal every process of a run. Its worker drains then, and needs its engine for
+    that: vLLM's processes, whose own handlers drop what is running, hear only each other. They end with the worker."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    """An engine that fails ends its processes by SIGTERM and waits for them."""
+    while signal.sigwaitinfo(STOPPING).si_pid != parent:
+        continue
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
+    harden()
+    os.register_at_fork(after_in_child=_harden_child)
+    _harden_child()
+    set_up_process()

@@ -1,0 +1,170 @@
+"""What is to be generated next: shards are claimed and read, rows made ready, and earlier journals resumed from."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..errors import Reject, on_disk
+from ..input.conversation import Row
+from ..input.source import Shard
+from ..output import folder, journal
+from ..output.claims import Claims
+from ..output.journal import Journal
+from ..output.opening import Fence
+from ..task.flow import work_of
+from ..task.task import Request
+from .messages import Accused, Mark
+from .open_shard import OpenShard
+from .prepare import Job
+
+SORTED = 8192  # requests of the last shard that are held at a time, to be put in order
+DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
+ENDED = f"{DEADLY} workers ended, or hung, while they made this row ready"
+
+
+class Queue:
+    """Requests of the shards that this worker can claim, in the order of the input.
+
+    open: shards that are claimed and not committed yet
+    is_waiting: nothing is to be had for now, as other workers hold all that is left; they may yet die
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        claims: Claims,
+        fence: Fence,
+        accused: Accused,
+        mark: Mark,
+        alive: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda text: None,
+    ):
+        """alive: is called for every row that is read: rows that come to nothing may take long together."""
+        self.open: list[OpenShard] = []
+        self.is_waiting = False
+        self._job, self._claims, self._fence = job, claims, fence
+        self._accused, self._mark, self._alive, self._warn = accused, mark, alive, warn
+        self._reader = job.reader(running=True)
+        self._left: deque[Shard] = deque()
+        self._held: list[Shard] = []  # by others, as far as this pass over what is left has come
+        self._last: Shard | None = None
+        self._idle_since: float | None = None
+        self._reading: tuple[OpenShard, Iterator[tuple[Row, Any]]] | None = None
+        self._ready: deque[tuple[OpenShard, Request]] = deque()
+
+    def begin(self, shards: Iterable[Shard]) -> None:
+        self._left.extend(shards)
+        self._last = self._left[-1] if self._left else None
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more is to come, unless a task asks for further tries."""
+        return not (self._ready or self._reading or self._left)
+
+    def next(self) -> tuple[OpenShard, Request] | None:
+        """What is to be generated next. None if there is nothing for now: a shard was read to its end, and may be
+        complete; or all that is left is held by others; or nothing is left."""
+        self.is_waiting = False
+        while not self._ready:
+            if not self._reading and not self._claim():
+                return None
+            if not self._read():
+                return None
+        return self._ready.popleft()
+
+    def put_back(self, opened: OpenShard, requests: list[Request]) -> None:
+        """Ahead of all others: requests whose time has not come, and further tries."""
+        self._ready.extendleft((opened, request) for request in reversed(requests))
+
+    def forget(self, opened: OpenShard) -> None:
+        """Of a shard that is committed."""
+        self.open.remove(opened)
+        self._claims.release(opened.shard.index)
+
+    # --- shards
+
+    def _claim(self) -> bool:
+        """Opens the next shard that nobody holds and that is not finished. False if there is none for now."""
+        out = self._job.out
+        while self._left:
+            shard = self._left.popleft()
+            with on_disk(out):
+                if folder.shard_path(out, shard).exists():
+                    continue
+                if not self._claims.take(shard.index):
+                    self._held.append(shard)
+                elif folder.shard_path(out, shard).exists():  # its holder committed it before we claimed it
+                    self._claims.release(shard.index)
+                else:
+                    self._idle_since = None
+                    self._open(shard)
+                    return True
+        self._idle_since = self._idle_since or time.monotonic()
+        with on_disk(out):
+            if self._held and not self._claims.at_work([shard.index for shard in self._held], self._idle_since):
+                self._left.extend(self._held)
+        self._held = []
+        self.is_waiting = bool(self._left)
+        return False
+
+    def _open(self, shard: Shard) -> None:
+        """With all that earlier journals hold of it; the entries of a damaged one are journaled again."""
+        self._fence.check()
+        job, out, fingerprint = self._job, self._job.out, self._job.fingerprint_of(shard)
+        own = Journal(journal.path_of(out, shard.index, self._claims.worker), fingerprint)
+        opened = OpenShard(shard, job.task, own, {})
+        for path in journal.paths_of(out, shard.index):
+            entries, damage = journal.read(path, fingerprint)
+            opened.journaled |= {entry.name: entry for entry in entries}
+            if damage:
+                for entry in entries:
+                    own.append(entry)
+                own.flush()
+                own.sync(at_once=True)
+                self._warn(f"{path}: {damage}; moved to {folder.quarantine(out, path)}")
+        self.open.append(opened)
+        self._reading = opened, work_of(job.task, self._reader, [shard], self._watched)
+
+    # --- rows
+
+    def _read(self) -> bool:
+        """Reads on until something is to be generated; in the last shard, as many requests as are put in order. False
+        if the shard ended before."""
+        assert self._reading
+        opened, rows = self._reading
+        is_last = opened.shard is self._last
+        found: list[Request] = []
+        while len(found) < (SORTED if is_last else 1):
+            if (made := next(rows, None)) is None:
+                opened.all_read = True
+                self._reading = None
+                break
+            self._mark.clear()
+            row, work = made
+            if isinstance(work, Reject):
+                opened.reject(row, self._job.task.id_of(row), work)
+            else:
+                found += opened.take(row, work)
+        if is_last:
+            found.sort(key=_length, reverse=True)
+        self._ready.extend((opened, request) for request in found)
+        return bool(found)
+
+    def _watched(self, shard: Shard, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows of a shard but for those that ended workers, each marked for as long as it is in the making."""
+        self._mark.set(shard.row_numbers[0])
+        for row in rows:
+            self._alive()
+            self._mark.set(row.number)
+            deadly = str(row.number) in self._accused.deadly
+            yield dataclasses.replace(row, fault=Reject("engine_error", ENDED)) if deadly else row
+            self._mark.set(row.number + 1)
+        self._mark.clear()
+
+
+def _length(request: Request) -> tuple[int, int]:
+    """By which the last requests of all are put in order, longest first: so the engine does not end with one long
+    response in it. How long a response gets is not known before, but it grows with its limit and with its prompt."""
+    return request.sampling.max_tokens, len(request.prompt_token_ids)

@@ -1,0 +1,22 @@
+"""The one way from the rows of a shard to what the engine is asked: `run`, `plan`, `verify` and `bench` all go it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..input.conversation import Row
+from ..input.source import Reader, Shard
+from .task import Task
+
+Watch = Callable[[Shard, Iterator[Row]], Iterator[Row]]
+
+
+def work_of(
+    task: Task, reader: Reader, shards: Iterable[Shard], watch: Watch = lambda shard, rows: rows
+) -> Iterator[tuple[Row, Any]]:
+    """The rows of these shards, in order: each with its Work, or with the Reject that says why it has none. Raises
+    JobError or Stopped.
+
+    watch: sees a shard's rows before they are made ready, and may replace them
+    """
+    for shard in shards:
+        yield from task.prepare(watch(shard, reader.read(shard)))

@@ -1,0 +1,317 @@
+"""The task of answering conversations: a row is one prompt, and has as many samples as it asks for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+from ..errors import Reject
+from ..input import bodies, conversation, first_format, own_sampling, shapes
+from ..input.columns import Column
+from ..input.conversation import Conversation, Row, Utterance
+from ..input.cursor import passed_value
+from ..input.template import Template
+from ..job import sampling
+from ..job.sampling import Sampling
+from ..job.spec import JobSpec
+from ..model.models import Model
+from ..prompt import prompt, structured_outputs
+from ..prompt.checker import Checker, ToFit, fit
+from ..prompt.prompt import Fitted, Render
+from . import limits
+from .task import WHOLE, Answer, Entry, Name, Request
+
+REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
+TEMPLATE = "template"
+NO_MEMORY = "this machine's memory does not suffice to make it ready"
+TOGETHER = 16  # rows whose prompts another process makes at a time: one by one, waiting takes as long as making them
+
+
+class Draft(NamedTuple):
+    """A row that has everything but its prompt."""
+
+    row: Row
+    record: dict[str, Any]
+    id: str
+    shape: str
+    params: Sampling
+    n: int
+    seed: int | None
+    asked: ToFit
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A row with its prompt: what its output rows say beside the responses.
+
+    truncated: tokens that were taken off the prompt to make it fit
+    sampling: as the row and the job say it; that of the requests has its texts as the model writes them
+    columns: the values that are passed through
+    shape: of the row's record, or "template"
+    """
+
+    row: int
+    id: str
+    conversation: Conversation
+    prompt: str
+    prompt_token_ids: list[int]
+    truncated: int
+    sampling: Sampling
+    columns: dict[str, Any]
+    shape: str
+    requests: list[Request]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """What a job makes of every row.
+
+    context: most tokens of prompt and response together
+    format: of prompts
+    sampling: of rows that say nothing themselves
+    columns: passed-through ones
+    control_tokens: see HfTokenizer
+    is_of_first_format: rows become what batchgen 0.1.0, which began the folder, would have made of them
+    skip: rows that are to be rejected
+    """
+
+    spec: JobSpec
+    model: Model
+    context: int
+    format: str
+    sampling: Sampling
+    template: Template | None
+    columns: list[Column]
+    schema: pa.Schema
+    checker: Checker
+    control_tokens: str
+    is_of_first_format: bool
+    skip: frozenset[int]
+
+    @property
+    def columns_read(self) -> list[str]:
+        table = self.spec.input
+        wanted = self.template.candidates if self.template else shapes.COLUMNS
+        named = [name for name in (table.id, table.seed, table.sampling, table.system) if name]
+        return list(dict.fromkeys([*wanted, *named]))
+
+    @cached_property
+    def render(self) -> Render:
+        return prompt.renderer(self.format, self.model.tokenizer, self.control_tokens)
+
+    @property
+    def on_overlength(self) -> str:
+        """How a prompt is shortened, as prompt.fit knows it."""
+        policy = self.spec.prompt.on_overlength
+        return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
+
+    # --- a row becomes requests
+
+    def prepare(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prompted | Reject]]:
+        drafted = self._drafted(rows)
+        if not self.checker.has_prompts:
+            for row, draft in drafted:
+                yield row, draft if isinstance(draft, Reject) else self.finish(draft, self.fit_here(draft.asked))
+            return
+        some = list(islice(drafted, TOGETHER))
+        while some:
+            prompts = self.checker.fit([draft.asked for _, draft in some if isinstance(draft, Draft)])
+            following = list(islice(drafted, TOGETHER))  # while the prompts are made
+            for row, draft in some:
+                yield row, draft if isinstance(draft, Reject) else self.finish(draft, next(prompts))
+            some = following
+
+    def prepare_row(self, row: Row) -> Prompted:
+        """One row by itself. Raises Reject with the first thing that is wrong with it."""
+        [(_, made)] = self.prepare([row])
+        if isinstance(made, Reject):
+            raise made
+        return made
+
+    def id_of(self, row: Row) -> str:
+        try:
+            return self._row_id(row.record(), row)
+        except (Reject, MemoryError):
+            return str(row.number)
+
+    def _drafted(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Draft | Reject]]:
+        for row in rows:
+            try:
+                yield row, self.draft(row)
+            except Reject as why:
+                yield row, why
+            except MemoryError:
+                yield row, Reject("too_costly", NO_MEMORY)
+            except Exception as error:
+                error.add_note(f"at row {row.number}")
+                raise
+
+    def draft(self, row: Row) -> Draft:
+        if row.number in self.skip:
+            raise Reject("skipped", "[input] skip names the row")
+        record, spec = row.record(), self.spec
+        id = self._row_id(record, row)
+        shape = self._shape(record)
+        prefix, turns = self._turns(record, shape)
+        if len(turns) > spec.limits.turns:
+            raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
+        request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
+        columns = spec.input.seed, spec.input.sampling
+        params, n, seed = own_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns)
+        if params is not self.sampling or n != spec.sampling.n or seed is not None:
+            self._check_own(params, n)
+        # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
+        room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, self.context - 1)
+        return Draft(row, record, id, shape, params, n, seed, ToFit(turns, prefix, self.context - room))
+
+    def _row_id(self, record: dict[str, Any], row: Row) -> str:
+        """Raises Reject(bad_shape)."""
+        rule = first_format.row_id if self.is_of_first_format else conversation.row_id
+        return rule(record, self.spec.input.id, row.number)
+
+    def _shape(self, record: dict[str, Any]) -> str:
+        if self.template:
+            return TEMPLATE
+        rule = first_format.shape_of if self.is_of_first_format else shapes.shape_of
+        return rule(record, self.spec.input.format)
+
+    def _turns(self, record: dict[str, Any], shape: str) -> tuple[Conversation, Conversation]:
+        """The fixed turns ahead of a row's own, and these. A system message becomes part of the one or of the other."""
+        spec = self.spec
+        prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
+        if self.template:
+            turns = self.template.fill(record)
+        elif self.is_of_first_format:
+            turns = first_format.read(record, shape, spec.input.drop_last_response)
+        else:
+            beside = shapes.SYSTEMS if spec.input.system is None else ()
+            turns = shapes.read(record, shape, spec.input.drop_last_response, beside)
+        system, turns = conversation.split_system(turns)
+        if named := shapes.system_in(record, spec.input.system) if spec.input.system else "":
+            system = f"{named}\n{system}" if system and system != named else named
+        system = system or spec.prompt.system
+        if system and self.format == "chat-template":
+            return [Utterance(conversation.SYSTEM, system), *prefix], turns
+        return prefix, conversation.with_system_ahead(system, turns)
+
+    def _check_own(self, params: Sampling, n: int) -> None:
+        """What a row brings itself; what the job says was checked as it was prepared. Raises Reject."""
+        if self.spec.input.row_sampling == "off":
+            off = "the row brings parameters or a seed of its own, and [input] row_sampling is off"
+            raise Reject("bad_sampling", off)
+        if params is self.sampling and n == self.spec.sampling.n:
+            return
+        try:
+            limits.check(params, n, self.sampling, self.spec.limits)
+            self.checker.check(params)
+        except ValueError as error:
+            raise Reject("bad_sampling", str(error)) from None
+
+    def fit_here(self, asked: ToFit) -> Fitted | Reject:
+        try:
+            return fit(asked, self.render, self.model.tokenizer, self.on_overlength, self.format)
+        except Reject as why:
+            return why
+        except MemoryError:
+            return Reject("too_costly", NO_MEMORY)
+
+    def finish(self, draft: Draft, fitted: Fitted | Reject) -> Prompted | Reject:
+        if isinstance(fitted, Reject):
+            return fitted
+        row, record, id, shape, params, n, own_seed, _ = draft
+        ids = fitted.token_ids
+        if not ids:
+            return Reject("empty", "the prompt has no tokens")
+        try:
+            params = _within(params, self.context - len(ids))
+            written = _as_written(params, self.format)
+            passed = {column.name: passed_value(row, record, column) for column in self.columns}
+        except Reject as why:
+            return why
+        number, job_seed = row.number, self.spec.sampling.seed
+        requests = [
+            Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample))
+            for sample in range(n)
+        ]
+        return Prompted(number, id, *fitted, params, passed, shape, requests)
+
+    # --- answers become output rows
+
+    def next_try(self, work: Prompted, request: Request, entry: Entry) -> None:
+        """Every answer will do."""
+
+    def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        return [self._row(work, request, entry) for request, entry in answers]
+
+    def _row(self, work: Prompted, request: Request, entry: Entry) -> dict[str, Any]:
+        """An output row with all optional columns; the schema picks."""
+        text = self.model.tokenizer.decode(entry.token_ids)
+        end = self._text_end(text, request, entry) if entry.text_end is None else entry.text_end
+        text = text if end == WHOLE else text[:end]
+        return {
+            "id": work.id,
+            "row": work.row,
+            "sample": entry.sample,
+            "conversation": [utterance._asdict() for utterance in work.conversation],
+            "response": prompt.response_text(text, self.format),
+            "finish_reason": entry.finish_reason,
+            "prompt_tokens": len(work.prompt_token_ids),
+            "truncated": work.truncated,
+            "response_tokens": len(entry.token_ids),
+            "seed": request.seed,
+            "sampling": _as_column(work.sampling),
+            "prompt": work.prompt,
+            "prompt_token_ids": work.prompt_token_ids,
+            "response_token_ids": entry.token_ids,
+            "logprobs": entry.logprobs
+            and [[{"token_id": token, "logprob": value} for token, value in step] for step in entry.logprobs],
+            **work.columns,  # the input's own `prompt` too, where the job writes none
+        }
+
+    def _text_end(self, text: str, request: Request, entry: Entry) -> int:
+        """Where the response ends in the text of an entry of batchgen 0.1.0, by that version's rule: before the stop
+        text that ends last, if no stop token ended it."""
+        params = request.sampling
+        stop_ids = {*params.stop_token_ids, *([] if params.ignore_eos else self.model.tokenizer.eos_ids)}
+        found = [stop for stop in params.stop if stop in text]
+        if entry.finish_reason != "stop" or stop_ids.intersection(entry.token_ids[-1:]) or not found:
+            return WHOLE
+        end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
+        return end if params.include_stop_str_in_output else start
+
+
+def _within(params: Sampling, room: int) -> Sampling:
+    """max_tokens cut to what the context leaves, as the output row will say."""
+    if params.max_tokens <= room:
+        return params
+    if params.min_tokens > room:
+        raise Reject("too_long", f"min_tokens is {params.min_tokens}, but the context leaves {room}")
+    return msgspec.structs.replace(params, max_tokens=room)
+
+
+def _as_written(params: Sampling, format: str) -> Sampling:
+    """The same with its texts as the model writes them."""
+    if not params.stop and not params.bad_words:
+        return params
+    stop, bad_words = ([prompt.as_written(text, format) for text in texts] for texts in (params.stop, params.bad_words))
+    return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
+
+
+def _seed(job_seed: int, own: int | None, id: str, sample: int) -> int:
+    """The row's own seed is that of its first sample; further samples derive theirs from it."""
+    if own is None:
+        return sampling.item_seed(job_seed, id, sample)
+    return own if sample == 0 else sampling.item_seed(own, id, sample)
+
+
+def _as_column(params: Sampling) -> dict[str, Any]:
+    """As the column `sampling` has it: no dicts, whose keys Arrow would need to know."""
+    wanted = params.structured_outputs
+    return msgspec.structs.asdict(params) | {
+        "logit_bias": [{"token_id": token, "bias": bias} for token, bias in params.logit_bias.items()],
+        "structured_outputs": structured_outputs.as_json(wanted) if wanted else None,
+    }

@@ -1,0 +1,135 @@
+"""What all of batchgen's tasks have in common: a row becomes requests, and their answers become output rows.
+
+The loop that claims shards, keeps an engine full, journals and commits knows tasks by this interface alone.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from ..input.conversation import Row
+from ..job.sampling import Sampling
+
+WHOLE = -1  # in place of where a response's text ends: it is all of it
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class Name(NamedTuple):
+    """Which request of a job one is, over all shards and runs.
+
+    row: number of the input row
+    part: of what the row is made into; 0 where it is one prompt
+    sample: of several responses to the same prompt
+    attempt: the try; 0, and more where a task was not content with an answer
+    """
+
+    row: int
+    part: int
+    sample: int
+    attempt: int
+
+    def __str__(self) -> str:
+        """As the engine, the supervisor and messages call it."""
+        more = f"-{self.part}-{self.attempt}" if self.part or self.attempt else ""
+        return f"{self.row}-{self.sample}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation.
+
+    sampling: its texts as the model writes them
+    key: two requests of a shard that have the same one are generated once; None is no other's
+    """
+
+    name: Name
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    seed: int
+    key: Hashable = None
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """What the engine gave for a request, as the journal keeps it: all else can be read off the input again.
+
+    New fields go to the end, with a default: older journals are read without them.
+
+    logprobs: of each token, the sampled one first
+    text_end: characters of the response's text, WHOLE if a stop text does not cut it; None in journals of batchgen
+        0.1.0, which did not write it
+    """
+
+    row: int
+    sample: int
+    token_ids: list[TokenId]
+    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
+    logprobs: list[list[tuple[TokenId, float]]] | None = None
+    text_end: int | None = None
+    part: int = 0
+    attempt: int = 0
+
+    @property
+    def name(self) -> Name:
+        return Name(self.row, self.part, self.sample, self.attempt)
+
+    def named(self, name: Name) -> "Entry":
+        """The same answer, given to another request."""
+        row, part, sample, attempt = name
+        return msgspec.structs.replace(self, row=row, part=part, sample=sample, attempt=attempt)
+
+
+class Answer(NamedTuple):
+    request: Request
+    entry: Entry
+
+
+class Work(Protocol):
+    """A row that is ready for the engine, with whatever its task needs for its output rows."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """Those to begin with, at least one; each is of this row."""
+        ...
+
+
+class Task(Protocol):
+    """One thing that can be done to every row of a dataset."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the output rows."""
+        ...
+
+    @property
+    def columns_read(self) -> Sequence[str]:
+        """The columns of a columnar input that `prepare` looks at."""
+        ...
+
+    def prepare(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Any]]:
+        """Every row, in order, with its Work or with the Reject that says why it has none."""
+        ...
+
+    def id_of(self, row: Row) -> str:
+        """The id of a rejected row, as far as it can be read."""
+        ...
+
+    def next_try(self, work: Any, request: Request, entry: Entry) -> Request | None:
+        """A further try of a request that was just answered; None if its answer will do, or no other is to be had."""
+        ...
+
+    def output(self, work: Any, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """The output rows of a row, in order. Raises Reject.
+
+        answers: to all of its requests, every try of each, by name
+        """
+        ...
