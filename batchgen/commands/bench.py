@@ -33,7 +33,8 @@ from ..engine.vllm import Engine, Response, set_up_process
 from ..errors import JobError, MachineError, Reject
 from ..host import environment
 from ..host.lifeline import die_with_parent
-from ..input import source
+from ..input.plan import plan_input
+from ..input.rows import Reader, read_rows
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec, load
 from ..model import models
@@ -125,7 +126,7 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
     """
     seconds: dict[str, float] = {}
     places: list[tuple[Any, str, str]] = [
-        (source.Reader, "read", "read"),
+        (Reader, "read", "read"),
         (item, "draft", "render, encode"),
         (item, "fit_here", "render, encode"),
         (item, "finish", "render, encode"),
@@ -580,9 +581,9 @@ def measure_input(gigabytes: float, rounds: int = 3) -> Figures:
         for _ in range(rounds):  # by turns; all but the very first reading finds the file in the page cache
             plain.append(_seconds(lambda: _read_plainly(path, lambda chunk: None)))
             digest.append(_seconds(lambda: _read_plainly(path, hashlib.sha256().update)))
-            planned.append(_seconds(lambda: source.plan([str(path)], 4096)))
-        plan = source.plan([str(path)], 4096)
-        last = _seconds(lambda: next(source.read(plan, plan.shards[-1], [])))
+            planned.append(_seconds(lambda: plan_input([str(path)], 4096)))
+        plan = plan_input([str(path)], 4096)
+        last = _seconds(lambda: next(read_rows(plan, plan.shards[-1], [])))
     return {
         "bytes": size,
         "rows": plan.rows,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ..errors import JobError, on_disk, warn
 from ..input import ids
-from ..input.source import COMPRESSIONS, Shard
+from ..input.plan import COMPRESSIONS, Shard
 from ..job.places import check_place
 from ..job.spec import nearest
 from ..output import folder, opening, owners, shard

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Reject
-from ..input import ids
+from ..input import checks
 from ..job.spec import JobSpec
 from ..output import folder
 from ..prompt import prompt
@@ -64,7 +64,7 @@ def plan(spec: JobSpec) -> Forecast:
     job = prepare(spec)
     old = folder.read_job(job.out)
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
-        ids.tell(job.plan, spec.input, bool(spec.prompt.template))
+        checks.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     blocks: set[int] = set()
     for made in _items(forecast):

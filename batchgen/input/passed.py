@@ -15,7 +15,7 @@ from . import columns
 from .columns import TYPES, Column, Seen, Wanted
 from .cursor import TextCursor
 from .formats import Table
-from .source import SAMPLE_ROWS, InputFile
+from .plan import SAMPLE_ROWS, InputFile
 
 
 def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted, Column] | None = None) -> list[Column]:

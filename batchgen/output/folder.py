@@ -21,7 +21,7 @@ from ..errors import JobError, on_disk, warn
 from ..host import credentials, safeopen
 from ..input.compressed import COMPRESSIONS
 from ..input.formats import KINDS
-from ..input.source import InputFile, Plan, Shard
+from ..input.plan import InputFile, Plan, Shard
 from ..job.spec import TABLES, JobSpec, fingerprint, with_defaults
 
 # What a file system without hard links says to a link.

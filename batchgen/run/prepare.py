@@ -11,9 +11,9 @@ import pyarrow as pa
 from .. import __version__
 from ..engine import vllm as engine
 from ..errors import JobError, Reject
-from ..input import first_format, ids, passed, source
+from ..input import checks, first_format, passed
 from ..input.columns import Column, check_names
-from ..input.source import Plan, Shard
+from ..input.plan import Plan, Shard, grow, plan_input
 from ..input.template import Template
 from ..job import spec as job
 from ..job.sampling import Sampling
@@ -92,10 +92,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         is_new = old is None or plan is not old.plan
     template = _template(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
-        source.check_columns(plan.files, spec.input.format, template)
-        ids.check_names(plan.files, spec.input)
+        checks.check_columns(plan.files, spec.input.format, template)
+        checks.check_names(plan.files, spec.input)
     if is_new:
-        ids.tell(plan, spec.input, bool(template))
+        checks.tell(plan, spec.input, bool(template))
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
@@ -170,8 +170,8 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
     where = str(out), spec.input.follow_links
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
-        return source.plan(paths, shard_rows, known, incremental, *where)
-    plan, changed = source.grow(paths, shard_rows, known, *where)
+        return plan_input(paths, shard_rows, known, incremental, *where)
+    plan, changed = grow(paths, shard_rows, known, *where)
     if not incremental:
         more = plan.files[len(known.files) :]
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
@@ -179,7 +179,7 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
         return plan
     if not discard and opening.held_in(out):
         raise opening.drift(out, changed)
-    return source.plan(paths, shard_rows, None, incremental, *where)
+    return plan_input(paths, shard_rows, None, incremental, *where)
 
 
 def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:

@@ -26,7 +26,7 @@ from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp
 from ..host import console
 from ..host.lifeline import die_with_parent
 from ..input.conversation import Row
-from ..input.source import Shard
+from ..input.plan import Shard
 from ..output import folder, journal, shard
 from ..output.claims import Claims
 from ..output.folder import JobRecord

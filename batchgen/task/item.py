@@ -12,7 +12,7 @@ from ..errors import Reject
 from ..input import bodies, conversation, first_format, own_sampling, shapes
 from ..input.conversation import Conversation, Row, Utterance
 from ..input.cursor import passed_value
-from ..input.source import Reader
+from ..input.rows import Reader
 from ..job import sampling
 from ..job.lengths import RowLimits
 from ..job.sampling import Sampling

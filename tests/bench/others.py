@@ -14,7 +14,7 @@ import json
 import time
 from pathlib import Path
 
-from batchgen.input import source
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model.models import Model
 from batchgen.run.prepare import prepare
@@ -24,7 +24,7 @@ from batchgen.task.item import Item
 
 def read(job_file: str, rows: int | None) -> tuple[Model, int, list[Item]]:
     job = prepare(load(job_file, {}))
-    read = (row for planned in job.plan.shards for row in source.read(job.plan, planned, item.columns_read(job)))
+    read = (row for planned in job.plan.shards for row in read_rows(job.plan, planned, item.columns_read(job)))
     return job.model, job.context, [item.make(row, job)[0] for row, _ in zip(read, range(rows or 10**9), strict=False)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import DEMO, MODEL, demo_records
 
 from batchgen.commands import bench
-from batchgen.input import source
+from batchgen.input.rows import Reader
 from batchgen.model import models
 from batchgen.output import journal, shard
 from batchgen.task import item
@@ -83,7 +83,7 @@ def test_a_job_that_cannot_run_is_one_line(batchgen, write_rows, tmp_path):
 
 def test_timers_are_gone_after_the_block():
     places = [
-        (source.Reader, "read"),
+        (Reader, "read"),
         (item, "draft"),
         (item, "fit_here"),
         (item, "finish"),

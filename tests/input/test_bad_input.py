@@ -10,7 +10,7 @@ import pytest
 from conftest import MODEL
 
 from batchgen.input.conversation import ASSISTANT, USER
-from batchgen.input.source import COMPRESSIONS
+from batchgen.input.plan import COMPRESSIONS
 
 GOOD = {"text": "Monday"}
 

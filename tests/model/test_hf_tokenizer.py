@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from batchgen.errors import JobError
-from batchgen.input.source import read
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model import models as batchgen_models
 from batchgen.model.hf_tokenizer import HfTokenizer
@@ -36,7 +36,7 @@ ROWS = [
 def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:  # noqa: F811
     tables = {"input": {"path": [str(write_rows(ROWS))]}, "output": {"path": str(tmp_path / "out")}, **tables}
     job = prepare(load(None, {"model": {"path": str(llama)}, **tables}))
-    return [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())]
+    return [make(row, job)[0].prompt for row in read_rows(job.plan, job.plan.shards[0], ())]
 
 
 def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
@@ -175,7 +175,7 @@ def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):  #
             },
         )
     )
-    assert [make(row, job)[0].prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
+    assert [make(row, job)[0].prompt for row in read_rows(job.plan, job.plan.shards[0], ())] == ["Monday is "]
 
 
 def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):  # noqa: F811
@@ -185,7 +185,7 @@ def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(lla
 
     def ids() -> list[int]:
         job = prepare(spec)
-        [row] = read(job.plan, job.plan.shards[0], ())
+        [row] = read_rows(job.plan, job.plan.shards[0], ())
         return make(row, job)[0].prompt_token_ids
 
     end = 1

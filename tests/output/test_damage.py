@@ -19,7 +19,7 @@ from batchgen.errors import JobError
 from batchgen.input import shapes
 from batchgen.input.conversation import Row
 from batchgen.input.formats import detect
-from batchgen.input.source import Shard
+from batchgen.input.plan import Shard
 from batchgen.job.sampling import Sampling
 from batchgen.output import folder, shard
 from batchgen.output.folder import checksum_path, rejects_path, shard_path, unsealed
