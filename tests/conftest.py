@@ -12,7 +12,7 @@ from batchgen.cli import cli
 from batchgen.engine.vllm import Engine
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model.models import load as load_model
+from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.output.claims import Claims
 from batchgen.run.prepare import Job, prepare

@@ -37,8 +37,7 @@ from ..input.plan import plan_input
 from ..input.rows import Reader, read_rows
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec, load
-from ..model import models
-from ..model.models import Model
+from ..model.model import Model, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import journal, opening, shard
 from ..output.claims import Claims
@@ -540,7 +539,7 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
 
 
 def _tokenizer_of(spec: JobSpec) -> Tokenizer:
-    tokenizer = models.load(spec.model.path).tokenizer
+    tokenizer = load_model(spec.model.path).tokenizer
     if not isinstance(tokenizer, Tokenizer):
         raise JobError(f"{spec.model.path}: has no spiece.model")
     return tokenizer

@@ -11,7 +11,7 @@ from ..errors import Reject
 from ..input import checks
 from ..job.spec import JobSpec
 from ..output import folder
-from ..prompt import prompt
+from ..prompt import formats
 from ..run.prepare import Job, prepare
 from ..task import item
 from ..task.item import Item
@@ -84,7 +84,7 @@ def _look_for_forged(forecast: Forecast, made: Item) -> None:
     job = forecast.job
     ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
     turns = [turn for turn in made.conversation if turn.text not in ours]
-    if what := prompt.forged(turns, job.format, job.model.tokenizer):
+    if what := formats.forged(turns, job.format, job.model.tokenizer):
         forecast.forged += 1
         forecast.first_forged = forecast.first_forged or (made.row, what)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import JobError, Reject, shown, warn
 from ..job.spec import InputTable, nearest
-from . import ids, passed, shapes
+from . import ids, passthrough, shapes
 from .conversation import is_text, kind_of
 from .plan import SAMPLE_ROWS, InputFile, Plan, locate
 from .rows import Reader
@@ -27,9 +27,9 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
         has_schema = file.is_columnar or file.format[0] == "csv"
         if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
             continue
-        names = passed.names_of(file)
+        names = passthrough.column_names(file)
         if template and template.missing(names):  # they may come later; rows without them are rejected one by one
-            names = passed.names_of(file, rows=None)
+            names = passthrough.column_names(file, rows=None)
         if template and (missing := template.missing(names)):
             raise JobError(
                 f"{shown(file.path)}: [prompt] template names {missing[0]}, which the file does not have; "
@@ -54,7 +54,7 @@ def check_names(files: Collection[InputFile], table: InputTable) -> None:
         for file in files:
             if not left:
                 return
-            seen |= dict.fromkeys(passed.names_of(file, rows))
+            seen |= dict.fromkeys(passthrough.column_names(file, rows))
             left = {key: name for key, name in left.items() if name not in seen}
     for key, name in left.items():
         has = ", ".join(seen) or "none"

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ..errors import Reject
-from . import passed
+from . import passthrough
 from .conversation import DEFAULT_ID, Row, names_nothing, row_id
 from .plan import Plan
 from .rows import Reader
@@ -70,7 +70,7 @@ def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
 def _has_ids(plan: Plan, column: str) -> bool:
     """Whether there are ids but row numbers, as far as the first rows of each file tell."""
     names = {column, "custom_id"} if column == DEFAULT_ID else {column}
-    return any(not names.isdisjoint(passed.names_of(file)) for file in plan.files)
+    return any(not names.isdisjoint(passthrough.column_names(file)) for file in plan.files)
 
 
 def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:

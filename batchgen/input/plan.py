@@ -18,14 +18,14 @@ import numpy as np
 from ..errors import JobError, Reject, shown, warn
 from . import files as filing
 from .conversation import Row
+from .file_formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
 from .files import find
-from .formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
 
 NEWLINE = ord("\n")
 # Names of the columns of JSONL are read off this many rows at the head of each file.
 SAMPLE_ROWS = 1000
 # Compressions by ending, as the first version knew them; exports are written by them too.
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+COMPRESSION_BY_ENDING = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
@@ -35,7 +35,7 @@ class InputFile(msgspec.Struct, frozen=True):
 
     path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: SHA-256 of the content up to
     `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them; kind,
-    compression: as its content says (formats.detect). The first version recorded neither: it went by the ending.
+    compression: as its content says (file_formats.detect). The first version recorded neither: it went by the ending.
     """
 
     path: str
@@ -67,7 +67,7 @@ class InputFile(msgspec.Struct, frozen=True):
 def _first_format(path: str) -> tuple[str, str]:
     """What the first version took a file for."""
     ending = _ending(path)
-    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSIONS.get(ending, ""))
+    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSION_BY_ENDING.get(ending, ""))
 
 
 def _ending(path: str) -> str:
@@ -171,7 +171,7 @@ def _as_before(found: list[str], named: list[str], latest: dict[str, InputFile])
 def _first_took(path: str) -> bool:
     name = filing.name_of(path)
     stem, ending = os.path.splitext(name)
-    return (stem if ending in COMPRESSIONS else name).endswith((*_FIRST_JSON_ENDINGS, ".parquet"))
+    return (stem if ending in COMPRESSION_BY_ENDING else name).endswith((*_FIRST_JSON_ENDINGS, ".parquet"))
 
 
 def _is_still_there(path: str) -> bool:

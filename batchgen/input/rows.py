@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from ..errors import JobError, shown
-from ..job.lengths import USUAL, RowLimits
+from ..job.row_limits import USUAL, RowLimits
 from .columns import Column
 from .conversation import Row
 from .cursor import Cursor, cursor_at

@@ -11,21 +11,20 @@ import pyarrow as pa
 from .. import __version__
 from ..engine import vllm as engine
 from ..errors import JobError, Reject
-from ..input import checks, first_format, passed
+from ..input import checks, first_format, passthrough
 from ..input.columns import Column, check_names
 from ..input.plan import Plan, Shard, grow, plan_input
 from ..input.template import Template
 from ..job import spec as job
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
-from ..model import models
-from ..model.models import Model
+from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import folder, opening, shard
 from ..output.folder import JobRecord
-from ..prompt import prompt
+from ..prompt import formats
 from ..prompt.checker import Checker
-from ..prompt.prompt import Render
+from ..prompt.formats import Render
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Job:
 
     @cached_property
     def render(self) -> Render:
-        return prompt.renderer(self.format, self.model.tokenizer, self.record.control_tokens)
+        return formats.renderer(self.format, self.model.tokenizer, self.record.control_tokens)
 
     @property
     def is_of_first_format(self) -> bool:
@@ -57,7 +56,7 @@ class Job:
 
     @property
     def on_overlength(self) -> str:
-        """How a prompt is shortened, as prompt.fit knows it."""
+        """How a prompt is shortened, as prompt.fit.fit takes it."""
         policy = self.spec.prompt.on_overlength
         return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
 
@@ -124,7 +123,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         versions={"batchgen": __version__, **engine.versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
-        schema=passed.written(columns),
+        schema=passthrough.written(columns),
         sha256=model.sha256,
     )
     return made(record)
@@ -188,8 +187,8 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
         was = job.with_defaults(old.results)["output"]["columns"]
-        recorded = passed.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
-    columns = passed.resolve(plan.files, texts, recorded)
+        recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
+    columns = passthrough.resolve(plan.files, texts, recorded)
     check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
     return columns
 
@@ -201,8 +200,8 @@ def _first_digests(plan: Plan) -> list[str]:
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     """The model, and the spec with its commit as the revision: whoever prepares the job again, a worker above all,
     takes that very copy from the cache and need not ask the hub."""
-    model = models.load(spec.model.path, spec.model.revision, spec.prompt.format)
-    models.check_release(model, spec.model.allow_withdrawn)
+    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format)
+    check_release(model, spec.model.allow_withdrawn)
     pinned = msgspec.structs.replace(spec.model, revision=model.revision or "")
     return msgspec.structs.replace(spec, model=pinned), model
 

@@ -9,18 +9,19 @@ import msgspec
 
 from ..engine.vllm import WHOLE
 from ..errors import Reject
-from ..input import bodies, conversation, first_format, own_sampling, shapes
+from ..input import batch_requests, conversation, first_format, row_sampling, shapes
 from ..input.conversation import Conversation, Row, Utterance
 from ..input.cursor import passed_value
 from ..input.rows import Reader
 from ..job import sampling
-from ..job.lengths import RowLimits
+from ..job.row_limits import RowLimits
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..output.journal import Entry
-from ..prompt import prompt, structured_outputs
+from ..prompt import structured_outputs
 from ..prompt.checker import ToFit, fit
-from ..prompt.prompt import Fitted
+from ..prompt.fit import Fitted
+from ..prompt.formats import response_text, to_model_text
 from ..run.prepare import Job
 from . import limits
 
@@ -66,7 +67,7 @@ class Item:
             "row": self.row,
             "sample": self.sample,
             "conversation": [utterance._asdict() for utterance in self.conversation],
-            "response": prompt.response_text(text, job.format),
+            "response": response_text(text, job.format),
             "finish_reason": entry.finish_reason,
             "prompt_tokens": len(self.prompt_token_ids),
             "truncated": self.truncated,
@@ -154,9 +155,9 @@ def draft(row: Row, job: Job) -> Draft:
     prefix, turns = _turns(record, shape, job)
     if len(turns) > spec.limits.turns:
         raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
-    request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
+    request = batch_requests.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
     columns = spec.input.seed, spec.input.sampling
-    params, n, seed = own_sampling.of_row(job.sampling, spec.sampling.n, record, request, *columns)
+    params, n, seed = row_sampling.of_row(job.sampling, spec.sampling.n, record, request, *columns)
     if params is not job.sampling or n != spec.sampling.n or seed is not None:
         _check_own(params, n, job)
     # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
@@ -236,7 +237,7 @@ def _as_written(params: Sampling, format: str) -> Sampling:
     """The same with its texts as the model writes them."""
     if not params.stop and not params.bad_words:
         return params
-    stop, bad_words = ([prompt.as_written(text, format) for text in texts] for texts in (params.stop, params.bad_words))
+    stop, bad_words = ([to_model_text(text, format) for text in texts] for texts in (params.stop, params.bad_words))
     return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
 
 

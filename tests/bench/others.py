@@ -16,7 +16,7 @@ from pathlib import Path
 
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model.models import Model
+from batchgen.model.model import Model
 from batchgen.run.prepare import prepare
 from batchgen.task import item
 from batchgen.task.item import Item

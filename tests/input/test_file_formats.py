@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import JobError, Reject
-from batchgen.input import compressed, formats
+from batchgen.input import compressed, file_formats
 from batchgen.input.compressed import decompressed
 from batchgen.input.plan import locate, plan_input
 from batchgen.input.rows import Reader, read_rows
@@ -142,10 +142,10 @@ def test_elements_of_any_array_are_found_whatever_the_chunks_and_from_any_elemen
     def pieces(begin):
         return iter([text[at : at + size] for at in range(begin, len(text), size)])
 
-    found = list(formats.elements(pieces(0), "json", 0))
+    found = list(file_formats.elements(pieces(0), "json", 0))
     assert [msgspec.json.decode(element) for _, _, element in found] == values
     for number, (begin, following, _) in enumerate(found):
-        again = formats.elements(pieces(begin), "json", begin)
+        again = file_formats.elements(pieces(begin), "json", begin)
         assert [msgspec.json.decode(element) for _, _, element in again] == values[number:]
         assert number + 1 == len(found) or following == found[number + 1][0]
 
@@ -163,7 +163,7 @@ def test_elements_of_any_array_are_found_whatever_the_chunks_and_from_any_elemen
     ],
 )
 def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
-    assert [element for _, _, element in formats.elements(iter([text]), "json", 0)] == elements
+    assert [element for _, _, element in file_formats.elements(iter([text]), "json", 0)] == elements
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_one_pass_over_all_shards_opens_and_decodes_a_file_once(tmp_path, monkey
     plan = plan_input([str(tmp_path / name)], 100)
     size = plan.files[0].end if name.endswith(".gz") else 0
     opened, decoded = [], []
-    for module, opener in ((formats, "open_raw"), (formats, "open_arrow")):
+    for module, opener in ((file_formats, "open_raw"), (file_formats, "open_arrow")):
         real = getattr(module, opener)
         monkeypatch.setattr(module, opener, lambda *given, real=real: opened.append(given[0]) or real(*given))
     inflate = zlib.decompressobj

@@ -19,7 +19,7 @@ from processes import hook
 
 from batchgen.errors import JobError, Stopped
 from batchgen.input import files
-from batchgen.input.formats import chunks
+from batchgen.input.file_formats import chunks
 from batchgen.input.plan import locate, plan_input
 from batchgen.input.rows import Reader, read_rows
 from batchgen.job.spec import load
@@ -187,7 +187,7 @@ def test_input_that_cannot_be_read_for_a_moment_is_no_mistake_of_the_user(tmp_pa
             raise OSError(number, os.strerror(number))
         return stat(given, **how)
 
-    monkeypatch.setattr("batchgen.input.formats.open_raw", lambda path, running=False: Broken(number))
+    monkeypatch.setattr("batchgen.input.file_formats.open_raw", lambda path, running=False: Broken(number))
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now"):
         plan_input([str(path)], 4)
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now"):

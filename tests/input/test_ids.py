@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL
 
 from batchgen.errors import Reject
-from batchgen.input import ids, passed
+from batchgen.input import ids, passthrough
 from batchgen.input.conversation import row_id
 from batchgen.input.ids import Survey, survey
 from batchgen.input.plan import plan_input
@@ -203,5 +203,5 @@ def test_a_worker_does_not_look_again_for_columns_that_its_run_has_found(write_r
     }
     spec = load(None, {**tables, "input": {"path": [str(rows)], "id": "title"}})
     record = prepare(spec).record
-    monkeypatch.setattr(passed, "names_of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(passthrough, "names_of", lambda *_: pytest.fail("read again"))
     assert prepare(spec, begun=record).record is record

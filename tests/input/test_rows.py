@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from batchgen.errors import JobError, Reject
-from batchgen.input import checks, passed
+from batchgen.input import checks, passthrough
 from batchgen.input import plan as planning
+from batchgen.input.file_formats import CHUNK, detect
 from batchgen.input.files import find
-from batchgen.input.formats import CHUNK, detect
-from batchgen.input.plan import COMPRESSIONS, Plan, grow, locator, plan_input
+from batchgen.input.plan import COMPRESSION_BY_ENDING, Plan, grow, locator, plan_input
 from batchgen.input.rows import read_rows
 from batchgen.output import shard
 
@@ -52,11 +52,11 @@ def test_rows_are_numbered_over_jsonl_and_parquet_and_shards_cross_files(tmp_pat
     assert read_all(plan) == [(i, str(i)) for i in range(17)]
 
 
-@pytest.mark.parametrize("ending", COMPRESSIONS)
+@pytest.mark.parametrize("ending", COMPRESSION_BY_ENDING)
 def test_compressed_files_are_read_from_any_shard(tmp_path, ending):
     text = "".join(f'{{"text": "{i}"}}\n' for i in range(200_000)).encode()
     path = tmp_path / f"in.jsonl{ending}"
-    with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, COMPRESSIONS[ending]) as stream:
+    with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, COMPRESSION_BY_ENDING[ending]) as stream:
         stream.write(text)
     plan = plan_input([str(path)], 60_000)
     assert len(text) > 2 * CHUNK
@@ -226,7 +226,7 @@ def test_json_and_parquet_that_disagree_on_a_columns_type(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "x": [1]}), tmp_path / "b.parquet")
     plan = plan_input([str(tmp_path)], 4)
     with pytest.raises(JobError, match=r"column x: string in .*a\.jsonl, int64 in .*b\.parquet"):
-        passed.resolve(plan.files, ["x"])
+        passthrough.resolve(plan.files, ["x"])
 
 
 def test_what_is_rejected_shows_4_kib_of_its_row_and_how_long_it_is(tmp_path):
@@ -259,9 +259,9 @@ def test_where_rows_stand_in_files_of_any_kind_that_grew(tmp_path):
 def test_heads_of_files_are_not_parsed_where_no_template_asks(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "in.jsonl", 0, 5)
     plan = plan_input([str(path)], 4)
-    monkeypatch.setattr(passed, "_raws", lambda file: pytest.fail("read"))
+    monkeypatch.setattr(passthrough, "_raws", lambda file: pytest.fail("read"))
     checks.check_columns(plan.files, "auto", None)
-    assert passed.resolve(plan.files, []) == []
+    assert passthrough.resolve(plan.files, []) == []
 
 
 def test_a_job_of_the_first_version_keeps_the_input_that_it_had(tmp_path):

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from batchgen.errors import JobError
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model import models as batchgen_models
 from batchgen.model.hf_tokenizer import HfTokenizer
+from batchgen.model.model import load_model
 from batchgen.output import folder, opening
 from batchgen.run.prepare import prepare
 from batchgen.task.item import make
@@ -64,7 +64,7 @@ def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchge
 
 
 def test_any_of_the_ids_that_end_a_text_ends_a_response(llama):  # noqa: F811
-    assert batchgen_models.load(str(llama)).tokenizer.eos_ids == [1, 5]
+    assert load_model(str(llama)).tokenizer.eos_ids == [1, 5]
 
 
 def test_the_jobs_system_message_is_for_rows_that_have_none(llama, tmp_path, write_rows):  # noqa: F811
@@ -136,7 +136,7 @@ def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batch
 
 
 def test_a_long_text_is_rejected_before_it_is_encoded(llama):  # noqa: F811
-    tokenizer = batchgen_models.load(str(llama)).tokenizer
+    tokenizer = load_model(str(llama)).tokenizer
     for text in ("Monday is fine. " * 50_000, "月曜" * 400_000, "\n\n- " * 200_000, "a" * 800_000):
         assert tokenizer.exceeds(text, 100)
         count = len(tokenizer.encode(text[:100_000]))
