@@ -789,12 +789,12 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
     """
     with exit_codes():
         from .commands import inspect_model
-        from .model import models
+        from .model.model import check_release, load_model
 
-        found = models.load(model_path(model, current_folder()), revision)
+        found = load_model(model_path(model, current_folder()), revision)
         for name, value in inspect_model.describe(found):
             say(f"{name:15}  {shown(value)}")
-        models.check_release(found, allow_withdrawn)
+        check_release(found, allow_withdrawn)
 
 
 @cli.command("demo", short_help="Write the demo model, its data and a job file.")

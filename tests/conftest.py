@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from batchgen.cli import cli
 from batchgen.engine.vllm import Engine
-from batchgen.input import source
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model.models import load as load_model
+from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.output.claims import Claims
 from batchgen.run.prepare import Job, prepare
@@ -88,7 +88,7 @@ def item_of(write_rows, tmp_path):
         tables = {"model": {"path": str(MODEL)}, "output": {"path": str(tmp_path / "of one")}, **tables}
         tables["input"] = {"path": [str(write_rows([record], "one.jsonl"))]}
         job = prepare(load(None, tables))
-        [row] = source.read(job.plan, job.plan.shards[0], job.task.columns_read)
+        [row] = read_rows(job.plan, job.plan.shards[0], job.task.columns_read)
         return job.task.prepare_row(row), job
 
     return make

@@ -14,7 +14,8 @@ from unittest import mock
 from conftest import MODEL
 
 import batchgen.engine.vllm
-import batchgen.model.models
+import batchgen.model.model
+import batchgen.run.prepare
 import batchgen.run.run
 from batchgen.engine.vllm import Engine
 from batchgen.errors import Stopped, on_disk
@@ -55,7 +56,7 @@ class _Here:
             self._progress.write(f"batchgen: warning: {report.text}")
 
 
-_load_model = functools.cache(batchgen.model.models.load)
+_load_model = functools.cache(batchgen.model.model.load_model)
 
 
 def spec_of(
@@ -94,7 +95,7 @@ def run_here(engine: Engine, spec: JobSpec) -> Outcome:
         mock.patch.object(_Here, "engine", engine, create=True),
         # What reads vLLM's source and the model, and has nothing to do with the disk:
         mock.patch.object(batchgen.engine.vllm, "check_args"),
-        mock.patch.object(batchgen.model.models, "load", _load_model),
+        mock.patch.object(batchgen.run.prepare, "load_model", _load_model),
     ):
         return batchgen.run.run.run(spec)
 

@@ -33,11 +33,11 @@ from ..engine.vllm import Engine, Response, set_up_process
 from ..errors import JobError, MachineError, Reject
 from ..host import environment
 from ..host.lifeline import die_with_parent
-from ..input import source
+from ..input.plan import plan_input
+from ..input.rows import Reader, read_rows
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec, load
-from ..model import models
-from ..model.models import Model
+from ..model.model import Model, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import journal, opening, shard
 from ..output.claims import Claims
@@ -127,7 +127,7 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
     """
     seconds: dict[str, float] = {}
     places: list[tuple[Any, str, str]] = [
-        (source.Reader, "read", "read"),
+        (Reader, "read", "read"),
         (Generate, "draft", "render, encode"),
         (Generate, "fit_here", "render, encode"),
         (Generate, "finish", "render, encode"),
@@ -540,7 +540,7 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
 
 
 def _tokenizer_of(spec: JobSpec) -> Tokenizer:
-    tokenizer = models.load(spec.model.path).tokenizer
+    tokenizer = load_model(spec.model.path).tokenizer
     if not isinstance(tokenizer, Tokenizer):
         raise JobError(f"{spec.model.path}: has no spiece.model")
     return tokenizer
@@ -581,9 +581,9 @@ def measure_input(gigabytes: float, rounds: int = 3) -> Figures:
         for _ in range(rounds):  # by turns; all but the very first reading finds the file in the page cache
             plain.append(_seconds(lambda: _read_plainly(path, lambda chunk: None)))
             digest.append(_seconds(lambda: _read_plainly(path, hashlib.sha256().update)))
-            planned.append(_seconds(lambda: source.plan([str(path)], 4096)))
-        plan = source.plan([str(path)], 4096)
-        last = _seconds(lambda: next(source.read(plan, plan.shards[-1], [])))
+            planned.append(_seconds(lambda: plan_input([str(path)], 4096)))
+        plan = plan_input([str(path)], 4096)
+        last = _seconds(lambda: next(read_rows(plan, plan.shards[-1], [])))
     return {
         "bytes": size,
         "rows": plan.rows,

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from ..errors import JobError, on_disk, warn
 from ..input import ids
-from ..input.source import COMPRESSIONS, Shard
-from ..job.places import check_place
+from ..input.plan import COMPRESSION_BY_ENDING, Shard
+from ..job.output_path import check_output_path
 from ..job.spec import nearest
 from ..output import folder, opening, owners, shard
 from ..output.folder import JobRecord, sync_folder
@@ -71,7 +71,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     if columns and format == "openai-batch":
         raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
     with on_disk(to.parent):
-        check_place("--to", str(to))
+        check_output_path("--to", str(to))
         owners.check_link(f"--to {to}", to)
         if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
             raise JobError(
@@ -89,7 +89,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
 
 
 def _format_of(to: Path) -> str:
-    name = to.with_suffix("") if to.suffix in COMPRESSIONS else to
+    name = to.with_suffix("") if to.suffix in COMPRESSION_BY_ENDING else to
     if to.suffix == ".parquet":
         return "parquet"
     if name.suffix in (".jsonl", ".ndjson"):
@@ -355,8 +355,8 @@ def _text_file(made: Path) -> Iterator[Callable[[Any], object]]:
     """Gives a function that writes a value as a line of JSON. The ending tells the compression, if any."""
     encoder = msgspec.json.Encoder(enc_hook=str)
     with made.open("wb") as stream:
-        if made.suffix in COMPRESSIONS:
-            with pa.CompressedOutputStream(stream, COMPRESSIONS[made.suffix]) as compressed:
+        if made.suffix in COMPRESSION_BY_ENDING:
+            with pa.CompressedOutputStream(stream, COMPRESSION_BY_ENDING[made.suffix]) as compressed:
                 yield lambda value: compressed.write(encoder.encode(value) + b"\n")
         else:
             yield lambda value: stream.write(encoder.encode(value) + b"\n")

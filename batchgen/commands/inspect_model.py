@@ -7,7 +7,7 @@ import msgspec
 
 from ..job.sampling import JobSampling
 from ..model import series
-from ..model.models import Model
+from ..model.model import Model
 
 _FORMATS = {
     "speaker": "speaker: `ユーザー: text` lines, joined by newlines, then `システム: `",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Reject
-from ..input import ids
+from ..input import checks
 from ..job.spec import JobSpec
 from ..output import folder
-from ..prompt import prompt
+from ..prompt import formats
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
 from ..task.generate import Prompted
@@ -64,7 +64,7 @@ def plan(spec: JobSpec) -> Forecast:
     job = prepare(spec)
     old = folder.read_job(job.out)
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
-        ids.tell(job.plan, spec.input, bool(spec.prompt.template))
+        checks.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     blocks: set[int] = set()
     for made in _prompts(job):
@@ -84,7 +84,7 @@ def _look_for_forged(forecast: Forecast, made: Prompted) -> None:
     job = forecast.job
     ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
     turns = [turn for turn in made.conversation if turn.text not in ours]
-    if what := prompt.forged(turns, job.task.format, job.model.tokenizer):
+    if what := formats.forged(turns, job.task.format, job.model.tokenizer):
         forecast.forged += 1
         forecast.first_forged = forecast.first_forged or (made.row, what)
 

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow.dataset as ds
 
 from ..errors import JobError
-from ..input import source
+from ..input.plan import changed_files, locator, only_rows
 from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
 from ..output import folder, shard
@@ -49,14 +49,14 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     spec = _changed(old, flags)
     if Path(spec.output.path).resolve() == out.resolve():
         raise JobError(f"--output {out}: a retry needs a folder of its own")
-    if changed := source.changes(record.plan, trust_times=True, growing=grows(record)):
+    if changed := changed_files(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
     rows = _rows_that_ended(out, record, reasons)
     if not rows:
         raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
 
     def prepared() -> Job:
-        job = prepare(spec, source.pick(record.plan, rows))
+        job = prepare(spec, only_rows(record.plan, rows))
         job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
         return job
 
@@ -95,6 +95,6 @@ def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[in
 def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
     record, _ = open_finished(out)
-    place = source.places(record.plan)
+    place = locator(record.plan)
     lines = (line for planned in record.plan.shards for line in shard.read_rejects(out, planned))
     return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)

@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import JobError
 from ..host import safeopen
-from ..input.source import Shard
+from ..input.plan import Shard
 from ..output import folder
 from ..output import heartbeat as beat
 from ..output.heartbeat import Activity, Beat

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from ..errors import Reject, on_disk
 from ..host import safeopen
-from ..input import source
-from ..input.source import Reader, Shard
+from ..input.plan import Shard, changed_files
+from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
 from ..output import folder, opening, owners, shard
@@ -85,7 +85,7 @@ def verify(out: Path, writing: Writing = Writing()) -> Verdict:
 def _verify(out: Path, writing: Writing) -> Verdict:
     record, spec = open_finished(out)
     verdict = Verdict()
-    changed = source.changes(record.plan, trust_times=False, growing=grows(record))
+    changed = changed_files(record.plan, trust_times=False, growing=grows(record))
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict

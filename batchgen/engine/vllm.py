@@ -27,7 +27,7 @@ from ..errors import JobError, Reject, in_one_line, warn
 from ..host import environment
 from ..job.sampling import Sampling
 from ..job.spec import nearest
-from ..model.models import Model
+from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..task.task import WHOLE
 from . import scratch

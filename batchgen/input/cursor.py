@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import JobError, Reject, shown
-from ..host import sizes
-from ..job.lengths import USUAL, RowLimits, has_too_many_values, too_large, too_many_values
+from ..host import arrow_sizes
+from ..job.row_limits import USUAL, RowLimits, has_too_many_values, too_large, too_many_values
 from . import columns
 from .columns import Cell, Column, Fitted, Record, Unreadable
 from .conversation import BYTE_ORDER_MARK, Row
-from .formats import (
+from .file_formats import (
     BY_BYTE,
     CHUNK,
     COLUMNAR,
@@ -209,7 +209,7 @@ class TableCursor:
     def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The batch in parts that are small enough to be held as Python's values, of at least a row."""
         try:
-            ends = np.cumsum(sizes.of_rows(batch, batch.schema.names))
+            ends = np.cumsum(arrow_sizes.of_rows(batch, batch.schema.names))
         except (IndexError, ValueError):  # offsets that point nowhere
             raise JobError(f"{shown(self._table.path)}: damaged at row {self.position} or behind it") from None
         begin = 0
@@ -222,7 +222,7 @@ class TableCursor:
     def _rows(self, batch: pa.RecordBatch, number: int, size: int) -> Iterator[Row]:
         most = self._limits.row_bytes
         if size > most and batch.num_rows > 1:  # each by itself
-            for index, one in enumerate(sizes.of_rows(batch, batch.schema.names).tolist()):
+            for index, one in enumerate(arrow_sizes.of_rows(batch, batch.schema.names).tolist()):
                 yield from self._rows(batch.slice(index, 1), number + index, one)
             return
         if size > most and (why := self._too_large(batch)):
@@ -236,16 +236,16 @@ class TableCursor:
             column.name: columns.fit(self._plain(batch, column.source), column, is_parquet) for column in self._passed
         }
         passed = list(dict.fromkeys(column.source for column in self._passed))
-        shares = (sizes.of_rows(batch, passed, 0) // max(1, len(passed))).tolist()
+        shares = (arrow_sizes.of_rows(batch, passed, 0) // max(1, len(passed))).tolist()
         for index in range(batch.num_rows):
             raw = make(zip(self._used, (column[index] for column in values), strict=True))
             yield Row(number + index, raw, _Cells(fitted, index, shares[index]))
 
     def _too_large(self, row: pa.RecordBatch) -> Reject | None:
         limits = self._limits
-        if (size := int(sizes.of_rows(row, row.schema.names, 0)[0])) > limits.row_bytes:
+        if (size := int(arrow_sizes.of_rows(row, row.schema.names, 0)[0])) > limits.row_bytes:
             return Reject("too_large", too_large(size, limits.row_bytes))
-        if sizes.of_rows(row, self._used)[0] > limits.row_bytes + sizes.VALUE * limits.row_values:
+        if arrow_sizes.of_rows(row, self._used)[0] > limits.row_bytes + arrow_sizes.VALUE * limits.row_values:
             return Reject("too_large", too_many_values(limits.row_values))
         return None
 

@@ -466,7 +466,7 @@ def _may_be_data(name: str) -> bool:
 
 def _looks_like_data(path: str) -> bool:
     """A file whose name says nothing, such as Spark's part-00000 or the hub's blobs."""
-    from .formats import looks_like_data
+    from .file_formats import looks_like_data
 
     with open(path, "rb") as stream:
         return looks_like_data(stream.read(4096))

@@ -2,7 +2,7 @@
 rows that are still to be answered must become the prompts that they would have become then.
 
 That version left aside system columns, contexts and histories, and had other rules for parts of a text, for roles, for
-ids and for where a text is clipped. Folders of later formats go by shapes.py, conversation.py and prompt.py.
+ids and for where a text is clipped. Folders of later formats go by shapes.py, conversation.py and prompt/fit.py.
 """
 
 import re
@@ -15,7 +15,7 @@ from ..errors import Reject
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance, kind_of
 
 FORMAT = 1
-CLIP = "clip@1"  # what clip meant then, as prompt.fit knows it
+CLIP = "clip@1"  # what clip meant then, as prompt.fit.fit takes it
 Record = dict[str, Any]
 
 _SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}
@@ -163,7 +163,7 @@ _SHAPES = {
 
 
 def clip(conversation: Conversation, fitting: Callable[[Conversation], Any], limit: int) -> Any:
-    """As prompt.fit asks it of its ways to shorten: cut between characters that no accent follows."""
+    """As prompt.fit.fit asks it of its ways to shorten: cut between characters that no accent follows."""
     last = conversation[-1].text
 
     def cut(start: int) -> Any:

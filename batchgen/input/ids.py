@@ -1,48 +1,19 @@
 """Names over the whole input: columns that the user names are there, no two rows have one id, none is left aside."""
 
 import hashlib
-import itertools
 from array import array
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from ..errors import JobError, Reject, warn
-from ..job.spec import InputTable, nearest
-from . import passed, shapes, source
-from .conversation import DEFAULT_ID, Row, is_text, kind_of, names_nothing, row_id
-from .source import SAMPLE_ROWS, InputFile, Plan
-
-FILES, HEAD_ROWS = 100, 20  # whose first rows are looked at for columns that are left aside
-FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
-
-
-def check_names(files: Collection[InputFile], table: InputTable) -> None:
-    """The columns that the user named must be in some file: in its schema, or in one of its rows. The default names
-    need not be. Raises JobError."""
-    defaults = {field.name: field.default for field in msgspec.structs.fields(InputTable)}
-    asked = {key: getattr(table, key) for key in FLAGS}
-    left = {key: name for key, name in asked.items() if name and name != defaults[key]}
-    seen: dict[str, None] = {}
-    for rows in (SAMPLE_ROWS, None):  # most often the first rows tell
-        for file in files:
-            if not left:
-                return
-            seen |= dict.fromkeys(passed.names_of(file, rows))
-            left = {key: name for key, name in left.items() if name not in seen}
-    for key, name in left.items():
-        has = ", ".join(seen) or "none"
-        raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; there are {has}{_hint(name, seen)}")
-
-
-def _hint(name: str, seen: Iterable[str]) -> str:
-    """The name that comes closest; all of them have been told."""
-    close = nearest(name, seen)
-    return close if "did you mean" in close else ""
+from ..errors import Reject
+from . import passthrough
+from .conversation import DEFAULT_ID, Row, names_nothing, row_id
+from .plan import Plan
+from .rows import Reader
 
 
 @dataclass(frozen=True)
@@ -54,51 +25,6 @@ class Survey:
     twice: tuple[int, int, str] | None = None
     nameless: int = 0
     first_nameless: int | None = None
-
-
-def tell(plan: Plan, table: InputTable, has_template: bool) -> None:
-    """Warns of ids that name two rows, or nothing, and of system columns that are not used."""
-    if table.system is None and not has_template and (found := unused_system(plan, table.format)):
-        row, name, why = found
-        warn(
-            f"{source.place(plan, row)}: column {name} is not used, as {why}; --system-column names the column of "
-            "system messages, --system-column '' says that there is none"
-        )
-    _tell_of_ids(plan, table.id)
-
-
-def unused_system(plan: Plan, format: str) -> tuple[int, str, str] | None:
-    """(row, column, why) of a system column whose text does not get into the prompt, as far as the first rows of the
-    files tell."""
-    reader = source.Reader(plan, shapes.COLUMNS)
-    heads = {planned.file: planned for planned in reversed(plan.shards)}  # the first shard of each file
-    for planned in sorted(heads.values(), key=lambda planned: planned.file)[:FILES]:
-        for row in itertools.islice(reader.read(planned), HEAD_ROWS):
-            with suppress(Reject):
-                record = row.record()
-                shape = shapes.shape_of(record, format)
-                for name in shapes.SYSTEMS:
-                    value = record.get(name)
-                    if is_text(value) and not shapes.SHAPES[shape].system:
-                        return row.number, name, f"rows of shape {shape} have no system column"
-                    if value and isinstance(value, list | dict) and shapes.SHAPES[shape].system:
-                        return row.number, name, f"it is {kind_of(value)}, not text"
-    return None
-
-
-def _tell_of_ids(plan: Plan, column: str) -> None:
-    found = survey(plan, column)
-    if found.twice:
-        first, second, id = found.twice
-        warn(
-            f"{found.repeated:,} row(s) have the id of an earlier row, such as {id!r:.80} at "
-            f"{source.place(plan, first)} and {source.place(plan, second)}: one id and one prompt get one response"
-        )
-    if found.first_nameless is not None:
-        warn(
-            f"the column id of {found.nameless:,} row(s) names nothing, the first at "
-            f"{source.place(plan, found.first_nameless)}: they go by their number (--id '' for all rows)"
-        )
 
 
 def survey(plan: Plan, column: str) -> Survey:
@@ -144,14 +70,14 @@ def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
 def _has_ids(plan: Plan, column: str) -> bool:
     """Whether there are ids but row numbers, as far as the first rows of each file tell."""
     names = {column, "custom_id"} if column == DEFAULT_ID else {column}
-    return any(not names.isdisjoint(passed.names_of(file)) for file in plan.files)
+    return any(not names.isdisjoint(passthrough.column_names(file)) for file in plan.files)
 
 
 def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
     """(row number, id, whether its column `id` names nothing) of all rows that can be read."""
     wanted = [column, "custom_id", "body", "params"] if column == DEFAULT_ID else [column]
     decoder = _decoder(column)
-    reader = source.Reader(plan, wanted)
+    reader = Reader(plan, wanted)
     for shard in plan.shards:
         for row in reader.read(shard):
             try:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..errors import Reject
 from . import transcripts, turns
-from .bodies import conversation_of_request, request_of
+from .batch_requests import conversation_of_request, request_of
 from .conversation import (
     ASSISTANT,
     SYSTEM,

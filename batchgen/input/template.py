@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import Reject
-from ..job import lengths
+from ..job import row_limits
 from .conversation import USER, Conversation, Utterance, decoded, text_of
 from .turns import as_turn
 
@@ -78,7 +78,7 @@ def _field(whole: str) -> Field:
     path, conversion, format = parts["path"], parts["conversion"] or "", parts["format"] or ""
     if not path:
         raise ValueError(f"{{{whole}}} is not the name of a column")
-    lengths.check_width(format)
+    row_limits.check_width(format)
     keys = [path]
     if reaching := _PATH.fullmatch(path):
         keys = [reaching["root"], *(dotted or bracketed for dotted, bracketed in _KEY.findall(reaching["keys"]))]

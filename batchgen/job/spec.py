@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from ..errors import JobError, on_disk, plain, shown
 from ..host import clock, credentials
-from .lengths import ROW_BYTES, ROW_VALUES
-from .places import check_place
+from .output_path import check_output_path
+from .row_limits import ROW_BYTES, ROW_VALUES
 from .sampling import INT32, JobSampling, Sampling
 from .trust import refuse_risks
 
@@ -239,7 +239,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     except msgspec.ValidationError as error:
         raise JobError(f"{where}: {_readable(str(error))}") from None
     with on_disk(Path(spec.output.path)):
-        check_place(f"{where}: [output] path", spec.output.path)
+        check_output_path(f"{where}: [output] path", spec.output.path)
     return spec
 
 

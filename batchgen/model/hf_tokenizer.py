@@ -16,9 +16,8 @@ from msgspec import Meta
 from ..errors import JobError, Reject
 from ..host import trial
 from ..input.conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance
-from ..job import lengths
 from ..job.sampling import MinP, RepetitionPenalty, Temperature, TopK, TopP
-from . import hub, model_files
+from . import hub, model_files, token_bound
 
 _ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
 # Characters that no text has a meaning for: one marks control tokens, the others stand for them in what is said.
@@ -198,7 +197,7 @@ class HfTokenizer:
 
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether a text surely has more tokens than so many, without encoding it; False says nothing."""
-        return self._longest is not None and lengths.exceeds(text, tokens, self._longest, self._least)
+        return self._longest is not None and token_bound.exceeds(text, tokens, self._longest, self._least)
 
     def _least(self, text: str) -> int:
         letters = "".join(text.split())  # some tokens take any number of blanks around them away
@@ -233,7 +232,7 @@ class HfTokenizer:
 
 def _patience(folder: Path) -> int:
     """Seconds of computing in which a tokenizer is to be loaded: 128,000 tokens in 11 MB took 2.3."""
-    return 5 + sum(path.stat().st_size for path in model_files.matching(folder, hub.TEXTS)) // (4 << 20)
+    return 5 + sum(path.stat().st_size for path in model_files.matching(folder, hub.FILES)) // (4 << 20)
 
 
 def _clock(day: str) -> Any:

@@ -13,19 +13,19 @@ from ..job.spec import is_hub_name
 
 # Every file but the weights that may decide what a model reads and writes, by name or pattern. Records of batchgen 0.2
 # have no others of them than the first.
-FIRST_TEXTS = (
+FILES_OF_0_2 = (
     *("config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "vocab.txt"),
 )
 # What vLLM reads beside config.json, whatever the tokenizer: which files hold the weights, and how they are quantized.
-ENGINE_TEXTS = (
+ENGINE_FILES = (
     *("generation_config.json", "*.index.json"),
     *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
 )
-TEXTS = (
-    *FIRST_TEXTS,
-    *ENGINE_TEXTS,
+FILES = (
+    *FILES_OF_0_2,
+    *ENGINE_FILES,
     *("additional_chat_templates/*.jinja", "tokenizer.model.*", "tekken.json", "*.tiktoken", "vocab.bpe"),
     *("encoder.json", "bpe.codes", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
 )
@@ -95,7 +95,7 @@ def _on_hub(name: str, revision: str) -> Found:
         files = [file.rfilename for file in hub.HfApi().model_info(name, revision=revision).siblings or []]
         refuse_images(files, name)
         weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, weights]))
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*FILES, weights]))
     except errors.RevisionNotFoundError:
         raise JobError(f"{name}: has no revision {revision}; name a branch, tag or commit of it") from None
     except errors.GatedRepoError:
@@ -137,7 +137,7 @@ def _cached(name: str, revision: str) -> Found | None:
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = [*TEXTS, "*.safetensors"]
+    patterns = [*FILES, "*.safetensors"]
     try:
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:

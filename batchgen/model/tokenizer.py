@@ -20,8 +20,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import JobError
-from ..job import lengths
-from . import model_files
+from . import model_files, token_bound
 
 _MOST_PIECES = 1 << 19  # of tokenizers that are known 262,144
 _LONGEST_ROLE = 256  # characters of the name of a special token
@@ -138,7 +137,7 @@ class Tokenizer:
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether a text surely has more tokens than so many, at a cost that does not grow with what it has more;
         encoding takes 30 bytes of memory a character. False says nothing."""
-        return lengths.exceeds(text, tokens, self._longest, self._least)
+        return token_bound.exceeds(text, tokens, self._longest, self._least)
 
     def _least(self, text: str) -> int:
         normal: str = self.model.normalize(text)

@@ -20,8 +20,8 @@ from .. import __version__
 from ..errors import JobError, on_disk, warn
 from ..host import credentials, safeopen
 from ..input.compressed import COMPRESSIONS
-from ..input.formats import KINDS
-from ..input.source import InputFile, Plan, Shard
+from ..input.file_formats import KINDS
+from ..input.plan import InputFile, Plan, Shard
 from ..job.spec import TABLES, JobSpec, fingerprint, with_defaults
 
 # What a file system without hard links says to a link.
@@ -45,7 +45,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     begun in; fingerprint: its digest; spec: as resolved by the run that opened the folder last; after: the fingerprint
     of the job that was in the folder when this one was prepared; retry_of: the job whose rows these are, and why they
     were picked, if it is a retry; sha256: of the model's weights, which results name by MD5; schema: the Arrow types
-    of the passed-through columns (passed.written), empty in jobs of the first version."""
+    of the passed-through columns (passthrough.written), empty in jobs of the first version."""
 
     format: int = 1
     fingerprint: str

@@ -14,7 +14,7 @@ from ..errors import JobError, Reject
 from ..host import safeopen
 from ..input.columns import Cell, Column, assemble
 from ..input.conversation import Row
-from ..input.source import Shard
+from ..input.plan import Shard
 from .folder import (
     check_links,
     checksum_path,

@@ -30,11 +30,12 @@ from ..input.conversation import Conversation
 from ..job.sampling import Sampling
 from ..job.spec import LimitsTable
 from ..model.hf_tokenizer import HfTokenizer, load_theirs
-from ..model.models import Model
+from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..model.vllm_tokenizer import VllmTokenizer
-from . import prompt, structured_outputs
-from .prompt import Fitted
+from . import fit as fitting
+from . import formats, structured_outputs
+from .fit import Fitted
 
 PATIENCE = 20  # times the processor time of a check that may go by: it may sleep, or wait for a processor
 REMEMBERED = 1024  # schemas: rows mostly share a few of them
@@ -75,11 +76,11 @@ class ToFit(NamedTuple):
     limit: int
 
 
-def fit(asked: ToFit, render: prompt.Render, tokenizer: Tokenizer | HfTokenizer, policy: str, format: str) -> Fitted:
+def fit(asked: ToFit, render: formats.Render, tokenizer: Tokenizer | HfTokenizer, policy: str, format: str) -> Fitted:
     """The prompt of a conversation, in this process. Raises Reject."""
     talk, prefix, limit = asked
     verbatim = format != "chat-template"
-    return prompt.fit(talk, prefix, render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
+    return fitting.fit(talk, prefix, render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -317,11 +318,11 @@ def _load(setup: Setup) -> Check:
     tokenizer = HfTokenizer.tried(Path(setup.folder), setup.generation_config)
     tokenizer.date = setup.prompts.date
     tokenizer.prepare_guard()
-    render = prompt.renderer(setup.prompts.format, tokenizer, setup.prompts.control_tokens)
+    render = formats.renderer(setup.prompts.format, tokenizer, setup.prompts.control_tokens)
     return partial(_fit, render, tokenizer, setup.prompts)
 
 
-def _fit(render: prompt.Render, tokenizer: HfTokenizer, setup: PromptSetup, question: Any) -> Answer:
+def _fit(render: formats.Render, tokenizer: HfTokenizer, setup: PromptSetup, question: Any) -> Answer:
     return Fits(fit(msgspec.convert(question, ToFit), render, tokenizer, setup.policy, setup.format))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import Reject
 from ..input.conversation import Row
-from ..input.source import Shard
+from ..input.plan import Shard
 from ..output import shard
 from ..output.journal import Journal
 from ..task.task import Answer, Entry, Name, Request, Task, Work

@@ -10,16 +10,16 @@ import msgspec
 from .. import __version__
 from ..engine import vllm as engine
 from ..errors import JobError, Reject
-from ..input import first_format, ids, passed, source
+from ..input import checks, first_format, passthrough
 from ..input.columns import Column, check_names
-from ..input.source import Plan, Reader, Shard
+from ..input.plan import Plan, Shard, grow, plan_input
+from ..input.rows import Reader
 from ..input.template import Template
 from ..job import spec as job
-from ..job.lengths import RowLimits
+from ..job.row_limits import RowLimits
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
-from ..model import models
-from ..model.models import Model
+from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import folder, opening, shard
 from ..output.folder import JobRecord
@@ -71,10 +71,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         is_new = old is None or plan is not old.plan
     template = _template(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
-        source.check_columns(plan.files, spec.input.format, template)
-        ids.check_names(plan.files, spec.input)
+        checks.check_columns(plan.files, spec.input.format, template)
+        checks.check_names(plan.files, spec.input)
     if is_new:
-        ids.tell(plan, spec.input, bool(template))
+        checks.tell(plan, spec.input, bool(template))
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
@@ -115,7 +115,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         versions={"batchgen": __version__, **engine.versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
-        schema=passed.written(columns),
+        schema=passthrough.written(columns),
         sha256=model.sha256,
     )
     return made(record)
@@ -161,8 +161,8 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
     where = str(out), spec.input.follow_links
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old is None or known is None or old.retry_of or not (incremental or known.generation):
-        return source.plan(paths, shard_rows, known, incremental, *where)
-    plan, changed = source.grow(paths, shard_rows, known, *where)
+        return plan_input(paths, shard_rows, known, incremental, *where)
+    plan, changed = grow(paths, shard_rows, known, *where)
     if not incremental:
         more = plan.files[len(known.files) :]
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
@@ -170,7 +170,7 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
         return plan
     if not discard and opening.held_in(out):
         raise opening.drift(out, changed)
-    return source.plan(paths, shard_rows, None, incremental, *where)
+    return plan_input(paths, shard_rows, None, incremental, *where)
 
 
 def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
@@ -179,8 +179,8 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
         was = job.with_defaults(old.results)["output"]["columns"]
-        recorded = passed.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
-    columns = passed.resolve(plan.files, texts, recorded)
+        recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
+    columns = passthrough.resolve(plan.files, texts, recorded)
     check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
     return columns
 
@@ -192,8 +192,8 @@ def _first_digests(plan: Plan) -> list[str]:
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     """The model, and the spec with its commit as the revision: whoever prepares the job again, a worker above all,
     takes that very copy from the cache and need not ask the hub."""
-    model = models.load(spec.model.path, spec.model.revision, spec.prompt.format)
-    models.check_release(model, spec.model.allow_withdrawn)
+    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format)
+    check_release(model, spec.model.allow_withdrawn)
     pinned = msgspec.structs.replace(spec.model, revision=model.revision or "")
     return msgspec.structs.replace(spec, model=pinned), model
 

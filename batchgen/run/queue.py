@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import Reject, on_disk
 from ..input.conversation import Row
-from ..input.source import Shard
+from ..input.plan import Shard
 from ..output import folder, journal
 from ..output.claims import Claims
 from ..output.journal import Journal

@@ -16,8 +16,7 @@ import msgspec
 from ..engine import vllm as engine
 from ..errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
 from ..host import console, safeopen
-from ..input import source
-from ..input.source import Shard
+from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
 from ..output import folder, journal, opening, owners, shard
 from ..output.presence import Presence
@@ -77,7 +76,7 @@ def _check_for_answers(job: Job) -> None:
     for row, work in itertools.islice(work_of(job.task, job.reader(running=True), job.plan.shards), LOOKED_AT):
         if not isinstance(work, Reject):
             return
-        first = first or f"{source.place(job.plan, row.number)}: {work}"
+        first = first or f"{locate(job.plan, row.number)}: {work}"
         reasons[work.reason] += 1
     total = reasons.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 from ..engine.vllm import Engine, Response
 from ..errors import EngineDied, JobError, Reject, Stopped, TimeUp, in_one_line, on_disk
-from ..input.source import Shard
+from ..input.plan import Shard
 from ..output.claims import Claims
 from ..output.heartbeat import Activity, Pace
 from ..output.opening import Fence

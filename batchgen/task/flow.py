@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..input.conversation import Row
-from ..input.source import Reader, Shard
+from ..input.plan import Shard
+from ..input.rows import Reader
 from .task import Task
 
 Watch = Callable[[Shard, Iterator[Row]], Iterator[Row]]

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from ..errors import Reject
-from ..input import bodies, conversation, first_format, own_sampling, shapes
+from ..input import batch_requests, conversation, first_format, row_sampling, shapes
 from ..input.columns import Column
 from ..input.conversation import Conversation, Row, Utterance
 from ..input.cursor import passed_value
@@ -18,10 +18,11 @@ from ..input.template import Template
 from ..job import sampling
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
-from ..model.models import Model
-from ..prompt import prompt, structured_outputs
+from ..model.model import Model
+from ..prompt import structured_outputs
 from ..prompt.checker import Checker, ToFit, fit
-from ..prompt.prompt import Fitted, Render
+from ..prompt.fit import Fitted
+from ..prompt.formats import Render, renderer, response_text, to_model_text
 from . import limits
 from .task import WHOLE, Answer, Entry, Name, Request
 
@@ -101,7 +102,7 @@ class Generate:
 
     @cached_property
     def render(self) -> Render:
-        return prompt.renderer(self.format, self.model.tokenizer, self.control_tokens)
+        return renderer(self.format, self.model.tokenizer, self.control_tokens)
 
     @property
     def on_overlength(self) -> str:
@@ -159,9 +160,9 @@ class Generate:
         prefix, turns = self._turns(record, shape)
         if len(turns) > spec.limits.turns:
             raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
-        request = bodies.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
+        request = batch_requests.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
         columns = spec.input.seed, spec.input.sampling
-        params, n, seed = own_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns)
+        params, n, seed = row_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns)
         if params is not self.sampling or n != spec.sampling.n or seed is not None:
             self._check_own(params, n)
         # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
@@ -257,7 +258,7 @@ class Generate:
             "row": work.row,
             "sample": entry.sample,
             "conversation": [utterance._asdict() for utterance in work.conversation],
-            "response": prompt.response_text(text, self.format),
+            "response": response_text(text, self.format),
             "finish_reason": entry.finish_reason,
             "prompt_tokens": len(work.prompt_token_ids),
             "truncated": work.truncated,
@@ -297,7 +298,7 @@ def _as_written(params: Sampling, format: str) -> Sampling:
     """The same with its texts as the model writes them."""
     if not params.stop and not params.bad_words:
         return params
-    stop, bad_words = ([prompt.as_written(text, format) for text in texts] for texts in (params.stop, params.bad_words))
+    stop, bad_words = ([to_model_text(text, format) for text in texts] for texts in (params.stop, params.bad_words))
     return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
 
 

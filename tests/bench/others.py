@@ -15,16 +15,16 @@ import json
 import time
 from pathlib import Path
 
-from batchgen.input import source
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model.models import Model
+from batchgen.model.model import Model
 from batchgen.run.prepare import prepare
 from batchgen.task.generate import Prompted
 
 
 def read(job_file: str, rows: int | None) -> tuple[Model, int, list[Prompted]]:
     job = prepare(load(job_file, {}))
-    read = (row for planned in job.plan.shards for row in source.read(job.plan, planned, job.task.columns_read))
+    read = (row for planned in job.plan.shards for row in read_rows(job.plan, planned, job.task.columns_read))
     return job.model, job.context, [job.task.prepare_row(row) for row in itertools.islice(read, rows)]
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.input import source
-from batchgen.input.source import Plan, Shard
+from batchgen.input.plan import Plan, Shard, plan_input
+from batchgen.input.rows import Reader
 
 SHARD_ROWS = 512
 ROUNDS = 5
@@ -38,7 +38,7 @@ def write(folder: Path, rows: list[dict]) -> list[Path]:
 
 
 def read(plan: Plan, shards: list[Shard]) -> None:
-    reader = source.Reader(plan, ["id", "text"])
+    reader = Reader(plan, ["id", "text"])
     assert sum(1 for shard in shards for _ in reader.read(shard)) == plan.rows
 
 
@@ -54,8 +54,8 @@ def main() -> None:
     print(f"{'':26}{'MB':>8}{'plan':>8}{'once':>8}{'shards':>8}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as scratch:
         for path in write(Path(scratch), rows):
-            planned = seconds(lambda: source.plan([str(path)], SHARD_ROWS))  # noqa: B023
-            plan = source.plan([str(path)], SHARD_ROWS)
+            planned = seconds(lambda: plan_input([str(path)], SHARD_ROWS))  # noqa: B023
+            plan = plan_input([str(path)], SHARD_ROWS)
             whole = [Shard(0, 1, 0, plan.rows, 0, plan.shards[0].position)]
             timed = [
                 [seconds(lambda: read(plan, shards)) for shards in (whole, plan.shards)]  # noqa: B023

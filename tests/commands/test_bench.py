@@ -12,8 +12,8 @@ import pytest
 from conftest import DEMO, MODEL, demo_records
 
 from batchgen.commands import bench
-from batchgen.input import source
-from batchgen.model import models
+from batchgen.input.rows import Reader
+from batchgen.model.model import load_model
 from batchgen.output import journal, shard
 from batchgen.task.generate import Generate
 
@@ -83,7 +83,7 @@ def test_a_job_that_cannot_run_is_one_line(batchgen, write_rows, tmp_path):
 
 def test_timers_are_gone_after_the_block():
     places = [
-        (source.Reader, "read"),
+        (Reader, "read"),
         (Generate, "draft"),
         (Generate, "fit_here"),
         (Generate, "finish"),
@@ -100,7 +100,7 @@ def test_timers_are_gone_after_the_block():
 
 def test_bytes_that_decoding_reads():
     """Weights: as they lie in the demo model's file, without the input embeddings and what is not used."""
-    model = models.load(str(MODEL))
+    model = load_model(str(MODEL))
     content = (MODEL / "model.safetensors").read_bytes()
     tensors = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     unused = ("embed_in.weight", ".attention.bias", ".masked_bias", ".inv_freq", "__metadata__")
@@ -113,7 +113,7 @@ def test_bytes_that_decoding_reads():
 
 def test_the_share_of_the_bandwidth():
     """Two steps, and one response of 3 tokens to a prompt of 10, with all time spent on moving the bytes."""
-    model = models.load(str(MODEL))
+    model = load_model(str(MODEL))
     job = SimpleNamespace(model=model, spec=SimpleNamespace(engine={"tensor_parallel_size": 2}))
     moved = 2 * bench.weight_bytes(model, 2) + (10 + 11 + 12) * bench.kv_bytes(model, "float16", "auto")
     bare = bench.Round(1.0, 1.0, 10, 3, steps=2, lengths=[(10, 3)])
@@ -124,7 +124,7 @@ def test_the_share_of_the_bandwidth():
 
 
 def test_texts_have_the_lengths_that_were_asked_for():
-    tokenizer = models.load(str(MODEL)).tokenizer
+    tokenizer = load_model(str(MODEL)).tokenizer
     lengths = [1, 20, 119, 500]
     made = [len(tokenizer.encode(text)) for text in bench.texts(tokenizer, lengths)]
     assert made == [pytest.approx(length, abs=2) for length in lengths]
@@ -163,7 +163,7 @@ def test_the_real_shape_has_the_weights_of_the_4b_model(tmp_path, monkeypatch):
     import workload
 
     workload.write(tmp_path, dataclasses.replace(workload.FULL, rows=16))
-    model = models.load(str(tmp_path / "model"))
+    model = load_model(str(tmp_path / "model"))
     parameters = bench.weight_bytes(model, 1) + 65536 * 2816  # and the input embeddings
     assert parameters == pytest.approx(3.8e9, rel=0.01)
     assert bench.kv_bytes(model, "float16", "auto") == 2 * 2 * 36 * 2816

@@ -27,7 +27,7 @@ from openai.types.chat import ChatCompletion
 from processes import until
 
 from batchgen.commands import dataset_card, export
-from batchgen.input.source import Plan
+from batchgen.input.plan import Plan
 from batchgen.job.spec import with_defaults
 from batchgen.output.folder import JobRecord
 

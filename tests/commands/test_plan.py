@@ -7,7 +7,7 @@ import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
 
-from batchgen.model.models import load
+from batchgen.model.model import load_model
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_histogram_counts_every_prompt(batchgen, rows, flags):
 def test_show_prints_prompts_with_their_ids(batchgen, rows, flags):
     shown = batchgen("plan", rows, *flags, "--show", 2).stdout
     text = f"ユーザー: {demo_records(1)[0]['conversation'][0]['text']}\nシステム: "
-    assert f"row 0, id demo-00000, {len(load(str(MODEL)).tokenizer.encode(text))} tokens\n{text}\n[" in shown
+    assert f"row 0, id demo-00000, {len(load_model(str(MODEL)).tokenizer.encode(text))} tokens\n{text}\n[" in shown
     assert "row 1, id demo-00001" in shown and "row 2," not in shown
 
 

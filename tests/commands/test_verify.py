@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import demo_records
 
-from batchgen.input.source import Shard
+from batchgen.input.plan import Shard
 from batchgen.output import shard
 from batchgen.output.folder import checksum_path, sealed
 

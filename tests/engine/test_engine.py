@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from batchgen.engine.vllm import Engine
 from batchgen.errors import JobError, Reject
 from batchgen.job.sampling import Sampling, StructuredOutputs
-from batchgen.model.models import load as load_model
+from batchgen.model.model import load_model
 
 # A value of each parameter that is not its default, and how vLLM has it.
 SET = {

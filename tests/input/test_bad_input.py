@@ -10,7 +10,7 @@ import pytest
 from conftest import MODEL
 
 from batchgen.input.conversation import ASSISTANT, USER
-from batchgen.input.source import COMPRESSIONS
+from batchgen.input.plan import COMPRESSION_BY_ENDING
 
 GOOD = {"text": "Monday"}
 
@@ -151,14 +151,14 @@ def test_not_parquet(refused, flags, write_rows):
     assert "in.parquet: not a Parquet file" in refused(write_rows(["PAR1 no more"], "in.parquet"), *flags)
 
 
-@pytest.mark.parametrize("ending", COMPRESSIONS)
+@pytest.mark.parametrize("ending", COMPRESSION_BY_ENDING)
 def test_cut_off_compressed_file(refused, flags, tmp_path, ending):
     path = tmp_path / f"in.jsonl{ending}"
-    with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, COMPRESSIONS[ending]) as stream:
+    with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, COMPRESSION_BY_ENDING[ending]) as stream:
         stream.write(b"".join(json.dumps({"text": f"{i * i}"}).encode() + b"\n" for i in range(100_000)))
     path.write_bytes(path.read_bytes()[:-100])
     line = refused(path, *flags)
-    assert f"in.jsonl{ending}: cut off or damaged {COMPRESSIONS[ending]} after" in line
+    assert f"in.jsonl{ending}: cut off or damaged {COMPRESSION_BY_ENDING[ending]} after" in line
 
 
 def test_gz_that_is_no_gzip(refused, flags, write_rows):

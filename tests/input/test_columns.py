@@ -213,9 +213,9 @@ def test_the_types_of_the_first_run_stay_and_are_not_looked_for_again(tmp_path, 
     first = job_of(tmp_path, [path], ["x"])
     committed(first)
     monkeypatch.setattr(
-        "batchgen.input.passed._seen", lambda files, names: {name: {} for name in names} and pytest.fail("read")
+        "batchgen.input.passthrough._seen", lambda files, names: {name: {} for name in names} and pytest.fail("read")
     )
-    monkeypatch.setattr("batchgen.input.passed._widest", lambda *_: pytest.fail("looked for"))
+    monkeypatch.setattr("batchgen.input.passthrough._widest", lambda *_: pytest.fail("looked for"))
     again = prepare(first.spec, first.plan)
     assert again.columns == first.columns
 

@@ -18,7 +18,10 @@ from conftest import MODEL
 from processes import hook
 
 from batchgen.errors import JobError, Stopped
-from batchgen.input import files, source
+from batchgen.input import files
+from batchgen.input.file_formats import chunks
+from batchgen.input.plan import locate, plan_input
+from batchgen.input.rows import Reader, read_rows
 from batchgen.job.spec import load
 from batchgen.output import folder, opening
 from batchgen.run.prepare import prepare
@@ -107,8 +110,8 @@ def test_names_that_are_not_utf8(tmp_path, batchgen):
         }))  # fmt: skip
         opening.open_job(job.out, job.record)
         plan = folder.read_job(job.out).plan
-        assert [row.record() for row in source.read(plan, plan.shards[0], [])] == [{"text": "Monday"}]
-        assert source.place(plan, 0).isascii()
+        assert [row.record() for row in read_rows(plan, plan.shards[0], [])] == [{"text": "Monday"}]
+        assert locate(plan, 0).isascii()
         assert batchgen("plan", given, "--model", MODEL, "--output", tmp_path / "none").exit_code == 0
 
 
@@ -184,11 +187,11 @@ def test_input_that_cannot_be_read_for_a_moment_is_no_mistake_of_the_user(tmp_pa
             raise OSError(number, os.strerror(number))
         return stat(given, **how)
 
-    monkeypatch.setattr("batchgen.input.formats.open_raw", lambda path, running=False: Broken(number))
+    monkeypatch.setattr("batchgen.input.file_formats.open_raw", lambda path, running=False: Broken(number))
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now"):
-        source.plan([str(path)], 4)
+        plan_input([str(path)], 4)
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now"):
-        list(source.chunks(str(path)))
+        list(chunks(str(path)))
     monkeypatch.setattr(os, "stat", broken)
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now"):
         files.facts(str(path))
@@ -209,13 +212,13 @@ class Broken:
 
 def test_input_that_goes_away_while_the_job_runs_stops_it_resumable_but_is_wrong_usage_before(tmp_path):
     path = put(tmp_path / "a.jsonl", LINE * 9)
-    plan = source.plan([str(path)], 3)
-    reader = source.Reader(plan, [], running=True)
+    plan = plan_input([str(path)], 3)
+    reader = Reader(plan, [], running=True)
     path.rename(tmp_path / "b")
     with pytest.raises(Stopped, match=r"a\.jsonl: cannot be read now \(No such file or directory\)"):
         list(reader.read(plan.shards[1]))
     with pytest.raises(JobError, match="no such file or folder"):
-        source.plan([str(path)], 3)
+        plan_input([str(path)], 3)
     put(tmp_path / "a.jsonl", LINE * 4)
     with pytest.raises(JobError, match="the input changed"):
         list(reader.read(plan.shards[1]))
@@ -262,20 +265,20 @@ def web(tmp_path):
 def test_input_from_the_web(tmp_path, web):
     put(tmp_path / "a.jsonl", b"".join(b'{"text": "%d"}\n' % number for number in range(9)))
     put(tmp_path / "b.parquet", parquet())
-    plan = source.plan([f"{web}/a.jsonl", f"{web}/b.parquet"], 4)
-    rows = [row.record()["text"] for shard in plan.shards for row in source.read(plan, shard, ["text"])]
+    plan = plan_input([f"{web}/a.jsonl", f"{web}/b.parquet"], 4)
+    rows = [row.record()["text"] for shard in plan.shards for row in read_rows(plan, shard, ["text"])]
     assert rows == [*map(str, range(9)), "Monday", "Friday"]
     with pytest.raises(JobError, match=r"none\.jsonl: no such file or folder"):
-        source.plan([f"{web}/none.jsonl"], 4)
+        plan_input([f"{web}/none.jsonl"], 4)
     with pytest.raises(Stopped, match=r"busy\.jsonl: cannot be read now"):
-        source.plan([f"{web}/busy.jsonl"], 4)
+        plan_input([f"{web}/busy.jsonl"], 4)
     with pytest.raises(JobError, match="http is read from this machine only"):
-        source.plan(["http://example.org/a.jsonl"], 4)
+        plan_input(["http://example.org/a.jsonl"], 4)
 
 
 def test_a_web_server_that_does_not_answer(web):
     with pytest.raises(Stopped, match="cannot be read now"):
-        source.plan(["http://127.0.0.1:1/a.jsonl"], 4)
+        plan_input(["http://127.0.0.1:1/a.jsonl"], 4)
 
 
 class Hub(Handler):
@@ -339,10 +342,11 @@ def test_datasets_of_the_hub(tmp_path, given, rows):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-        code = "import sys\nfrom batchgen import errors\nfrom batchgen.input import source\n"
-        code += "try: plan = source.plan([sys.argv[1]], 2)\n"
+        code = "import sys\nfrom batchgen import errors\n"
+        code += "from batchgen.input.plan import plan_input\nfrom batchgen.input.rows import read_rows\n"
+        code += "try: plan = plan_input([sys.argv[1]], 2)\n"
         code += "except errors.JobError as error: print(error); sys.exit()\n"
-        code += "print(sum(1 for shard in plan.shards for _ in source.read(plan, shard, ['text'])))"
+        code += "print(sum(1 for shard in plan.shards for _ in read_rows(plan, shard, ['text'])))"
         done = subprocess.run([sys.executable, "-c", code, given], env=environment, capture_output=True, text=True)
         server.shutdown()
     assert str(rows) in done.stdout, done.stderr

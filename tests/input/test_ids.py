@@ -12,9 +12,10 @@ import pytest
 from conftest import MODEL
 
 from batchgen.errors import Reject
-from batchgen.input import ids, passed, source
+from batchgen.input import ids, passthrough
 from batchgen.input.conversation import row_id
 from batchgen.input.ids import Survey, survey
+from batchgen.input.plan import plan_input
 from batchgen.job.spec import load
 from batchgen.run.prepare import prepare
 
@@ -112,7 +113,7 @@ def test_a_system_column_that_is_not_used_is_told_of(batchgen, write_rows, flags
 
 
 def survey_of(*paths, column="id"):
-    return survey(source.plan([str(path) for path in paths], 2), column)
+    return survey(plan_input([str(path) for path in paths], 2), column)
 
 
 def test_rows_of_one_id_are_counted_over_files_of_both_kinds(write_rows, tmp_path):
@@ -151,7 +152,7 @@ def test_ids_that_name_nothing_are_counted(write_rows):
 
 def test_a_survey_takes_some_bytes_a_row(write_rows):
     path = write_rows([json.dumps({"id": f"row-{number}", "text": "x" * 50}) for number in range(50_000)])
-    plan = source.plan([str(path)], 4096)
+    plan = plan_input([str(path)], 4096)
     tracemalloc.start()
     survey(plan, "id")
     _, most = tracemalloc.get_traced_memory()
@@ -202,5 +203,5 @@ def test_a_worker_does_not_look_again_for_columns_that_its_run_has_found(write_r
     }
     spec = load(None, {**tables, "input": {"path": [str(rows)], "id": "title"}})
     record = prepare(spec).record
-    monkeypatch.setattr(passed, "names_of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(passthrough, "names_of", lambda *_: pytest.fail("read again"))
     assert prepare(spec, begun=record).record is record

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import Reject
-from batchgen.input import source
 from batchgen.input.conversation import ASSISTANT, SYSTEM, USER, Row
+from batchgen.input.plan import plan_input
+from batchgen.input.rows import read_rows
 from batchgen.input.shapes import COLUMNS, SHAPES, from_record, shape_of
 from batchgen.job.spec import InputFormat
 
@@ -309,8 +310,8 @@ def test_parquet_gives_what_json_gives(tmp_path):
     for name, column in rows.items():
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"messages": column}), path)
-        plan = source.plan([str(path)], 10)
-        [row] = source.read(plan, plan.shards[0], COLUMNS)
+        plan = plan_input([str(path)], 10)
+        [row] = read_rows(plan, plan.shards[0], COLUMNS)
         assert from_record(row.record()) == [(U, "Hi")], name
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import Reject
-from batchgen.input.own_sampling import of_row
+from batchgen.input.row_sampling import of_row
 from batchgen.job.sampling import MAX_SEED, Sampling, item_seed
 
 

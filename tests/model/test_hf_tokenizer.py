@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from batchgen.errors import JobError
-from batchgen.input.source import read
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.model import models as batchgen_models
 from batchgen.model.hf_tokenizer import HfTokenizer
+from batchgen.model.model import load_model
 from batchgen.output import folder, opening
 from batchgen.run.prepare import prepare
 
@@ -35,7 +35,7 @@ ROWS = [
 def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:  # noqa: F811
     tables = {"input": {"path": [str(write_rows(ROWS))]}, "output": {"path": str(tmp_path / "out")}, **tables}
     job = prepare(load(None, {"model": {"path": str(llama)}, **tables}))
-    return [job.task.prepare_row(row).prompt for row in read(job.plan, job.plan.shards[0], ())]
+    return [job.task.prepare_row(row).prompt for row in read_rows(job.plan, job.plan.shards[0], ())]
 
 
 def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
@@ -63,7 +63,7 @@ def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchge
 
 
 def test_any_of_the_ids_that_end_a_text_ends_a_response(llama):  # noqa: F811
-    assert batchgen_models.load(str(llama)).tokenizer.eos_ids == [1, 5]
+    assert load_model(str(llama)).tokenizer.eos_ids == [1, 5]
 
 
 def test_the_jobs_system_message_is_for_rows_that_have_none(llama, tmp_path, write_rows):  # noqa: F811
@@ -135,7 +135,7 @@ def test_a_model_that_brings_code_or_names_other_weights_is_refused(llama, batch
 
 
 def test_a_long_text_is_rejected_before_it_is_encoded(llama):  # noqa: F811
-    tokenizer = batchgen_models.load(str(llama)).tokenizer
+    tokenizer = load_model(str(llama)).tokenizer
     for text in ("Monday is fine. " * 50_000, "月曜" * 400_000, "\n\n- " * 200_000, "a" * 800_000):
         assert tokenizer.exceeds(text, 100)
         count = len(tokenizer.encode(text[:100_000]))
@@ -174,7 +174,7 @@ def test_the_template_may_leave_out_a_long_text(llama, tmp_path, write_rows):  #
             },
         )
     )
-    assert [job.task.prepare_row(row).prompt for row in read(job.plan, job.plan.shards[0], ())] == ["Monday is "]
+    assert [job.task.prepare_row(row).prompt for row in read_rows(job.plan, job.plan.shards[0], ())] == ["Monday is "]
 
 
 def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(llama, tmp_path, write_rows):  # noqa: F811
@@ -184,7 +184,7 @@ def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(lla
 
     def ids() -> list[int]:
         job = prepare(spec)
-        [row] = read(job.plan, job.plan.shards[0], ())
+        [row] = read_rows(job.plan, job.plan.shards[0], ())
         return job.task.prepare_row(row).prompt_token_ids
 
     end = 1

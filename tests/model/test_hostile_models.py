@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from batchgen.errors import JobError, in_one_line
 from batchgen.host import trial
 from batchgen.job.spec import fingerprint, load
-from batchgen.model import models as batchgen_models
+from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.run import death
 from batchgen.run.messages import Ended
@@ -313,11 +313,11 @@ def test_a_trial_keeps_the_limits_that_its_user_has():
 
 def test_weights_that_changed_are_digested_again_whatever_their_time(ours):
     weights = ours / "model.safetensors"
-    before, times = batchgen_models.load(str(ours)).weights, weights.stat()
+    before, times = load_model(str(ours)).weights, weights.stat()
     weights.write_bytes(b"y")
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert weights.stat().st_mtime_ns == times.st_mtime_ns
-    after = batchgen_models.load(str(ours)).weights
+    after = load_model(str(ours)).weights
     assert after == {"model.safetensors": hashlib.md5(b"y").hexdigest()} != before
 
 
@@ -329,7 +329,7 @@ def test_weights_of_the_same_md5_are_told_apart(ours, write_rows, tmp_path):
     job = prepare(spec)
     opening.open_job(job.out, job.record)
     weights.write_bytes(bytes(byte ^ (0x80 if place in DIFFERENT else 0) for place, byte in enumerate(ONE)))
-    assert batchgen_models.load(str(ours)).weights == job.model.weights
+    assert load_model(str(ours)).weights == job.model.weights
     for begun in (None, job.record):
         with pytest.raises(JobError, match=r"model\.safetensors: has the MD5, but not the SHA-256"):
             prepare(spec, begun=begun)

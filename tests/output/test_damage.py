@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from batchgen.errors import JobError
 from batchgen.input import shapes
 from batchgen.input.conversation import Row
-from batchgen.input.formats import detect
-from batchgen.input.source import Shard
+from batchgen.input.file_formats import detect
+from batchgen.input.plan import Shard
 from batchgen.job.sampling import Sampling
 from batchgen.output import folder, shard
 from batchgen.output.folder import checksum_path, rejects_path, shard_path, unsealed

@@ -19,7 +19,7 @@ from batchgen.commands import export, retry, status, verify
 from batchgen.engine import scratch
 from batchgen.errors import JobError
 from batchgen.host import safeopen
-from batchgen.input.source import Shard
+from batchgen.input.plan import Shard
 from batchgen.output import folder, owners
 
 

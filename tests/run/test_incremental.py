@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import dataset, starting, until
 
-from batchgen.input import source
+from batchgen.input import plan as planning
 from batchgen.input.conversation import BYTE_ORDER_MARK
+from batchgen.input.plan import Plan, changed_files, grow, locate, plan_input
+from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.output import folder, opening
 from batchgen.run import prepare
@@ -336,8 +338,8 @@ class Writer:
         self.rows.update(texts)
 
 
-def read_all(plan: source.Plan) -> dict[int, str]:
-    rows = [row for shard in plan.shards for row in source.read(plan, shard, ["text"])]
+def read_all(plan: Plan) -> dict[int, str]:
+    rows = [row for shard in plan.shards for row in read_rows(plan, shard, ["text"])]
     assert [row.number for row in rows] == list(range(len(rows)))
     return {row.number: row.record()["text"] for row in rows}
 
@@ -351,12 +353,12 @@ def test_any_growth_keeps_old_rows_and_covers_each_row_once(tmp_path_factory, ni
     root = tmp_path_factory.mktemp("grow")
     writer = Writer(root)
     writer.write("b", 1, True)
-    plan = source.plan([str(root)], shard_rows, incremental=True)
+    plan = plan_input([str(root)], shard_rows, incremental=True)
     for night in nights:
         for write in night:
             writer.write(*write)
         before, texts = plan, read_all(plan)
-        plan, changed = source.grow([str(root)], shard_rows, plan)
+        plan, changed = grow([str(root)], shard_rows, plan)
         after = read_all(plan)
         assert changed == []
         assert Counter(after.values()) == writer.rows
@@ -364,10 +366,10 @@ def test_any_growth_keeps_old_rows_and_covers_each_row_once(tmp_path_factory, ni
         assert plan.shards[: len(before.shards)] == before.shards
         assert plan.files[: len(before.files)] == before.files
         assert all(shard.of == len(plan.shards) for shard in plan.shards[len(before.shards) :])
-        assert source.changes(plan, trust_times=False, growing=True) == []
+        assert changed_files(plan, trust_times=False, growing=True) == []
         lines = {path: path.read_text().splitlines() for path in root.iterdir()}
         for number, text in after.items():
-            path, _, line = source.place(plan, number).rpartition(":")
+            path, _, line = locate(plan, number).rpartition(":")
             assert json.loads(lines[Path(path)][int(line) - 1])["text"] == text
 
 
@@ -380,23 +382,23 @@ def test_a_file_that_is_cut_anywhere_and_grows_gives_the_rows_of_the_whole(tmp_p
     text = b"".join(line + data.draw(st.sampled_from([b"\n", b"\r\n"])) for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(len(WHOLE), len(text)), max_size=4)))
     path.write_bytes(text[: len(WHOLE)])
-    plan = source.plan([str(path)], 2, incremental=True)
+    plan = plan_input([str(path)], 2, incremental=True)
     for cut in [*cuts, len(text)]:
         path.write_bytes(text[:cut])
-        plan, changed = source.grow([str(path)], 2, plan)
+        plan, changed = grow([str(path)], 2, plan)
         assert changed == []
-    rows = [row.raw for shard in plan.shards for row in source.read(plan, shard, ())]
+    rows = [row.raw for shard in plan.shards for row in read_rows(plan, shard, ())]
     assert rows == [line.removeprefix(BYTE_ORDER_MARK) for line in text.split(b"\n")[:-1]]
 
 
 def test_only_the_part_behind_what_is_known_is_read_if_size_and_time_say_so(talks, monkeypatch):
     append(talks / "a.jsonl", 0, 5)
-    plan = source.plan([str(talks)], 2, incremental=True)
+    plan = plan_input([str(talks)], 2, incremental=True)
     append(talks / "b.jsonl", 5, 5)
     read = []
-    chunks = source.chunks
-    monkeypatch.setattr(source, "chunks", lambda path, *how, **where: read.append(path) or chunks(path, *how, **where))
-    grown, _ = source.grow([str(talks)], 2, plan)
+    real = planning.chunks
+    monkeypatch.setattr(planning, "chunks", lambda path, *how, **at: read.append(path) or real(path, *how, **at))
+    grown, _ = grow([str(talks)], 2, plan)
     assert grown.rows == 10
     assert read == [f"{talks}/b.jsonl"]
 

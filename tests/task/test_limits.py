@@ -17,9 +17,9 @@ from processes import instant
 
 from batchgen.commands.bench import InstantEngine
 from batchgen.errors import Reject
-from batchgen.host import sizes
-from batchgen.input import formats
-from batchgen.input.formats import Cut, lines
+from batchgen.host import arrow_sizes
+from batchgen.input import file_formats
+from batchgen.input.file_formats import Cut, lines
 from batchgen.input.transcripts import kind_of_transcript, split
 from batchgen.job.spec import load
 from batchgen.output import opening, shard
@@ -299,7 +299,7 @@ def test_names_by_the_hundred_thousand_are_not_held_or_compared(job_of, write_ro
 
 
 def test_a_quote_that_is_never_closed_ends_with_its_row(monkeypatch, job_of, tmp_path):
-    monkeypatch.setattr(formats, "ROW_BYTES", 1000)
+    monkeypatch.setattr(file_formats, "ROW_BYTES", 1000)
     before = csv.field_size_limit(1000)
     (tmp_path / "in.csv").write_bytes(b"text\nMonday\n" + b'"' + b"never closed " * 99 + b"\nFriday\n")
     try:
@@ -364,8 +364,8 @@ ARRAYS = {
 
 @pytest.mark.parametrize(("array", "expected"), ARRAYS.values(), ids=ARRAYS.keys())
 def test_the_bytes_of_a_row_are_its_own(array, expected):
-    assert sizes.of_values(array).tolist() == expected
-    assert sizes.of_values(array.slice(1)).tolist() == expected[1:]
+    assert arrow_sizes.of_values(array).tolist() == expected
+    assert arrow_sizes.of_values(array.slice(1)).tolist() == expected[1:]
 
 
 # --- skip

@@ -1,21 +1,16 @@
-"""Conversations to prompts: the formats of the model series, and what to do with prompts that are too long."""
+"""Prompts that fit into the context: what is too long is shortened, or rejected."""
 
-import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from ..errors import Reject
 from ..input import first_format
-from ..input.conversation import ASSISTANT, USER, Conversation, Utterance
-from ..model.hf_tokenizer import HfTokenizer
-from ..model.tokenizer import Tokenizer
+from ..input.conversation import USER, Conversation, Utterance
 from . import graphemes
+from .formats import Render
 
-Render = Callable[[Conversation], str]
 Encode = Callable[[str], list[int]]
 Exceeds = Callable[[str, int], bool]
 
@@ -29,58 +24,6 @@ class Fitted(NamedTuple):
     text: str
     token_ids: list[int]
     truncated: int
-
-
-def renderer(format: str, tokenizer: Tokenizer | HfTokenizer, control_tokens: str) -> Render:
-    """What turns a conversation into its prompt. control_tokens: see HfTokenizer.guarded; ours has none in texts."""
-    if not isinstance(tokenizer, HfTokenizer):
-        return partial(render, format=format)
-    plain = tokenizer.render if format == "chat-template" else partial(render, format=format)
-    return partial(tokenizer.guarded, render=plain, control_tokens=control_tokens)
-
-
-# What begins a turn in the formats of the series, as the tokenizers see it after NFKC.
-_SPEAKER = re.compile(rf"\s*({USER}|{ASSISTANT})\s*:")
-
-
-def forged(conversation: Conversation, format: str, tokenizer: Tokenizer | HfTokenizer) -> str:
-    """What in the texts of a conversation would look like a turn or a control token of the prompt; empty if nothing
-    does."""
-    for turn in conversation:
-        if isinstance(tokenizer, HfTokenizer) and (token := tokenizer.control_in(turn.text)):
-            return token
-        if format.startswith("speaker") and not turn.text.isascii():
-            lines = unicodedata.normalize("NFKC", turn.text).replace("<NL>", "\n").splitlines()
-            if found := next(filter(None, map(_SPEAKER.match, lines)), None):
-                return found[0].strip()
-    return ""
-
-
-def render(conversation: Conversation, format: str) -> str:
-    """The prompt of a conversation. Raises Reject(bad_shape) where the format cannot hold it.
-
-    speaker: `speaker: text` lines joined by newlines, then `システム: ` (cards of the bilingual instruction models);
-    speaker-nl: the same joined by `<NL>`, which every newline inside a text becomes too (cards of the 3.6b ones);
-    raw: the text alone (base models).
-    """
-    if format == "raw":
-        if len(conversation) > 1:
-            raise Reject("bad_shape", f"format raw takes one utterance, the row has {len(conversation)}")
-        return conversation[0].text
-    lines = [f"{utterance.speaker}: {utterance.text}" for utterance in conversation]
-    if format == "speaker":
-        return "\n".join([*lines, f"{ASSISTANT}: "])
-    return "<NL>".join([*(line.replace("\n", "<NL>") for line in lines), f"{ASSISTANT}: "])
-
-
-def response_text(text: str, format: str) -> str:
-    """A decoded response as people are to read it."""
-    return text.replace("<NL>", "\n") if format == "speaker-nl" else text
-
-
-def as_written(text: str, format: str) -> str:
-    """A text as the model itself writes it: the other way round."""
-    return text.replace("\n", "<NL>") if format == "speaker-nl" else text
 
 
 def fit(

@@ -14,8 +14,8 @@ from ..errors import JobError, shown
 from . import columns
 from .columns import TYPES, Column, Seen, Wanted
 from .cursor import TextCursor
-from .formats import Table
-from .source import SAMPLE_ROWS, InputFile
+from .file_formats import Table
+from .plan import SAMPLE_ROWS, InputFile
 
 
 def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted, Column] | None = None) -> list[Column]:
@@ -54,11 +54,11 @@ def _some_names(files: list[InputFile]) -> Iterator[str]:
     for is_columnar in (True, False):
         for file in files:
             if file.rows and file.is_columnar == is_columnar:
-                yield from names_of(file)
+                yield from column_names(file)
                 break
 
 
-def names_of(file: InputFile, rows: int | None = SAMPLE_ROWS) -> list[str]:
+def column_names(file: InputFile, rows: int | None = SAMPLE_ROWS) -> list[str]:
     """The columns of a columnar file, or the keys of the first `rows` rows of another (None: of all)."""
     kind, _ = file.format
     if file.is_columnar:

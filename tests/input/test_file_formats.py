@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.errors import JobError, Reject
-from batchgen.input import compressed, formats, source
+from batchgen.input import compressed, file_formats
 from batchgen.input.compressed import decompressed
+from batchgen.input.plan import locate, plan_input
+from batchgen.input.rows import Reader, read_rows
 
 ROWS = [{"id": f"n{i}", "text": f'{i}: "a\\b" {{[,]}} 月 \\"'} for i in range(25)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -88,14 +90,14 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_gives_the_same_rows_from_any_shard(tmp_path, name, shard_rows):
     (tmp_path / name).write_bytes(FILES[name])
-    plan = source.plan([str(tmp_path / name)], shard_rows)
+    plan = plan_input([str(tmp_path / name)], shard_rows)
     assert plan.rows == 25
-    rows = [row for shard in plan.shards for row in source.read(plan, shard, ["id", "text"])]  # each opened anew
+    rows = [row for shard in plan.shards for row in read_rows(plan, shard, ["id", "text"])]  # each opened anew
     assert [row.number for row in rows] == list(range(25))
     assert [row.record() for row in rows] == ROWS
-    reader = source.Reader(plan, ["id", "text"])
+    reader = Reader(plan, ["id", "text"])
     assert [row.record() for shard in plan.shards for row in reader.read(shard)] == ROWS
-    some = source.Reader(plan, ["id", "text"])  # a worker skips what others have
+    some = Reader(plan, ["id", "text"])  # a worker skips what others have
     assert [row.record() for shard in plan.shards[1::3] for row in some.read(shard)] == [
         row for shard in plan.shards[1::3] for row in ROWS[shard.first_row :][: shard.rows]
     ]
@@ -104,11 +106,11 @@ def test_every_format_gives_the_same_rows_from_any_shard(tmp_path, name, shard_r
 def test_without_a_libzstd_of_the_system_a_long_window_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(compressed, "_libzstd", lambda: None)
     (tmp_path / "a.zst").write_bytes(squeezed("zstd", JSONL[:200]) + squeezed("zstd", JSONL[200:]))
-    assert source.plan([str(tmp_path / "a.zst")], 10).rows == 25
+    assert plan_input([str(tmp_path / "a.zst")], 10).rows == 25
     frame = b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + (len(JSONL) << 3 | 1).to_bytes(3, "little")
     (tmp_path / "b.zst").write_bytes(frame + JSONL)
     with pytest.raises(JobError, match=r"b\.zst: .*its window is too long: unpack it with zstd -d --long=31"):
-        source.plan([str(tmp_path / "b.zst")], 10)
+        plan_input([str(tmp_path / "b.zst")], 10)
 
 
 def test_a_window_of_two_gibibytes(tmp_path):
@@ -117,10 +119,10 @@ def test_a_window_of_two_gibibytes(tmp_path):
     (tmp_path / "long.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + block)
     if not compressed._libzstd():  # pyarrow's own has a smaller window
         with pytest.raises(JobError, match=r"its window is too long: unpack it with zstd -d --long=31"):
-            source.plan([str(tmp_path)], 10)
+            plan_input([str(tmp_path)], 10)
         return
-    plan = source.plan([str(tmp_path)], 10)
-    assert [row.record() for shard in plan.shards for row in source.read(plan, shard, [])] == ROWS
+    plan = plan_input([str(tmp_path)], 10)
+    assert [row.record() for shard in plan.shards for row in read_rows(plan, shard, [])] == ROWS
 
 
 @settings(max_examples=300, deadline=None)
@@ -140,10 +142,10 @@ def test_elements_of_any_array_are_found_whatever_the_chunks_and_from_any_elemen
     def pieces(begin):
         return iter([text[at : at + size] for at in range(begin, len(text), size)])
 
-    found = list(formats.elements(pieces(0), "json", 0))
+    found = list(file_formats.elements(pieces(0), "json", 0))
     assert [msgspec.json.decode(element) for _, _, element in found] == values
     for number, (begin, following, _) in enumerate(found):
-        again = formats.elements(pieces(begin), "json", begin)
+        again = file_formats.elements(pieces(begin), "json", begin)
         assert [msgspec.json.decode(element) for _, _, element in again] == values[number:]
         assert number + 1 == len(found) or following == found[number + 1][0]
 
@@ -161,7 +163,7 @@ def test_elements_of_any_array_are_found_whatever_the_chunks_and_from_any_elemen
     ],
 )
 def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
-    assert [element for _, _, element in formats.elements(iter([text]), "json", 0)] == elements
+    assert [element for _, _, element in file_formats.elements(iter([text]), "json", 0)] == elements
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
 def test_what_is_not_read_is_refused_by_name_in_one_line(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(JobError) as refused:
-        source.plan([str(tmp_path / name)], 4)
+        plan_input([str(tmp_path / name)], 4)
     assert str(refused.value).startswith(f"{tmp_path / name}: ")
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -196,8 +198,8 @@ def test_what_is_not_read_is_refused_by_name_in_one_line(tmp_path, name, content
 
 def test_rows_of_csv_that_do_not_fit_are_rejected_alone(tmp_path):
     (tmp_path / "in.csv").write_bytes(b'id,text\n7,"one,\ntwo"\n\n8\n9,b\xff\n007,ok\n1,2,3\n')
-    plan = source.plan([str(tmp_path)], 2)
-    rows = [row for shard in plan.shards for row in source.read(plan, shard, [])]
+    plan = plan_input([str(tmp_path)], 2)
+    rows = [row for shard in plan.shards for row in read_rows(plan, shard, [])]
     seen = []
     for row in rows:
         try:
@@ -205,12 +207,12 @@ def test_rows_of_csv_that_do_not_fit_are_rejected_alone(tmp_path):
         except Reject as why:
             seen.append(why.reason)
     assert seen == [("7", "one,\ntwo"), "bad_shape", "invalid_utf8", ("007", "ok"), "bad_shape"]
-    assert [source.place(plan, row) for row in (0, 4)] == [f"{tmp_path}/in.csv row {row}" for row in (0, 4)]
+    assert [locate(plan, row) for row in (0, 4)] == [f"{tmp_path}/in.csv row {row}" for row in (0, 4)]
 
 
 def test_a_csv_of_orchids_is_no_orc(tmp_path):
     (tmp_path / "in.csv").write_text("ORCHID,text\n1,Monday\n")
-    assert source.plan([str(tmp_path)], 2).rows == 1
+    assert plan_input([str(tmp_path)], 2).rows == 1
 
 
 class Counting(io.BytesIO):
@@ -245,10 +247,10 @@ def test_one_pass_over_all_shards_opens_and_decodes_a_file_once(tmp_path, monkey
         "x.jsonl": lambda: text,
     }
     (tmp_path / name).write_bytes(content[name]())
-    plan = source.plan([str(tmp_path / name)], 100)
+    plan = plan_input([str(tmp_path / name)], 100)
     size = plan.files[0].end if name.endswith(".gz") else 0
     opened, decoded = [], []
-    for module, opener in ((formats, "open_raw"), (formats, "open_arrow")):
+    for module, opener in ((file_formats, "open_raw"), (file_formats, "open_arrow")):
         real = getattr(module, opener)
         monkeypatch.setattr(module, opener, lambda *given, real=real: opened.append(given[0]) or real(*given))
     inflate = zlib.decompressobj
@@ -268,7 +270,7 @@ def test_one_pass_over_all_shards_opens_and_decodes_a_file_once(tmp_path, monkey
     monkeypatch.setattr(compressed.zlib, "decompressobj", Inflating)
     for shards in (plan.shards, plan.shards[::3]):
         opened.clear(), decoded.clear()
-        reader = source.Reader(plan, ["text"])
+        reader = Reader(plan, ["text"])
         read = [row.record() for shard in shards for row in reader.read(shard)]
         assert read == [row for shard in shards for row in rows[shard.first_row :][: shard.rows]]
         assert len(opened) == 1

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import JobError, Reject
-from batchgen.input.bodies import request_of
-from batchgen.input.own_sampling import of_row
+from batchgen.input.batch_requests import request_of
+from batchgen.input.row_sampling import of_row
 from batchgen.job.sampling import JobSampling, Sampling
 from batchgen.job.spec import load
 

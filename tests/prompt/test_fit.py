@@ -1,4 +1,4 @@
-"""Prompt formats of the series, and prompts that are too long."""
+"""Prompts that are too long: rejected, clipped, or without their oldest turns."""
 
 import subprocess
 import sys
@@ -14,27 +14,15 @@ from hypothesis import strategies as st
 
 from batchgen.errors import Reject
 from batchgen.input.conversation import Utterance
-from batchgen.job import lengths
-from batchgen.model.models import load
+from batchgen.model import token_bound
+from batchgen.model.model import load_model
 from batchgen.model.tokenizer import Tokenizer
 from batchgen.prompt import graphemes
-from batchgen.prompt.prompt import fit, render, response_text
+from batchgen.prompt.fit import fit
+from batchgen.prompt.formats import render
 
 TOKENIZERS = Path(__file__).parent.parent / "tokenizer"
 USER, ASSISTANT = "ユーザー", "システム"
-
-# The example of rinna/bilingual-gpt-neox-4b-instruction-sft's card: a conversation, and the prompt printed for it.
-CARD = [
-    (USER, "Hello, you are an assistant that helps me learn Japanese."),
-    (ASSISTANT, "Sure, what can I do for you?"),
-    (USER, "VRはなんですか。"),
-]
-CARD_PROMPT = (
-    "ユーザー: Hello, you are an assistant that helps me learn Japanese.\n"
-    "システム: Sure, what can I do for you?\n"
-    "ユーザー: VRはなんですか。\n"
-    "システム: "
-)
 
 
 def talk(*turns):
@@ -48,36 +36,6 @@ def letters(text):
     """A tokenizer of one token per character."""
     return [ord(sign) for sign in text]
 
-
-def test_the_cards_own_example_renders_as_printed_there():
-    assert render(talk(*CARD), "speaker") == CARD_PROMPT
-
-
-def test_the_older_models_join_by_nl_and_have_it_for_newlines_in_a_text_too():
-    turns = talk((USER, "one\ntwo"), (ASSISTANT, "x"), (USER, "three"))
-    assert render(turns, "speaker-nl") == "ユーザー: one<NL>two<NL>システム: x<NL>ユーザー: three<NL>システム: "
-    assert response_text("one<NL>two", "speaker-nl") == "one\ntwo"
-    assert response_text("one<NL>two", "speaker") == "one<NL>two"
-
-
-def test_raw_is_the_text_alone_and_takes_one_utterance():
-    assert render(talk((USER, "西田幾多郎は、")), "raw") == "西田幾多郎は、"
-    with pytest.raises(Reject, match="format raw takes one utterance"):
-        render(talk(*CARD), "raw")
-
-
-@pytest.mark.parametrize(("name", "format"), [("bilingual", "speaker"), ("japanese-3.6b", "speaker-nl")])
-def test_the_tokenizer_tells_which_joint_a_model_wants(name, format):
-    tokenizer = Tokenizer.load(f"tests/tokenizer/{name}")
-    kept = tokenizer.decode(tokenizer.encode("a\nb")) == "a\nb"
-    assert ("speaker" if kept else "speaker-nl") == format
-
-
-def test_the_demo_model_is_asked_for_its_format():
-    assert load(str(MODEL)).prompt_format == "speaker"
-
-
-# --- too long
 
 LONG = talk((USER, "a" * 20), (ASSISTANT, "b" * 20), (USER, "c" * 20), (ASSISTANT, "d" * 20), (USER, "e" * 20))
 PREFIX = talk((USER, "p"), (ASSISTANT, "q"))
@@ -230,14 +188,14 @@ def test_only_what_is_too_long_is_taken_for_too_long(runs, tokens):
     text = "".join(part * count for part, count in runs)
     text *= 2000 // len(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lengths, "SHORT", 300)  # so that a text of 2,000 characters has many parts
+        patch.setattr(token_bound, "SHORT", 300)  # so that a text of 2,000 characters has many parts
         for tokenizer in BOTH:
             assert not tokenizer.exceeds(text, len(tokenizer.encode(text)))
             assert not tokenizer.exceeds(text, tokens) or len(tokenizer.encode(text)) > tokens
 
 
 def test_clip_and_drop_turns_encode_little_more_than_what_they_keep_and_count_the_rest_in_parts():
-    tokenizer = load(str(MODEL)).tokenizer
+    tokenizer = load_model(str(MODEL)).tokenizer
     encode = Counted(tokenizer)
     long = "Monday is fine. " * 200_000 + "Friday"
     fitted = fit(talk((USER, long)), [], speaker, encode, 400, "clip", tokenizer.exceeds)
@@ -257,7 +215,7 @@ def test_clip_and_drop_turns_encode_little_more_than_what_they_keep_and_count_th
 
 
 def test_clip_gives_up_at_once_where_an_earlier_utterance_is_too_long():
-    tokenizer = load(str(MODEL)).tokenizer
+    tokenizer = load_model(str(MODEL)).tokenizer
     encode = Counted(tokenizer)
     turns = talk((USER, "Monday " * 100_000), (ASSISTANT, "x"), (USER, "Friday"))
     with pytest.raises(Reject, match="on_overlength = clip cannot bring it down"):
@@ -296,7 +254,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @given(st.text(min_size=1, max_size=300).filter(str.strip), st.integers(20, 200))
 def test_clipped_prompts_fit_with_the_real_tokenizer_and_end_as_the_text_does(text, limit):
-    tokenizer = load(str(MODEL)).tokenizer
+    tokenizer = load_model(str(MODEL)).tokenizer
     try:
         fitted = fit(talk((USER, text)), [], speaker, tokenizer.encode, limit, "clip")
     except Reject as why:

@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import Reject, plain
 from ..job.sampling import NAMES, Number, Sampling, Seed
-from .bodies import Request, parameters
+from .batch_requests import Request, parameters
 from .conversation import is_blank, kind_of
 from .turns import as_turn
 

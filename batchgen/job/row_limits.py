@@ -1,12 +1,6 @@
-"""Whether a text surely has too many tokens, found out without encoding all of it.
-
-A token stands for so many characters at most, and encoding makes at least as many tokens as that takes. The characters
-are those that the normaliser leaves, as it may drop or join any number of them; so it is applied bit by bit, until
-enough of them have been seen.
-"""
+"""How large a row may be."""
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 ROW_BYTES = 64 << 20  # of a row, unless the job says otherwise: 8 s of reading at most, and 0.7 GB
@@ -22,9 +16,6 @@ class RowLimits(NamedTuple):
 
 USUAL = RowLimits()
 WIDEST = 1_000_000  # characters that a template may have a value padded to
-SHORT = 1 << 16  # characters of a text that may as well be encoded
-# What normalising a part alone may add at its ends: letters and accents that would have become one, a first blank.
-_SLACK = 64
 
 
 def too_large(size: int, most: int = ROW_BYTES) -> str:
@@ -39,22 +30,6 @@ def has_too_many_values(line: bytes, most: int) -> bool:
     """Whether a row may have so many values as JSON that they take the machine's memory. Those in texts count too: a
     text may be read as JSON again."""
     return len(line) > most and sum(map(line.count, (b",", b"[", b"{"))) > most
-
-
-def exceeds(text: str, tokens: int, longest: int, count: Callable[[str], int]) -> bool:
-    """Whether a text surely has more tokens than so many. False says nothing.
-
-    longest: characters of the longest token; count: characters of a part of the text, normalised, each of which has to
-    be in a token.
-    """
-    if len(text) <= max(SHORT, tokens):
-        return False
-    seen = 0
-    for start in range(0, len(text), SHORT):
-        seen += max(0, count(text[start : start + SHORT]) - _SLACK - 2 * longest)
-        if seen > tokens * longest:
-            return True
-    return False
 
 
 def check_width(format: str) -> None:

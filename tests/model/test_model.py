@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from batchgen.errors import JobError
 from batchgen.job.spec import load
-from batchgen.model import model_files, models
+from batchgen.model import model_files
+from batchgen.model.model import load_model
 from batchgen.model.series import RELEASED_MD5, WITHDRAWN_MD5
 from batchgen.run.prepare import prepare
 
@@ -47,12 +48,12 @@ def model(tmp_path):
     ],
 )
 def test_context(model, positions, scaling, context):
-    assert models.load(str(model(max_position_embeddings=positions, rope_scaling=scaling))).context == context
+    assert load_model(str(model(max_position_embeddings=positions, rope_scaling=scaling))).context == context
 
 
 def test_a_scaling_without_factor_is_refused(model):
     with pytest.raises(JobError, match=r"config\.json: rope_scaling has the factor None"):
-        models.load(str(model(max_position_embeddings=2048, rope_scaling={"type": "linear"})))
+        load_model(str(model(max_position_embeddings=2048, rope_scaling={"type": "linear"})))
 
 
 def write_random_weights(folder) -> None:
@@ -95,7 +96,7 @@ def test_greedy_tokens_beyond_position_2048_are_those_of_transformers(
     stretched = model(rope_scaling=LINEAR, **config)
     write_random_weights(stretched)
     text = CONVERSATIONS.read_text(encoding="utf-8")[:4500]
-    prompt = models.load(str(stretched)).tokenizer.encode(text)
+    prompt = load_model(str(stretched)).tokenizer.encode(text)
     assert 2300 < len(prompt) < 3500
     flags = ["--model", stretched, "--output", tmp_path / "out", "--prompt-format", "raw", "--temperature", 0]
     flags += ["--max-tokens", 30, "--ignore-eos", "--include", "response_token_ids", "--include", "prompt_token_ids"]
@@ -182,7 +183,7 @@ def test_a_minigpt4_checkpoint_is_refused(batchgen, write_rows, tmp_path, name, 
 
 
 def test_a_complete_model_is_taken_whatever_its_name(model):
-    assert models.load(str(model("like-minigpt4"))).context == 512
+    assert load_model(str(model("like-minigpt4"))).context == 512
 
 
 # --- inspect

@@ -14,7 +14,7 @@ from .hf_tokenizer import HfTokenizer
 from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
 
-SERIES_TEXTS = ("config.json", "spiece.model", "tokenizer_config.json")
+SERIES_FILES = ("config.json", "spiece.model", "tokenizer_config.json")
 
 TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
 
@@ -97,7 +97,7 @@ class Model:
         return series.WITHDRAWN_MD5 in self.weights.values()
 
 
-def load(path: str, revision: str = "", format: str = "auto") -> Model:
+def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
     """Finds, reads and checks a model; the weights are only digested. Raises JobError.
 
     path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit; format: of the prompts,
@@ -105,7 +105,7 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
     """
     folder, name, commit = hub.find(path, revision)
     hub.refuse_images(os.listdir(folder), name)
-    texts = model_files.matching(folder, hub.TEXTS)
+    texts = model_files.matching(folder, hub.FILES)
     model_files.check(texts)
     config = _config(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
@@ -115,7 +115,9 @@ def load(path: str, revision: str = "", format: str = "auto") -> Model:
     used = safetensors or bins  # the order in which vLLM looks
     if not used:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    known, read = (SERIES_TEXTS, hub.ENGINE_TEXTS) if isinstance(tokenizer, Tokenizer) else (hub.FIRST_TEXTS, hub.TEXTS)
+    known, read = (
+        (SERIES_FILES, hub.ENGINE_FILES) if isinstance(tokenizer, Tokenizer) else (hub.FILES_OF_0_2, hub.FILES)
+    )
     texts = model_files.matching(folder, (*known, *read))
     _check_index(folder / "model.safetensors.index.json", safetensors)
     digests = model_files.digests(folder, [*texts, *safetensors, *bins])

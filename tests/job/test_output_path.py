@@ -6,7 +6,7 @@ import pytest
 from conftest import MODEL, demo_records
 
 from batchgen.errors import JobError
-from batchgen.job.places import check_place
+from batchgen.job.output_path import check_output_path
 
 BAD = {
     "s3://bucket/out": "results go to this machine's files, not to a URI",
@@ -69,7 +69,7 @@ def test_a_job_file_with_a_nul_in_its_output(place, batchgen):
 def test_a_name_that_people_use_is_taken(place, path):
     (place / "real").mkdir()
     (place / "linked").symlink_to("real")
-    check_place("--output", str(place / path))
+    check_output_path("--output", str(place / path))
 
 
 @pytest.mark.parametrize("command", ["export", "retry"])
@@ -106,4 +106,4 @@ def test_an_input_folder_itself_is_no_output(place, batchgen):
 
 def test_the_line_begins_with_the_key_or_flag():
     with pytest.raises(JobError, match=r"^--to: s3:/b/x: "):
-        check_place("--to", "s3:/b/x")
+        check_output_path("--to", "s3:/b/x")

@@ -1,4 +1,4 @@
-"""Input files: finding them, counting and digesting their rows into a shard plan, reading one shard.
+"""The shard plan: every row of the input counted and digested, and cut into shards.
 
 The plan of an incremental job grows by generations. What a run finds beyond the plan (new files, lines behind those
 that are known) goes to its end, as new entries of `files` and new shards over them. So rows keep their numbers and
@@ -16,21 +16,16 @@ import msgspec
 import numpy as np
 
 from ..errors import JobError, Reject, shown, warn
-from ..job.lengths import USUAL, RowLimits
 from . import files as filing
-from .columns import Column
 from .conversation import Row
-from .cursor import Cursor, cursor_at
+from .file_formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
 from .files import find
-from .formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
-from .shapes import SHAPES
-from .template import Template
 
 NEWLINE = ord("\n")
 # Names of the columns of JSONL are read off this many rows at the head of each file.
 SAMPLE_ROWS = 1000
 # Compressions by ending, as the first version knew them; exports are written by them too.
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+COMPRESSION_BY_ENDING = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
@@ -40,7 +35,7 @@ class InputFile(msgspec.Struct, frozen=True):
 
     path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: SHA-256 of the content up to
     `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them; kind,
-    compression: as its content says (formats.detect). The first version recorded neither: it went by the ending.
+    compression: as its content says (file_formats.detect). The first version recorded neither: it went by the ending.
     """
 
     path: str
@@ -72,7 +67,7 @@ class InputFile(msgspec.Struct, frozen=True):
 def _first_format(path: str) -> tuple[str, str]:
     """What the first version took a file for."""
     ending = _ending(path)
-    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSIONS.get(ending, ""))
+    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSION_BY_ENDING.get(ending, ""))
 
 
 def _ending(path: str) -> str:
@@ -135,7 +130,7 @@ class _Part(NamedTuple):
     old: InputFile | None = None
 
 
-def plan(
+def plan_input(
     paths: Iterable[str],
     shard_rows: int,
     known: Plan | None = None,
@@ -176,7 +171,7 @@ def _as_before(found: list[str], named: list[str], latest: dict[str, InputFile])
 def _first_took(path: str) -> bool:
     name = filing.name_of(path)
     stem, ending = os.path.splitext(name)
-    return (stem if ending in COMPRESSIONS else name).endswith((*_FIRST_JSON_ENDINGS, ".parquet"))
+    return (stem if ending in COMPRESSION_BY_ENDING else name).endswith((*_FIRST_JSON_ENDINGS, ".parquet"))
 
 
 def _is_still_there(path: str) -> bool:
@@ -242,7 +237,7 @@ def _extend(known: Plan, parts: Iterable[_Part], shard_rows: int, incremental: b
     return Plan(files, known.shards + shards)
 
 
-def changes(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
+def changed_files(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
     """The files of a plan whose content is not what it was. trust_times: files of the same size and time of change
     count as unchanged without being read; growing: they may have got longer. Raises JobError."""
     return [
@@ -379,76 +374,10 @@ def _digest(file: InputFile, end: int | None = None) -> "hashlib._Hash":
     return digest
 
 
-# --- reading a shard
+# --- rows of a plan
 
 
-def read(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
-    """The rows of one shard in order; of columnar files only the given columns. Raises JobError or Stopped."""
-    return Reader(plan, columns).read(shard)
-
-
-class Reader:
-    """Reads shards, one that follows another without a new beginning: a file is decompressed or decoded once, whatever
-    the number of its shards."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        used: Iterable[str],
-        passed: Iterable[Column] = (),
-        running: bool = False,
-        limits: RowLimits = USUAL,
-    ):
-        """used: columns that are looked at; passed: those that are passed through; running: a file that cannot be read
-        stops the run, resumable, as it was there before; limits: of rows."""
-        self._plan, self._limits = plan, limits
-        self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
-        self._ends = list(itertools.accumulate(file.rows for file in plan.files))
-        self._left: tuple[int, Cursor] | None = None  # where the last shard ended, and in which file
-
-    def read(self, shard: Shard) -> Iterator[Row]:
-        """The rows of a shard in order. Raises JobError or Stopped."""
-        rows = self._read_on(shard)
-        if shard.picked is None:
-            yield from rows
-        else:
-            picked = set(shard.picked)
-            yield from (row for row in rows if row.number in picked)
-
-    def _read_on(self, shard: Shard) -> Iterator[Row]:
-        """All rows from the shard's first to its last, from one file into the next."""
-        number, end = shard.first_row, shard.first_row + shard.rows
-        for index in range(shard.file, len(self._plan.files)):
-            file, stop = self._plan.files[index], min(end, self._ends[index])
-            if number == stop:
-                continue  # a file without rows
-            cursor = self._cursor(index, shard.position if index == shard.file else file.start)
-            for row in cursor.take(stop - number, number):
-                yield row
-                number += 1
-            if number < stop:
-                raise JobError(f"{shown(file.path)}: ends before row {number}; the input changed while the job ran")
-            self._leave(index, cursor)
-            if number == end:
-                return
-
-    def _cursor(self, index: int, position: int) -> Cursor:
-        left, self._left = self._left, None  # two shards that are read at once do not share it
-        if left and left[0] == index and left[1].position <= position:
-            left[1].go_to(position)
-            return left[1]
-        if left:
-            left[1].close()
-        file = self._plan.files[index]
-        return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running, self._limits)
-
-    def _leave(self, index: int, cursor: Cursor) -> None:
-        if self._left:
-            self._left[1].close()
-        self._left = index, cursor
-
-
-def pick(plan: Plan, rows: Iterable[int]) -> Plan:
+def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
     """The same plan with only these rows: each shard that has some of them, numbered anew."""
     wanted = set(rows)
     picks = [(shard, [number for number in shard.row_numbers if number in wanted]) for shard in plan.shards]
@@ -460,7 +389,7 @@ def pick(plan: Plan, rows: Iterable[int]) -> Plan:
     return Plan(plan.files, shards)
 
 
-def places(plan: Plan) -> Callable[[int], str]:
+def locator(plan: Plan) -> Callable[[int], str]:
     """What says where a row stands, for people: `file:line` of JSONL (from 1), `file row N` of others (from 0)."""
     ends = list(itertools.accumulate(file.rows for file in plan.files))
     before: list[int] = []  # rows of the same file in the generations before
@@ -481,36 +410,6 @@ def places(plan: Plan) -> Callable[[int], str]:
     return place
 
 
-def place(plan: Plan, row: int) -> str:
-    """Where one row stands; for many, ask `places` once."""
-    return places(plan)(row)
-
-
-# --- columns
-
-
-def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:
-    """Every file with rows must have the columns of the template or, columnar ones, of some shape. Raises JobError.
-
-    The lines that an incremental job has got since are judged one by one.
-    """
-    from .passed import names_of
-
-    for file in files:
-        has_schema = file.is_columnar or file.format[0] == "csv"
-        if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
-            continue
-        names = names_of(file)
-        if template and template.missing(names):  # they may come later; rows without them are rejected one by one
-            names = names_of(file, rows=None)
-        if template and (missing := template.missing(names)):
-            raise JobError(
-                f"{shown(file.path)}: [prompt] template names {missing[0]}, which the file does not have; "
-                f"it has {', '.join(names)}"
-            )
-        if template:
-            continue
-        shapes = SHAPES.values() if format == "auto" else [SHAPES[format]]
-        if not any(shape.can_read(names) for shape in shapes):
-            ways = ", ".join(dict.fromkeys(shape.columns[0] for shape in shapes))
-            raise JobError(f"{shown(file.path)}: none of the columns {ways}; it has {', '.join(names)}")
+def locate(plan: Plan, row: int) -> str:
+    """Where one row stands; for many, ask `locator` once."""
+    return locator(plan)(row)

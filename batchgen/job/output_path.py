@@ -12,7 +12,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of tw
 _LONGEST_NAME = 240  # bytes, of the 255 that file systems take; a file is written under a longer name first
 
 
-def check_place(what: str, path: str) -> None:
+def check_output_path(what: str, path: str) -> None:
     """Raises JobError, which begins with `what`, if results cannot go to a path, there or not; OSError if the
     disk does not tell."""
     if path.startswith("file:///") and not _is_utf8(unquote_to_bytes(path)):  # as such paths are recorded

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import JobError, Reject, Stopped, in_one_line, shown
-from ..job.lengths import ROW_BYTES, ROW_VALUES, too_large
+from ..job.row_limits import ROW_BYTES, ROW_VALUES, too_large
 from .columns import TextRow
 from .compressed import Damaged, compression_of, decompressed
 from .conversation import BYTE_ORDER_MARK

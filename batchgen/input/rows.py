@@ -1,0 +1,77 @@
+"""Reading the rows of a shard."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from ..errors import JobError, shown
+from ..job.row_limits import USUAL, RowLimits
+from .columns import Column
+from .conversation import Row
+from .cursor import Cursor, cursor_at
+from .plan import Plan, Shard
+
+
+def read_rows(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
+    """The rows of one shard in order; of columnar files only the given columns. Raises JobError or Stopped."""
+    return Reader(plan, columns).read(shard)
+
+
+class Reader:
+    """Reads shards, one that follows another without a new beginning: a file is decompressed or decoded once, whatever
+    the number of its shards."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        used: Iterable[str],
+        passed: Iterable[Column] = (),
+        running: bool = False,
+        limits: RowLimits = USUAL,
+    ):
+        """used: columns that are looked at; passed: those that are passed through; running: a file that cannot be read
+        stops the run, resumable, as it was there before; limits: of rows."""
+        self._plan, self._limits = plan, limits
+        self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
+        self._ends = list(itertools.accumulate(file.rows for file in plan.files))
+        self._left: tuple[int, Cursor] | None = None  # where the last shard ended, and in which file
+
+    def read(self, shard: Shard) -> Iterator[Row]:
+        """The rows of a shard in order. Raises JobError or Stopped."""
+        rows = self._read_on(shard)
+        if shard.picked is None:
+            yield from rows
+        else:
+            picked = set(shard.picked)
+            yield from (row for row in rows if row.number in picked)
+
+    def _read_on(self, shard: Shard) -> Iterator[Row]:
+        """All rows from the shard's first to its last, from one file into the next."""
+        number, end = shard.first_row, shard.first_row + shard.rows
+        for index in range(shard.file, len(self._plan.files)):
+            file, stop = self._plan.files[index], min(end, self._ends[index])
+            if number == stop:
+                continue  # a file without rows
+            cursor = self._cursor(index, shard.position if index == shard.file else file.start)
+            for row in cursor.take(stop - number, number):
+                yield row
+                number += 1
+            if number < stop:
+                raise JobError(f"{shown(file.path)}: ends before row {number}; the input changed while the job ran")
+            self._leave(index, cursor)
+            if number == end:
+                return
+
+    def _cursor(self, index: int, position: int) -> Cursor:
+        left, self._left = self._left, None  # two shards that are read at once do not share it
+        if left and left[0] == index and left[1].position <= position:
+            left[1].go_to(position)
+            return left[1]
+        if left:
+            left[1].close()
+        file = self._plan.files[index]
+        return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running, self._limits)
+
+    def _leave(self, index: int, cursor: Cursor) -> None:
+        if self._left:
+            self._left[1].close()
+        self._left = index, cursor
