@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from batchgen import manual
 from batchgen.cli import cli
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+MANUAL = README + "".join(map(manual.text, manual.PAGES))
 
 
 def test_importing_the_command_line_imports_nothing_heavy():
@@ -23,8 +25,8 @@ def test_every_command_shows_an_example_in_its_help(name):
 
 
 @pytest.mark.parametrize("name", cli.commands)
-def test_every_command_is_in_the_readme(name):
-    assert f"batchgen {name}" in README
+def test_every_command_is_in_the_manual(name):
+    assert f"batchgen {name}" in MANUAL
 
 
 @pytest.mark.parametrize("name", ["run"])
