@@ -2,20 +2,20 @@
 
 from importlib.resources import files
 
-# In the order in which a reader needs them.
-PAGES = (
-    "installing",
-    "job-file",
-    "models",
-    "input",
-    "output",
-    "running",
-    "slurm-and-nightly",
-    "checking",
-    "exporting",
-    "performance",
-    "security",
-)
+# Each with a line on what is in it, in the order in which a reader needs them.
+PAGES = {
+    "installing": "Python, vLLM and PyTorch on a CPU or a GPU machine",
+    "job-file": "every key, its type and default, and what changing it does to a job",
+    "models": "which models work, prompt formats, the hub",
+    "input": "files, shapes of rows, ids, seeds, limits, input that grows",
+    "output": "the folder, its columns, how to read it",
+    "running": "resuming, signals, exit codes, deadlines, several GPUs",
+    "slurm-and-nightly": "job arrays on a cluster, a job every night",
+    "checking": "plan, status, verify, rejects, retry",
+    "exporting": "one file, or a dataset to publish",
+    "performance": "what was measured, and how to measure it here",
+    "security": "whom batchgen trusts, and what it withstands",
+}
 
 
 def text(page: str) -> str:
