@@ -24,6 +24,7 @@ LEVELS = [
     {"run"},
     {"demo"},
     {"commands"},
+    {"flags", "show", "manual"},
     {"cli"},
     {"__main__"},
 ]

@@ -201,7 +201,7 @@ def test_where_it_may_not_write_it_calls_nobody_dead_for_silence(out, batchgen):
             seen = status.look(moved)
             text = batchgen("status", moved).stdout
     assert (seen.state, seen.clock, seen.workers[0].state) == ("unknown", "this host", "silent")
-    assert "beats are timed by this host's own clock" in text
+    assert "heartbeats are timed by this host's own clock" in text
     assert (seen.rows_done, seen.finished.responses) == (10, 9)
 
 

@@ -29,7 +29,7 @@ def refused(batchgen, out, *flags) -> str:
     """The first problem that `verify` finds."""
     result = batchgen("verify", out, *flags)
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == f"batchgen: {out}: the accounting does not close"
+    assert result.stderr.splitlines()[-1] == f"batchgen: {out}: verification failed"
     return result.stderr.splitlines()[0]
 
 

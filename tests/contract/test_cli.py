@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from batchgen import manual, show
 from batchgen.cli import cli
+from batchgen.job.spec import TABLES
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+MANUAL = README + "".join(map(manual.text, manual.PAGES))
 
 
 def test_importing_the_command_line_imports_nothing_heavy():
@@ -23,10 +27,68 @@ def test_every_command_shows_an_example_in_its_help(name):
 
 
 @pytest.mark.parametrize("name", cli.commands)
-def test_every_command_is_in_the_readme(name):
-    assert f"batchgen {name}" in README
+def test_every_command_is_in_the_manual(name):
+    assert f"batchgen {name}" in MANUAL
 
 
-@pytest.mark.parametrize("name", ["run"])
+COMMANDS = {
+    **{name: command for name, command in cli.commands.items() if name != "bench"},
+    **{f"bench {name}": command for name, command in cli.commands["bench"].commands.items()},
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_is_explained(name):
-    assert all(option.help for option in cli.commands[name].params if option.param_type_name == "option")
+    assert all(option.help for option in COMMANDS[name].params if option.param_type_name == "option")
+
+
+def help_of(batchgen, *command) -> dict[str, str]:
+    """The help of a command, one line each, by heading."""
+    parts = re.split(r"^(\S.*):$", batchgen(*command, "--help").stdout, flags=re.MULTILINE)
+    return {heading: " ".join(text.split()) for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("command", [("run",), ("plan",), ("retry",), ("bench", "engine")])
+def test_the_keys_of_the_job_file_have_a_heading_for_each_table(batchgen, command):
+    headings = help_of(batchgen, *command)
+    assert list(headings) == ["Options", *(f"[{table}]" for table in TABLES), "[engine]"]
+    assert "--temperature" in headings["[sampling]"] and "--limit-turns" in headings["[limits]"]
+    assert "--engine KEY=VALUE" in headings["[engine]"] and "--help" in headings["Options"]
+
+
+def test_the_help_of_run_shows_the_defaults(batchgen):
+    headings = help_of(batchgen, "run")
+    assert re.search(r"--shard-rows INTEGER .* \[default: 4096\] --column", headings["[output]"])
+    assert re.search(r"--follow-links / --no-follow-links [^\[]* \[default: off\]", headings["[input]"])
+    assert re.search(r"--temperature FLOAT [^\[]* \[default: the model card's\]", headings["[sampling]"])
+    assert re.search(r"--model TEXT [^\[]* \[required, here or in the job file\]", headings["[model]"])
+
+
+def test_the_help_of_retry_shows_none_as_they_are_those_of_the_job(batchgen):
+    assert not any("[default" in text for text in help_of(batchgen, "retry").values())
+
+
+def test_the_manual_lists_its_pages_and_shows_each(batchgen):
+    lines = batchgen("manual").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(manual.PAGES)
+    for page in manual.PAGES:
+        done = batchgen("manual", page)
+        assert (done.exit_code, done.stdout) == (0, manual.text(page))
+
+
+def test_every_page_is_listed():
+    assert {path.stem for path in Path(manual.__file__).parent.glob("*.md")} == set(manual.PAGES)
+
+
+def test_a_wrong_page_gets_the_nearest_one(batchgen):
+    done = batchgen("manual", "exports")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "batchgen: manual: no page exports; did you mean exporting?\n"
+
+
+def test_a_page_goes_through_a_pager_on_a_terminal(monkeypatch):
+    paged = []
+    monkeypatch.setattr(show.click, "echo_via_pager", paged.append)
+    monkeypatch.setattr(show.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    show.page("# Page\n")
+    assert paged == ["# Page\n"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import CONVERSATIONS, MODEL
 
-from batchgen import cli as command_line
+from batchgen import flags
 from batchgen.job.spec import as_opened
 
 UTF8_OFF = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -227,7 +227,7 @@ def broken(monkeypatch, tmp_path):
         def load(*_):
             raise error
 
-        monkeypatch.setattr(command_line, "load", load)
+        monkeypatch.setattr(flags, "load", load)
 
     return breaks
 
@@ -238,7 +238,7 @@ def test_a_bug_is_one_line_and_a_file_that_says_where(broken, batchgen, tmp_path
     (report,) = tmp_path.glob("batchgen-bug-*.txt")
     assert (done.exit_code, done.stderr) == (
         1,
-        f"batchgen: this is a bug in batchgen: KeyError: 'no\\nsuch'; where it arose stands in {report}\n",
+        f"batchgen: this is a bug in batchgen: KeyError: 'no\\nsuch'; the traceback is in {report}\n",
     )
     assert "in load\n    raise error\nKeyError" in report.read_text()
 
@@ -261,4 +261,4 @@ def test_a_bug_where_nothing_can_be_written(broken, batchgen, monkeypatch):
 def test_memory_that_does_not_suffice_is_no_bug(broken, batchgen):
     broken(MemoryError())
     done = batchgen("plan", "x.jsonl")
-    assert (done.exit_code, done.stderr) == (1, "batchgen: this machine's memory does not suffice\n")
+    assert (done.exit_code, done.stderr) == (1, "batchgen: this machine ran out of memory\n")

@@ -13,6 +13,7 @@ import pytest
 from conftest import CONVERSATIONS, MODEL
 from packaging.requirements import Requirement
 
+from batchgen import manual
 from batchgen.engine import vllm as engine
 from batchgen.errors import JobError
 
@@ -78,6 +79,7 @@ def test_the_wheel_holds_every_module_and_the_demo(wheel):
     assert names == kept
     assert set(listed.stdout.splitlines()) <= names or listed.returncode
     assert {"batchgen/demo/model/model.safetensors", "batchgen/demo/data/conversations.jsonl"} <= names
+    assert {f"batchgen/manual/{page}.md" for page in manual.PAGES} <= names
 
 
 def test_there_is_no_vllm_where_the_tests_of_this_file_run_it(bare):
@@ -170,6 +172,7 @@ def test_nobody_is_told_to_install_the_strangers_package():
         *PROJECT.glob("*.md"),
         *PROJECT.glob("jobs/**/*"),
         *PROJECT.glob("batchgen/**/*.py"),
+        *PROJECT.glob("batchgen/**/*.md"),
         PROJECT / "pyproject.toml",
     ]
     for file in filter(Path.is_file, files):

@@ -1,55 +1,89 @@
-"""README.md is true: its commands run and print what stands there, its job file and rows are understood."""
+"""README.md and the manual are true: their commands run and print what they show, their job files and rows are valid.
+
+The commands of all pages run in one folder: README's first, as its first job is what the pages go on from.
+"""
 
 import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from batchgen import manual
 from batchgen.input.conversation import Row
 from batchgen.input.shapes import SHAPES, from_record
 from batchgen.job.spec import load
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+TEXTS = {"README": README} | {page: manual.text(page) for page in manual.PAGES}
+AFTER = {page: "README" for page in manual.PAGES} | {"exporting": "checking"}  # page -> the one whose folders it uses
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[tuple[str, str]]:
+def with_blocks(language: str) -> list[str]:
+    return [page for page in TEXTS if blocks(page, language)]
+
+
+def commands(page: str) -> list[tuple[str, str]]:
     """(command, what it prints) of every console block, in order."""
-    steps = [step for block in blocks("console") for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
+    steps = [step for block in blocks(page, "console") for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
     return [(step.partition("\n")[0], step.partition("\n")[2]) for step in steps]
 
 
-def test_every_command_prints_what_the_readme_shows(tmp_path):
-    """`...` stands for anything, to the end of its line or to the text behind it."""
+@pytest.fixture(scope="session")
+def run_page(tmp_path_factory):
+    """Runs a page's commands, once, and before them those of the page that it goes on from."""
+    folder = tmp_path_factory.mktemp("manual")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    assert len(commands()) >= 5
-    for command, expected in commands():
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        pattern = re.escape(expected).replace(re.escape("..."), ".*")
-        assert re.fullmatch(pattern, done.stdout), f"{command}\nprinted\n{done.stdout}\nnot\n{expected}"
+
+    @cache
+    def run(page: str) -> None:
+        if page in AFTER:
+            run(AFTER[page])
+        for command, expected in commands(page):
+            done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            pattern = re.escape(expected).replace(re.escape("..."), ".*")
+            assert re.fullmatch(pattern, done.stdout), f"{command}\nprinted\n{done.stdout}\nnot\n{expected}"
+
+    return run
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+def test_every_command_prints_what_the_page_shows(run_page, page):
+    """`...` stands for anything, to the end of its line or to the text behind it."""
+    run_page(page)
+
+
+def test_the_pages_show_what_they_are_about():
+    assert {"README", "checking", "exporting", "input", "models", "running"} <= set(with_blocks("console"))
+    assert len(commands("README")) >= 5
 
 
 def test_the_job_file_is_valid(tmp_path):
-    (tmp_path / "job.toml").write_text(blocks("toml")[0])
+    (tmp_path / "job.toml").write_text(blocks("job-file", "toml")[0])
     assert load(str(tmp_path / "job.toml"), {}).output.columns == ["topic", "score:double"]
 
 
-@pytest.mark.parametrize("part", blocks("toml")[1:])
+@pytest.mark.parametrize(
+    "part", [part for page in TEXTS for part in blocks(page, "toml")[1 if page == "job-file" else 0 :]]
+)
 def test_further_parts_of_a_job_file_are_valid(tmp_path, part):
     paths = {"input": {"path": ["in.jsonl"]}, "model": {"path": "model"}, "output": {"path": "out"}}
     (tmp_path / "job.toml").write_text(part)
     load(str(tmp_path / "job.toml"), paths)
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("json") for line in block.splitlines()])
+@pytest.mark.parametrize(
+    "line", [line for page in TEXTS for block in blocks(page, "json") for line in block.split("\n") if line]
+)
 def test_the_rows_are_understood(line):
     assert from_record(Row(0, line.encode()).record())
 
@@ -57,10 +91,9 @@ def test_the_rows_are_understood(line):
 def test_every_parameter_of_sampling_is_named():
     from batchgen.job.sampling import JobSampling
 
+    page = TEXTS["job-file"]
     assert [
-        name
-        for name in msgspec.structs.asdict(JobSampling())
-        if f"`{name}`" not in README and f"{name} =" not in README
+        name for name in msgspec.structs.asdict(JobSampling()) if f"`{name}`" not in page and f"{name} =" not in page
     ] == []
 
 
@@ -68,4 +101,4 @@ def test_the_table_of_shapes_has_them_all():
     for name, shape in SHAPES.items():
         record, more = re.fullmatch(r"(\{.*\})(.*)", shape.looks).groups()
         cells = f"| `{name}` | `{record}`{more} |"
-        assert re.sub(r"(?<=<)\||\|(?=>)", r"\\|", cells) in README
+        assert re.sub(r"(?<=<)\||\|(?=>)", r"\\|", cells) in TEXTS["input"]

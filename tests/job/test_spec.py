@@ -2,9 +2,10 @@
 
 import pytest
 
-from batchgen.cli import cli, flag_name
+from batchgen.cli import cli
 from batchgen.engine import vllm as engine
 from batchgen.errors import JobError
+from batchgen.flags import flag_name
 from batchgen.job import spec as job
 from batchgen.job.spec import TABLES, differences, load
 

@@ -1,0 +1,224 @@
+"""The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
+
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+
+from .errors import JobError
+from .host import safeopen
+from .job.sampling import Sampling
+from .job.spec import TABLES, JobSpec, load
+
+LONGEST_JOB_FILE = 1 << 20  # bytes
+LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
+
+
+class Key(NamedTuple):
+    """One key of the job file.
+
+    table, name: as in the file
+    type: without msgspec's wrapping and without None
+    bounds: what msgspec checks beside the type (ge, le, min_length ...)
+    default: NODEFAULT where there is none; None where the key may be left out
+    description: one line, without a full stop
+    """
+
+    table: str
+    name: str
+    type: Any
+    bounds: msgspec.Meta
+    default: Any
+    description: str
+
+    @property
+    def choices(self) -> list[str]:
+        """The values that it may have, or that the elements of its list may have; empty if any will do."""
+        kind = get_args(self.type)[0] if get_origin(self.type) is list else self.type
+        return list(get_args(kind)) if get_origin(kind) is Literal else []
+
+    @property
+    def is_of_the_model(self) -> bool:
+        """Whether its default is what the model's card says."""
+        return self.table == "sampling" and self.default is None and getattr(Sampling(), self.name) is not None
+
+
+def keys() -> Iterator[Key]:
+    """All keys of the job file, but for those of [engine], which are vLLM's own."""
+    for table, struct in TABLES.items():
+        hints = get_type_hints(struct, include_extras=True)
+        for field in msgspec.structs.fields(struct):
+            plain, bounds = _unwrapped(hints[field.name])
+            made = field.default_factory is not msgspec.NODEFAULT
+            default = field.default_factory() if made else field.default  # type: ignore[misc, operator]
+            yield Key(table, field.name, plain, bounds, default, bounds.description or "")
+
+
+def _unwrapped(hint: Any) -> tuple[Any, msgspec.Meta]:
+    if type(None) in get_args(hint):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is not Annotated:
+        return hint, msgspec.Meta()
+    plain, *metas = get_args(hint)
+    return plain, next(meta for meta in metas if meta.description)
+
+
+def flag_name(table: str, key: str) -> str:
+    """A key's flag: the key itself with dashes, unless another key or another meaning is in the way."""
+    if table == "input" and key in ("seed", "sampling", "system"):  # columns, where other tables have the value itself
+        return f"--{key}-column"
+    if table == "limits":
+        return f"--limit-{key}".replace("_", "-")
+    names = {"path": table, "format": f"{table}-format", "columns": "column"}
+    return "--" + names.get(key, key).replace("_", "-")
+
+
+class Json(click.ParamType):
+    """A flag whose value is JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return msgspec.json.decode(value) if isinstance(value, str) else value
+        except msgspec.DecodeError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
+
+class JobCommand(click.Command):
+    """A command that takes the keys of the job file: its help has a heading for each table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                headings.setdefault(_heading(param.name or ""), []).append(record)
+        for heading, records in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _heading(option: str) -> str:
+    table = "engine" if option == "engine" else option.partition("__")[0]
+    return f"[{table}]" if table in TABLES or table == "engine" else "Options"
+
+
+engine_flag = click.option(
+    "--engine",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="any of vLLM's EngineArgs, with the value written as in TOML; may be repeated",
+)
+
+
+def job_flags(defaults: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for each key of the job file, and --engine.
+
+    defaults: whether the help shows them; where a key that is not given comes from an existing job, they are not true
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        options = [_option(key, defaults) for key in keys() if (key.table, key.name) != ("input", "path")]
+        for option in reversed([*options, engine_flag]):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _option(key: Key, show_default: bool) -> Callable[..., Any]:
+    name = flag_name(key.table, key.name)
+    kind = get_args(key.type)[0] if get_origin(key.type) is list else key.type
+    multiple = get_origin(key.type) is list
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        kind, multiple = Json(), False
+    elif key.choices:
+        kind = click.Choice(key.choices)
+    elif kind not in (bool, int, float):
+        kind = str
+    is_long = len("|".join(key.choices)) > LONGEST_CHOICE
+    return click.option(
+        f"{name}/--no{name[1:]}" if kind is bool else name,
+        f"{key.table}__{key.name}",
+        type=None if kind is bool else kind,
+        multiple=multiple,
+        default=None,
+        metavar="NAME" if is_long else None,
+        help=_help(key, name, multiple, is_long) + (_default(key) if show_default else ""),
+    )
+
+
+def _help(key: Key, flag: str, multiple: bool, is_long: bool) -> str:
+    key_name = "" if flag == f"--{key.name}".replace("_", "-") else f"{key.name}: "
+    choices = f": {', '.join(key.choices)}" if is_long else ""
+    return f"{key_name}{key.description}{choices}{'; may be repeated' if multiple else ''}"
+
+
+def _default(key: Key) -> str:
+    if key.default is msgspec.NODEFAULT:
+        return "  [required, here or in the job file]"
+    if key.is_of_the_model:
+        return "  [default: the model card's]"
+    if key.default in (None, "", [], {}):
+        return ""
+    if isinstance(key.default, bool):
+        return f"  [default: {'on' if key.default else 'off'}]"
+    return f"  [default: {key.default:g}]" if isinstance(key.default, float) else f"  [default: {key.default}]"
+
+
+def by_table(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was given on the command line, and nothing else, as the tables of a job file."""
+    tables: dict[str, dict[str, Any]] = {"input": {"path": list(inputs)} if inputs else {}}
+    for name, value in options.items():
+        table, _, key = name.partition("__")
+        if value is not None and value != ():
+            tables.setdefault(table, {})[key] = list(value) if isinstance(value, tuple) else value
+    tables |= {"engine": engine_args(engine)}
+    return {table: values for table, values in tables.items() if values}
+
+
+def engine_args(settings: tuple[str, ...]) -> dict[str, Any]:
+    """The values of --engine, by name. Raises JobError."""
+    return dict(_engine_arg(setting) for setting in settings)
+
+
+def _engine_arg(setting: str) -> tuple[str, Any]:
+    """KEY=VALUE of --engine; VALUE as in TOML, or plain text."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise JobError(f"--engine {setting}: write KEY=VALUE, such as max_num_seqs=256")
+    try:
+        return key, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def spec_of(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
+    """The job that a command line names: a job file first, if there is one, then input. Raises JobError."""
+    job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
+    if job_file is None and files and _is_other_job_file(Path(files[0])):
+        raise JobError(
+            f"{files[0]}: a job file is TOML, and its name ends in .toml; `batchgen manual job-file` shows one"
+        )
+    return load(job_file, by_table(files, engine, options))
+
+
+def _is_other_job_file(path: Path) -> bool:
+    """Whether it is what people write where job files are YAML or JSON: no input looks like it."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return True
+    if path.suffix.lower() != ".json":
+        return False
+    try:
+        with safeopen.reading(path) as file:
+            tables = msgspec.json.decode(file.read(LONGEST_JOB_FILE))
+    except (OSError, ValueError, JobError):
+        return False
+    return (
+        isinstance(tables, dict)
+        and bool(tables)
+        and all(isinstance(tables.get(table), dict) for table in ("input", "model"))
+    )

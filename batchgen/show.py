@@ -1,0 +1,240 @@
+"""What the commands print: their results go in, lines on stdout come out."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import shown
+from .host import console, terminal
+
+if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
+    from .commands.export import Results
+    from .commands.plan import Forecast
+    from .commands.status import Status, Worker
+    from .commands.verify import Replay, Verdict
+    from .run.run import Outcome
+    from .task.generate import Prompted
+
+DEAD_SHOWN = 5  # dead workers that are listed, the latest first; a long job may have many
+LONGEST_DETAIL, LONGEST_RAW = 500, 200  # characters of a reject's detail and of its row
+
+
+def say(text: Any = "", **options: Any) -> None:
+    """click.echo with nothing in the text that a terminal would obey. Raises OSError that names stdout."""
+    try:
+        click.echo(terminal.lines(str(text)), **options)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, "stdout") from None
+
+
+def facts(values: Mapping[str, str], width: int) -> None:
+    """A name and its value on each line."""
+    for name, value in values.items():
+        say(f"{name:{width}} {value}")
+
+
+def counted(counts: dict[str, Any]) -> str:
+    return f"{counts['rows']:,} rows, {counts['responses']:,} responses, {_rejects(counts['rejects'])}"
+
+
+def _rejects(reasons: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{shown(reason)} {number:,}" for reason, number in reasons.items())
+    return f"{sum(reasons.values()):,} rejects{f' ({listed})' if listed else ''}"
+
+
+# --- run, retry, export
+
+
+def outcome(done: "Outcome") -> None:
+    totals = done.totals
+    if done.counts is None:
+        console.say(f"nothing left to do here: other workers hold the last shards of {done.out}")
+    else:
+        state = "done" if totals.rows else "all done already"
+        console.say(f"{state}: {counted(done.counts)} in {done.out}")
+    if totals.rows:
+        seconds = max(done.seconds - done.engine_start, 1e-9)
+        kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
+        console.say(
+            f"this run: {totals.rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
+            f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
+            f"{done.engine_start:,.1f} s; then {totals.response_tokens / seconds:,.0f} response tokens/s"
+        )
+
+
+def exported(results: "Results", to: object) -> None:
+    missing = f", {results.missing:,} shards missing" if results.missing else ""
+    console.say(f"exported: {counted(results.counts)}{missing} to {to}")
+
+
+# --- plan
+
+
+def forecast(seen: "Forecast") -> None:
+    job, tokens = seen.job, seen.tokens
+    new = "" if seen.new_rows is None else f", {seen.new_rows:,} of them new"
+    rejects = ", ".join(f"{reason} {number:,}" for reason, number in sorted(seen.rejects.items()))
+    lengths = ", ".join(f"{name} {value:,}" for name, value in seen.percentiles().items())
+    facts(
+        {
+            "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
+            "rejects": f"{seen.rejects.total():,}{f' ({rejects})' if rejects else ''}",
+            "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
+            "prompt tokens": f"{tokens:,}; {lengths}",
+            "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
+            **_forged(seen),
+            "shared": f"{seen.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
+            "prompt format": f"{job.task.format}, context {job.context:,} tokens",
+            "shards": f"{len(job.plan.shards):,} of {job.spec.output.shard_rows:,} rows",
+            "fingerprint": job.record.fingerprint,
+        },
+        width=14,
+    )
+    bars = seen.histogram()
+    most = max((count for _, _, count in bars), default=1)
+    for start, end, count in bars:
+        say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+def _forged(seen: "Forecast") -> dict[str, str]:
+    if not seen.first_forged:
+        return {}
+    row, what = seen.first_forged
+    return {"forged turns": f"in the text of {seen.forged:,} rows; the first is row {row:,}, with {shown(what)}"}
+
+
+def prompts(items: "Iterable[Prompted]") -> None:
+    for made in items:
+        say(f"\nrow {made.row}, id {shown(made.id)}, {len(made.prompt_token_ids)} tokens\n{made.prompt}")
+        say(f"{made.prompt_token_ids}")
+
+
+# --- status
+
+
+def status_line(seen: "Status") -> None:
+    shards = seen.shards
+    say(
+        f"{seen.state}: {seen.rows_done:,} of {seen.rows:,} rows, {shards.done:,} of {shards.total:,} shards, "
+        f"{len(seen.live):,} workers, {seen.response_tokens_per_second:,.0f} tokens/s, ETA {_duration(seen.eta)}"
+    )
+
+
+def status(seen: "Status") -> None:
+    shards, finished, overall = seen.shards, seen.finished, seen.response_tokens_per_second_overall
+    unreadable = f"; those of {finished.unreadable:,} shards cannot be read" if finished.unreadable else ""
+    facts(
+        {
+            "job": f"{seen.state}, {shown(seen.out)}",
+            "shards": f"{shards.done:,} done, {shards.running:,} running, {shards.left:,} left of {shards.total:,}",
+            "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
+            "in finished": f"{finished.responses:,} responses, {_rejects(finished.rejects)}, "
+            f"{finished.prompt_tokens:,} prompt and {finished.response_tokens:,} response tokens{unreadable}",
+            "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response "
+            f"{seen.response_tokens_per_second:,.0f}; "
+            f"overall {'unknown' if overall is None else f'{overall:,.0f}'}, pauses included",
+            "ETA": _duration(seen.eta),
+        },
+        width=12,
+    )
+    _workers(seen)
+
+
+def _workers(seen: "Status") -> None:
+    """A line for each worker; those that died long ago are only counted."""
+    dead = sorted((worker for worker in seen.workers if not worker.is_alive), key=lambda worker: worker.heartbeat_age)
+    lines = [_worker(worker) for worker in [*seen.live, *dead[:DEAD_SHOWN]]]
+    if lines:
+        titles = ("worker", "state", "Slurm", "heartbeat", "shards", "running", "waiting", "rows", "tokens/s")
+        widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
+        for line in (titles, *lines):
+            say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if len(dead) > DEAD_SHOWN:
+        say(f"and {len(dead) - DEAD_SHOWN:,} more that are dead")
+    if seen.clock == "this host":
+        say(f"heartbeats are timed by this host's own clock: {shown(seen.out)} cannot be written to")
+
+
+def _worker(worker: "Worker") -> tuple[str, ...]:
+    return (
+        shown(worker.worker),
+        shown(worker.state),
+        shown(worker.slurm_task) or "-",
+        f"{worker.heartbeat_age:,.0f} s ago",
+        ",".join(map(str, worker.shards)) or "-",
+        f"{worker.running:,}",
+        f"{worker.waiting:,}",
+        f"{worker.rows:,}",
+        f"{worker.response_tokens_per_second:,.0f}",
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    return "unknown" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+# --- verify, rejects
+
+
+def verdict(found: "Verdict", out: object) -> None:
+    console.say(f"verified: {found.rows:,} rows, {found.responses:,} responses, {found.rejects:,} rejects")
+    if found.closed:
+        console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
+    elif not found.is_closed:
+        console.say(f"_SUCCESS is missing; `batchgen verify {out} --close` writes it")
+    console.say(f"digest of all shards: {found.digest}")
+
+
+def replay(again: "Replay") -> None:
+    console.say(f"replayed: {again.matches} of {again.items} responses are the same")
+    if again.first:
+        console.say(f"first difference: {again.first}")
+
+
+def rejects(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """lines: where each row is in the input, and its line of `_rejects/`"""
+    count = 0
+    for place, line in lines:
+        count += 1
+        detail, raw = _cut(line["detail"], LONGEST_DETAIL), _cut(line["raw"], LONGEST_RAW)
+        say(f"{shown(place)}: {shown(line['reason'])}: {shown(detail)}\n    {shown(raw)}")
+    say(f"{count:,} rejected rows")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
+
+
+# --- manual
+
+
+def page(text: str) -> None:
+    if sys.stdout.isatty():
+        click.echo_via_pager(text)
+    else:
+        say(text, nl=False)
+
+
+# --- bench
+
+
+def figures(values: dict[str, Any]) -> None:
+    facts({name: _figure(value) for name, value in values.items()}, width=28)
+
+
+def _figure(value: Any) -> str:
+    """What fits on a line: tables are only in the JSON."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(part)}" for name, part in value.items() if not _is_table(part)) or "none"
+    if isinstance(value, list):
+        return " ".join(map(_figure, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
