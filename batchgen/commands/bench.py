@@ -46,7 +46,7 @@ from ..run.messages import Report, Work
 from ..run.prepare import Job, prepare
 from ..run.run import close
 from ..run.worker import WINDOW_PER_SEQUENCE, Worker
-from ..task import item
+from ..task import columns, item
 
 WARM_UP = 256  # requests ahead of the first round: kernels are compiled and tuned when they are first met
 CHUNK = 1 << 20
@@ -131,7 +131,7 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
         (item, "finish", "render, encode"),
         (engine_class, "add", "admit"),
         (engine_class, "step", "engine"),
-        (item.Item, "answer", "decode"),
+        (columns, "answer", "decode"),
         (journal.Journal, "append", "journal"),
         (journal.Journal, "flush", "journal"),
         (journal.Journal, "sync", "journal's sync"),

@@ -21,11 +21,12 @@ from ..job.spec import JobSpec
 from ..model import models
 from ..model.models import Model
 from ..model.tokenizer import Tokenizer
-from ..output import folder, opening, shard
+from ..output import folder, opening
 from ..output.folder import JobRecord
 from ..prompt import prompt
 from ..prompt.checker import Checker
 from ..prompt.prompt import Render
+from ..task.columns import OutputColumn, own_columns, schema_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Job:
 
     @property
     def shape(self) -> pa.Schema:
-        return shard.schema(self.spec.output.include, self.columns, self.spec.sampling.logprobs is not None)
+        return schema_of(_own_columns(self.spec), self.columns)
 
     def fingerprint_of(self, shard: Shard) -> str:
         """The job's fingerprint when the shard was planned: later rows change nothing about it."""
@@ -189,9 +190,13 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
         was = job.with_defaults(old.results)["output"]["columns"]
         recorded = passed.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
-    columns = passed.resolve(plan.files, texts, recorded)
-    check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
-    return columns
+    found = passed.resolve(plan.files, texts, recorded)
+    check_names(found, [column.name for column in _own_columns(spec)])
+    return found
+
+
+def _own_columns(spec: JobSpec) -> list[OutputColumn]:
+    return own_columns(spec.output.include, spec.sampling.logprobs is not None)
 
 
 def _first_digests(plan: Plan) -> list[str]:

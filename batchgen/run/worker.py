@@ -33,7 +33,7 @@ from ..output.folder import JobRecord
 from ..output.heartbeat import Activity, Pace
 from ..output.journal import Entry, Journal
 from ..output.opening import Fence
-from ..task import item
+from ..task import columns, item
 from ..task.item import Item
 from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
 from .prepare import Job, prepare
@@ -392,7 +392,7 @@ class Worker:
             return
         # A row of which one sample failed is rejected as a whole.
         good = [(made, entry) for made, entry in opened.finished if made.row not in opened.rejects]
-        answers = [made.answer(entry, self._job) for made, entry in good]
+        answers = [columns.answer(made, entry, self._job) for made, entry in good]
         rejects = list(opened.rejects.values())
         self._fence.check()
         with on_disk(self._job.out):
@@ -420,7 +420,7 @@ class Worker:
         before = len(opened.rejects)
         for made, entry in opened.finished:
             try:
-                shard.as_parquet([made.answer(entry, self._job)], self._shape, {})
+                shard.as_parquet([columns.answer(made, entry, self._job)], self._shape, {})
             except shard.DOES_NOT_FIT as error:
                 row = Row(made.row, {})
                 self._reject(opened, row, made.id, Reject("engine_error", f"cannot be written: {in_one_line(error)}"))

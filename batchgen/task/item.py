@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..engine.vllm import WHOLE
 from ..errors import Reject
 from ..input import bodies, conversation, first_format, own_sampling, shapes
 from ..input.conversation import Conversation, Row, Utterance
@@ -17,8 +16,7 @@ from ..job import sampling
 from ..job.lengths import RowLimits
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
-from ..output.journal import Entry
-from ..prompt import prompt, structured_outputs
+from ..prompt import prompt
 from ..prompt.checker import ToFit, fit
 from ..prompt.prompt import Fitted
 from ..run.prepare import Job
@@ -55,44 +53,6 @@ class Item:
     def name(self) -> str:
         """What the engine and the supervisor call it."""
         return f"{self.row}-{self.sample}"
-
-    def answer(self, entry: Entry, job: Job) -> dict[str, Any]:
-        """Its row of the shard, with all optional columns; the schema picks."""
-        text = job.model.tokenizer.decode(entry.token_ids)
-        end = self._text_end(text, entry, job) if entry.text_end is None else entry.text_end
-        text = text if end == WHOLE else text[:end]
-        return {
-            "id": self.id,
-            "row": self.row,
-            "sample": self.sample,
-            "conversation": [utterance._asdict() for utterance in self.conversation],
-            "response": prompt.response_text(text, job.format),
-            "finish_reason": entry.finish_reason,
-            "prompt_tokens": len(self.prompt_token_ids),
-            "truncated": self.truncated,
-            "response_tokens": len(entry.token_ids),
-            "seed": self.seed,
-            "sampling": _as_column(self.sampling),
-            "prompt": self.prompt,
-            "prompt_token_ids": self.prompt_token_ids,
-            "response_token_ids": entry.token_ids,
-            "logprobs": entry.logprobs
-            and [[{"token_id": token, "logprob": value} for token, value in step] for step in entry.logprobs],
-            **self.columns,  # the input's own `prompt` too, where the job writes none
-        }
-
-    def _text_end(self, text: str, entry: Entry, job: Job) -> int:
-        """Where the response ends in the text of an entry of batchgen 0.1.0, by that version's rule: before the stop
-        text that ends last, if no stop token ended it."""
-        found = [stop for stop in self.written.stop if stop in text]
-        if entry.finish_reason != "stop" or self._stop_ids(job).intersection(entry.token_ids[-1:]) or not found:
-            return WHOLE
-        end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
-        return end if self.sampling.include_stop_str_in_output else start
-
-    def _stop_ids(self, job: Job) -> set[int]:
-        """Token ids that end this item: a response that ends with one of them was not ended by a stop text."""
-        return {*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else job.model.tokenizer.eos_ids)}
 
 
 class Draft(NamedTuple):
@@ -238,15 +198,6 @@ def _as_written(params: Sampling, format: str) -> Sampling:
         return params
     stop, bad_words = ([prompt.as_written(text, format) for text in texts] for texts in (params.stop, params.bad_words))
     return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
-
-
-def _as_column(params: Sampling) -> dict[str, Any]:
-    """As the column `sampling` has it: no dicts, whose keys Arrow would need to know."""
-    wanted = params.structured_outputs
-    return msgspec.structs.asdict(params) | {
-        "logit_bias": [{"token_id": token, "bias": bias} for token, bias in params.logit_bias.items()],
-        "structured_outputs": structured_outputs.as_json(wanted) if wanted else None,
-    }
 
 
 def columns_read(job: Job) -> list[str]:

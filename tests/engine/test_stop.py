@@ -13,6 +13,7 @@ from batchgen.job.sampling import Sampling
 from batchgen.model.vllm_tokenizer import VllmTokenizer
 from batchgen.output import journal
 from batchgen.output.journal import Entry
+from batchgen.task import columns
 
 GREEDY = {"temperature": 0, "max_tokens": 64}
 
@@ -190,5 +191,5 @@ def test_a_response_is_cut_where_the_journal_says_and_an_older_journal_is_cut_by
     written.close()
     entries, damage = journal.read(path, "f")
     assert (entries[0], damage) == (old, "")
-    answers = [made.answer(entry, job)["response"] for entry in entries]
+    answers = [columns.answer(made, entry, job)["response"] for entry in entries]
     assert answers == [text[: text.rfind("す")], text[:2], text]

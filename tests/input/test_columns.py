@@ -20,6 +20,7 @@ from batchgen.output import folder, opening, shard
 from batchgen.output.journal import Entry
 from batchgen.run.prepare import Job, prepare
 from batchgen.task import item
+from batchgen.task.columns import answer
 
 
 def job_of(tmp_path, inputs, columns, out="out", **output) -> Job:
@@ -41,7 +42,7 @@ def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
         for row in reader.read(planned):
             try:
                 answers += [
-                    made.answer(Entry(made.row, made.sample, [], "length"), job) for made in item.make(row, job)
+                    answer(made, Entry(made.row, made.sample, [], "length"), job) for made in item.make(row, job)
                 ]
             except Reject as why:
                 lines.append(shard.reject_line(row, item.best_id(row, job), why))
