@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ..host import terminal
 from ..output.folder import JobRecord
+from ..task.columns import COLUMNS
 
 _HEAD = """\
 ---
@@ -35,23 +36,7 @@ _ENGINE = frozenset(
     """.split()
 )
 
-_COLUMNS = {
-    "id": "the conversation's id, or its row number",
-    "row": "number of the input row",
-    "sample": "which of the row's responses",
-    "conversation": "as rendered into the prompt",
-    "response": "what the model wrote",
-    "finish_reason": "`stop`, or `length` when `max_tokens` or the context ended it",
-    "prompt_tokens": "tokens of the prompt",
-    "truncated": "tokens that were taken off the prompt to make it fit",
-    "response_tokens": "tokens of the response, with that of its end",
-    "seed": "seed of this response",
-    "sampling": "every parameter that shaped it",
-    "prompt": "the prompt as text",
-    "prompt_token_ids": "the prompt as the model saw it",
-    "response_token_ids": "the response as the model wrote it",
-    "logprobs": "per token the one that was chosen, then the likeliest, with log probabilities",
-}
+_MEANINGS = {column.name: column.meaning for column in COLUMNS}
 
 
 class ModelFacts(msgspec.Struct):
@@ -75,10 +60,8 @@ def text(
     size = size_category(counts["responses"])
     head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **counts)
     passed = record.settings["output"]["columns"]
-    columns = (
-        (_code(field.name), _code(str(field.type)), _COLUMNS.get(field.name, "from the input" * (field.name in passed)))
-        for field in schema
-    )
+    meanings = _MEANINGS | dict.fromkeys(passed, "from the input")
+    columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
     engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
     parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
     return "\n".join(

@@ -28,6 +28,7 @@ from ..job.spec import nearest
 from ..output import folder, opening, owners, shard
 from ..output.folder import JobRecord, sync_folder
 from ..run.run import count
+from ..task.columns import ALWAYS
 from . import dataset_card
 from .verify import open_finished, set_aside_by
 
@@ -55,7 +56,7 @@ class Results:
         made_by = folder.fingerprints(self.record)
         for planned in shards:
             fingerprint = made_by[self.record.plan.files[planned.file].generation]
-            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint))
+            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, ALWAYS))
             file = pq.ParquetFile(folder.shard_path(self.out, planned))
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield batch.select(columns)

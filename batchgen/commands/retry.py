@@ -15,6 +15,7 @@ from ..output import folder, shard
 from ..output.folder import JobRecord
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
+from ..task.columns import ALWAYS
 from .verify import grows, open_finished, set_aside_by
 
 FINISH_REASONS = ("stop", "length")
@@ -81,7 +82,7 @@ def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[in
     made_by = folder.fingerprints(record)
     for planned in finished:
         fingerprint = made_by[record.plan.files[planned.file].generation]
-        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint):
+        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, ALWAYS):
             raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     if shards:

@@ -27,6 +27,7 @@ from ..output import folder, opening, owners, shard
 from ..output.folder import JobRecord
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
+from ..task.columns import ALWAYS, from_column
 from ..task.flow import work_of
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
@@ -131,7 +132,7 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
     if shard.is_foreign(out, planned, job.fingerprint_of(planned)):
         verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
-    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned)):
+    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned), ALWAYS):
         verdict.problems.append(f"{path}: {what}; {_set_aside(out, path) if quarantine else set_aside_by(out)}")
         return
     answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
@@ -226,11 +227,7 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         with rows.open("w", encoding="utf-8") as lines:
             for row in before:
                 keep = {name: row[name] for name in ("id", "conversation", "seed", "sampling")}
-                keep["sampling"]["logit_bias"] = {
-                    str(bias["token_id"]): bias["bias"] for bias in row["sampling"]["logit_bias"]
-                }
-                if wanted := row["sampling"]["structured_outputs"]:
-                    keep["sampling"]["structured_outputs"] = json.loads(wanted)
+                keep["sampling"] = from_column(row["sampling"])
                 lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"}

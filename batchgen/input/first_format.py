@@ -8,10 +8,11 @@ ids and for where a text is clipped. Folders of later formats go by shapes.py, c
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import Reject
+from ..job.sampling import Sampling
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance, kind_of
 
 FORMAT = 1
@@ -176,3 +177,19 @@ def clip(conversation: Conversation, fitting: Callable[[Conversation], Any], lim
         if (found := cut(start)) and found.conversation[-1].text.strip():
             return found
     return None
+
+
+def cut_at_stop_text(
+    text: str, token_ids: list[int], finish_reason: str, written: Sampling, eos_ids: Iterable[int]
+) -> str:
+    """A response without the stop text that ended it, which that version's journals do not name: it is the one that
+    ends last, unless a stop token ended the response.
+
+    written: the sampling with its texts as the model writes them
+    """
+    stop_ids = {*written.stop_token_ids, *([] if written.ignore_eos else eos_ids)}
+    found = [stop for stop in written.stop if stop in text]
+    if finish_reason != "stop" or stop_ids.intersection(token_ids[-1:]) or not found:
+        return text
+    end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
+    return text[: end if written.include_stop_str_in_output else start]

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from ..errors import Reject, plain
-from ..job.sampling import NAMES, Number, Sampling, Seed
+from ..job.sampling import NAMES, PARAMETERS, Number, Sampling, Seed
 from .batch_requests import Request, parameters
 from .conversation import is_blank, kind_of
 from .turns import as_turn
@@ -18,7 +19,7 @@ from .turns import as_turn
 DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
 _KNOWN = (*NAMES, "n", "seed")
 MOSTNAMES = 64  # of an object, that are looked at to tell whether it holds parameters
-_WHOLE = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "seed")
+_WHOLE = (*(each.name for each in PARAMETERS if isinstance(each.kind, msgspec.inspect.IntType)), "n", "seed")
 
 
 def of_row(

@@ -2,10 +2,11 @@
 
 import hashlib
 import math
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 MAX_SEED = 2**53 - 1  # whole numbers up to here survive JSON readers and pandas' float columns
 
@@ -15,6 +16,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 INT32 = 2**31 - 1  # as the columns of the shards have them
+FOLLOWED_BY_US = {"vllm": None}  # Meta's `extra` of a parameter that vLLM does not get
 
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy; otherwise from 0.01 to 2")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this share")]
@@ -42,10 +44,12 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """vLLM's SamplingParams names; the defaults are those of the bilingual SFT model's card.
+    """All parameters of a response, each declared here and nowhere else: what vLLM gets, the fields of the column
+    `sampling`, and what documents say are derived from these fields (see PARAMETERS).
 
-    The ranges are vLLM's own, and so are the sizes of lists: on a GPU its runner has room for 1,024 biases and allowed
-    tokens, 128 token ids that end a response (the model's own among them) and 128 bad words.
+    Names are those of vLLM's SamplingParams; the defaults are those of the bilingual SFT model's card. The ranges are
+    vLLM's own, and so are the sizes of lists: on a GPU its runner has room for 1,024 biases and allowed tokens, 128
+    token ids that end a response (the model's own among them) and 128 bad words.
     """
 
     temperature: Temperature = 1.0
@@ -60,9 +64,13 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         int, Meta(ge=0, le=INT32, description="no end before this many tokens, but that of structured_outputs")
     ] = 0
     ignore_eos: Annotated[bool, Meta(description="go on to max_tokens whatever comes")] = False
-    stop: Annotated[list[Text], Meta(description="texts that end a response; they do not stand in it")] = []
+    stop: Annotated[
+        list[Text], Meta(description="texts that end a response; they do not stand in it", extra=FOLLOWED_BY_US)
+    ] = []
     stop_token_ids: Annotated[list[int], Meta(max_length=120, description="more token ids that end a response")] = []
-    include_stop_str_in_output: Annotated[bool, Meta(description="leave the text of `stop` in the response")] = False
+    include_stop_str_in_output: Annotated[
+        bool, Meta(description="leave the text of `stop` in the response", extra=FOLLOWED_BY_US)
+    ] = False
     bad_words: Annotated[
         list[Text], Meta(max_length=128, description="texts that must not come, as the tokenizer splits them")
     ] = []
@@ -80,7 +88,7 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     )
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        for name in _FLOATS:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is not a finite number")
         # vLLM quietly raises such temperatures to 0.01 (sampling_params.py); a job says what it ran with.
@@ -95,12 +103,59 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
     def check_ids(self, vocab_size: int) -> None:
         """Raises ValueError if one of the token ids is none of the model's."""
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for name in _TOKEN_IDS:
             if unknown := [token for token in getattr(self, name) if not 0 <= token < vocab_size]:
                 raise ValueError(f"{name}: {unknown[0]} is not one of the model's {vocab_size} ids")
 
 
-NAMES = Sampling.__struct_fields__
+class Parameter(NamedTuple):
+    """A field of `Sampling`, for code that treats all of them alike.
+
+    name: as vLLM has it too
+    kind: type and range of its values, in msgspec's terms, but for None
+    meaning: for people
+    goes_to_vllm: if not, batchgen follows it by itself
+    """
+
+    name: str
+    kind: inspect.Type
+    meaning: str
+    goes_to_vllm: bool
+
+
+def bare(kind: inspect.Type) -> inspect.Type:
+    """A type without None, and without what `Meta` says of it beside its range."""
+    kind = _without_none(kind)
+    return kind.type if isinstance(kind, inspect.Metadata) else kind
+
+
+def _without_none(kind: inspect.Type) -> inspect.Type:
+    if not isinstance(kind, inspect.UnionType):
+        return kind
+    [kind] = (each for each in kind.types if not isinstance(each, inspect.NoneType))
+    return kind
+
+
+def _parameters() -> Iterator[Parameter]:
+    described = inspect.type_info(Sampling)
+    assert isinstance(described, inspect.StructType)
+    for field in described.fields:
+        kind = _without_none(field.type)
+        assert isinstance(kind, inspect.Metadata) and kind.extra_json_schema, f"{field.name} has no description"
+        yield Parameter(field.name, kind.type, kind.extra_json_schema["description"], kind.extra != FOLLOWED_BY_US)
+
+
+def _holds_token_ids(kind: inspect.Type) -> bool:
+    """No other whole numbers come in lists, or as keys."""
+    if isinstance(kind, inspect.DictType):
+        return isinstance(bare(kind.key_type), inspect.IntType)
+    return isinstance(kind, inspect.ListType) and isinstance(bare(kind.item_type), inspect.IntType)
+
+
+PARAMETERS = tuple(_parameters())
+NAMES = tuple(each.name for each in PARAMETERS)
+_FLOATS = [each.name for each in PARAMETERS if isinstance(each.kind, inspect.FloatType)]
+_TOKEN_IDS = [each.name for each in PARAMETERS if _holds_token_ids(each.kind)]
 
 
 class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ..errors import JobError, Reject
 from ..host import safeopen
-from ..input.columns import Cell, Column, assemble
+from ..input.columns import Cell, assemble
 from ..input.conversation import Row
 from ..input.plan import Shard
 from .folder import (
@@ -28,49 +28,6 @@ from .folder import (
 )
 
 PREFIX = "batchgen."
-
-_SAMPLING = pa.struct(
-    [
-        ("temperature", pa.float64()),
-        ("top_p", pa.float64()),
-        ("top_k", pa.int32()),
-        ("min_p", pa.float64()),
-        ("repetition_penalty", pa.float64()),
-        ("presence_penalty", pa.float64()),
-        ("frequency_penalty", pa.float64()),
-        ("max_tokens", pa.int32()),
-        ("min_tokens", pa.int32()),
-        ("ignore_eos", pa.bool_()),
-        ("stop", pa.list_(pa.string())),
-        ("stop_token_ids", pa.list_(pa.int32())),
-        ("include_stop_str_in_output", pa.bool_()),
-        ("bad_words", pa.list_(pa.string())),
-        ("allowed_token_ids", pa.list_(pa.int32())),
-        ("logit_bias", pa.list_(pa.struct([("token_id", pa.int32()), ("bias", pa.float64())]))),
-        ("structured_outputs", pa.string()),  # JSON
-        ("logprobs", pa.int32()),
-    ]
-)
-_COLUMNS = [
-    ("id", pa.string()),
-    ("row", pa.int64()),
-    ("sample", pa.int32()),
-    ("conversation", pa.list_(pa.struct([("speaker", pa.string()), ("text", pa.string())]))),
-    ("response", pa.string()),
-    ("finish_reason", pa.string()),
-    ("prompt_tokens", pa.int32()),
-    ("truncated", pa.int32()),
-    ("response_tokens", pa.int32()),
-    ("seed", pa.int64()),
-    ("sampling", _SAMPLING),
-]
-_NEVER_NULL = ("id", "row", "sample", "finish_reason", "prompt_tokens", "response_tokens")
-_OPTIONAL = {
-    "prompt": pa.string(),
-    "prompt_token_ids": pa.list_(pa.int32()),
-    "response_token_ids": pa.list_(pa.int32()),
-    "logprobs": pa.list_(pa.list_(pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())]))),
-}
 
 PART_BYTES = 4 << 30  # of passed-through values that are written at once
 DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
@@ -107,18 +64,6 @@ class Checksums(msgspec.Struct):
     size: int
     counts: dict[str, Any]
     fingerprint: str = ""
-
-
-def own_columns(include: Iterable[str], logprobs: bool) -> list[str]:
-    """The names of the columns that a job writes itself."""
-    wanted = {*include, *(["logprobs"] if logprobs else [])}
-    return [name for name, _ in _COLUMNS] + [name for name in _OPTIONAL if name in wanted]
-
-
-def schema(include: Iterable[str], columns: Iterable[Column], logprobs: bool) -> pa.Schema:
-    """The columns of every shard of a job: fixed ones, passed-through ones, optional ones."""
-    optional = [(name, _OPTIONAL[name]) for name in own_columns(include, logprobs) if name in _OPTIONAL]
-    return pa.schema([*_COLUMNS, *((column.name, column.type) for column in columns), *optional])
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -248,39 +193,47 @@ def damage(out: Path, shard: Shard) -> str:
     return ""
 
 
-def wrong_content(out: Path, shard: Shard, fingerprint: str) -> str:
-    """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing."""
+def wrong_content(out: Path, shard: Shard, fingerprint: str, required: pa.Schema) -> str:
+    """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing.
+
+    required: columns that every shard has; where they are not nullable, without a null
+    """
     sums = read_checksums(out, shard)
     path = shard_path(out, shard)
     if _file_digest(path) != sums.parquet:
         return "its content does not fit its checksum"
     if _made_by(path) != fingerprint:
         return "it is a shard of another job"
-    if not _is_whole(path):
+    if not _has_columns(path, required):
         return "its columns are not those of a shard"
     if sums.rejects and _file_digest(rejects_path(out, shard)) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether it has the columns of a shard, and values in them: who makes checksums anew can give them to anything."""
+def _has_columns(path: Path, required: pa.Schema) -> bool:
+    """Whether a file has the columns of a shard, and values in them: whoever makes checksums anew can give them to
+    anything."""
     try:
         with safeopen.reading(path) as stream:
             file = pq.ParquetFile(stream)
-            table = file.read([name for name in _NEVER_NULL if name in file.schema_arrow.names])
+            filled = [field.name for field in required if not field.nullable]
+            table = file.read([name for name in filled if name in file.schema_arrow.names])
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's own
         return False
-    kinds = {field.name: field.type for field in file.schema_arrow}
-    expected = {**dict(_COLUMNS), "sampling": kinds.get("sampling")}  # which has got more fields over time
+    types = {field.name: field.type for field in file.schema_arrow}
     return (
-        len(kinds) == len(file.schema_arrow)
-        and kinds | expected == kinds
-        and pa.types.is_struct(kinds["sampling"])
+        len(types) == len(file.schema_arrow)
+        and all(field.name in types and _is_of_type(types[field.name], field.type) for field in required)
         and not any(column.null_count for column in table.columns)
     )
+
+
+def _is_of_type(found: pa.DataType, required: pa.DataType) -> bool:
+    """A struct may have other fields: there have come more over time."""
+    return pa.types.is_struct(found) if pa.types.is_struct(required) else found == required
 
 
 def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:

@@ -21,9 +21,10 @@ from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
-from ..output import folder, opening, shard
+from ..output import folder, opening
 from ..output.folder import JobRecord
 from ..prompt.checker import Checker
+from ..task.columns import columns_of
 from ..task.generate import Generate
 
 
@@ -92,7 +93,6 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             sampling=for_rows,
             template=template,
             columns=columns,
-            schema=shard.schema(spec.output.include, columns, spec.sampling.logprobs is not None),
             checker=checker,
             control_tokens=record.control_tokens,
             is_of_first_format=record.format == first_format.FORMAT,
@@ -181,7 +181,7 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
         was = job.with_defaults(old.results)["output"]["columns"]
         recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
     columns = passthrough.resolve(plan.files, texts, recorded)
-    check_names(columns, shard.own_columns(spec.output.include, spec.sampling.logprobs is not None))
+    check_names(columns, [column.name for column in columns_of(spec)])
     return columns
 
 

@@ -19,11 +19,11 @@ from ..job import sampling
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model.model import Model
-from ..prompt import structured_outputs
 from ..prompt.checker import Checker, ToFit, fit
 from ..prompt.fit import Fitted
 from ..prompt.formats import Render, renderer, response_text, to_model_text
 from . import limits
+from .columns import Answered, OutputColumn, columns_of, schema_of
 from .task import WHOLE, Answer, Entry, Name, Request
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
@@ -87,7 +87,6 @@ class Generate:
     sampling: Sampling
     template: Template | None
     columns: list[Column]
-    schema: pa.Schema
     checker: Checker
     control_tokens: str
     is_of_first_format: bool
@@ -99,6 +98,14 @@ class Generate:
         wanted = self.template.candidates if self.template else shapes.COLUMNS
         named = [name for name in (table.id, table.seed, table.sampling, table.system) if name]
         return list(dict.fromkeys([*wanted, *named]))
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return schema_of(self._own_columns, self.columns)
+
+    @cached_property
+    def _own_columns(self) -> list[OutputColumn]:
+        return columns_of(self.spec)
 
     @cached_property
     def render(self) -> Render:
@@ -249,40 +256,15 @@ class Generate:
         return [self._row(work, request, entry) for request, entry in answers]
 
     def _row(self, work: Prompted, request: Request, entry: Entry) -> dict[str, Any]:
-        """An output row with all optional columns; the schema picks."""
-        text = self.model.tokenizer.decode(entry.token_ids)
-        end = self._text_end(text, request, entry) if entry.text_end is None else entry.text_end
-        text = text if end == WHOLE else text[:end]
-        return {
-            "id": work.id,
-            "row": work.row,
-            "sample": entry.sample,
-            "conversation": [utterance._asdict() for utterance in work.conversation],
-            "response": response_text(text, self.format),
-            "finish_reason": entry.finish_reason,
-            "prompt_tokens": len(work.prompt_token_ids),
-            "truncated": work.truncated,
-            "response_tokens": len(entry.token_ids),
-            "seed": request.seed,
-            "sampling": _as_column(work.sampling),
-            "prompt": work.prompt,
-            "prompt_token_ids": work.prompt_token_ids,
-            "response_token_ids": entry.token_ids,
-            "logprobs": entry.logprobs
-            and [[{"token_id": token, "logprob": value} for token, value in step] for step in entry.logprobs],
-            **work.columns,  # the input's own `prompt` too, where the job writes none
-        }
-
-    def _text_end(self, text: str, request: Request, entry: Entry) -> int:
-        """Where the response ends in the text of an entry of batchgen 0.1.0, by that version's rule: before the stop
-        text that ends last, if no stop token ended it."""
-        params = request.sampling
-        stop_ids = {*params.stop_token_ids, *([] if params.ignore_eos else self.model.tokenizer.eos_ids)}
-        found = [stop for stop in params.stop if stop in text]
-        if entry.finish_reason != "stop" or stop_ids.intersection(entry.token_ids[-1:]) or not found:
-            return WHOLE
-        end, start = max((text.rfind(stop) + len(stop), text.rfind(stop)) for stop in found)
-        return end if params.include_stop_str_in_output else start
+        tokenizer = self.model.tokenizer
+        text = tokenizer.decode(entry.token_ids)
+        if entry.text_end is None:
+            ended = entry.token_ids, entry.finish_reason
+            text = first_format.cut_at_stop_text(text, *ended, request.sampling, tokenizer.eos_ids)
+        elif entry.text_end != WHOLE:
+            text = text[: entry.text_end]
+        done = Answered(work, request.seed, entry, response_text(text, self.format))
+        return {column.name: column.value(done) for column in self._own_columns} | work.columns
 
 
 def _within(params: Sampling, room: int) -> Sampling:
@@ -307,12 +289,3 @@ def _seed(job_seed: int, own: int | None, id: str, sample: int) -> int:
     if own is None:
         return sampling.item_seed(job_seed, id, sample)
     return own if sample == 0 else sampling.item_seed(own, id, sample)
-
-
-def _as_column(params: Sampling) -> dict[str, Any]:
-    """As the column `sampling` has it: no dicts, whose keys Arrow would need to know."""
-    wanted = params.structured_outputs
-    return msgspec.structs.asdict(params) | {
-        "logit_bias": [{"token_id": token, "bias": bias} for token, bias in params.logit_bias.items()],
-        "structured_outputs": structured_outputs.as_json(wanted) if wanted else None,
-    }

@@ -1,0 +1,238 @@
+"""The output columns of `generate`, each declared once: name, Arrow type, meaning, and how an answer gives its value.
+
+The schema of the shards, what `verify` expects of them, the card of an exported dataset and the manual are derived from
+this table. The fields of the column `sampling` are derived from `Sampling` in the same way.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+from msgspec import inspect
+
+from ..input.columns import Column
+from ..job.sampling import PARAMETERS, Sampling, StructuredOutputs, bare
+from ..job.spec import JobSpec
+from ..prompt import structured_outputs
+from .task import Entry
+
+if TYPE_CHECKING:
+    from .generate import Prompted
+
+
+class Answered(NamedTuple):
+    """A response, with all that its output row is made of.
+
+    work: the row
+    seed: of this response
+    entry: what the engine gave
+    text: the response as people are to read it
+    """
+
+    work: "Prompted"
+    seed: int
+    entry: Entry
+    text: str
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """A column that batchgen writes itself.
+
+    type: of Arrow
+    meaning: for people, as Markdown
+    value: of a response; None is null
+    is_optional: it is there only if the job asks for it
+    has_nulls: it may have some
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    value: Callable[[Answered], Any]
+    is_optional: bool = False
+    has_nulls: bool = True
+
+
+# --- the column `sampling`
+
+
+def sampling_type() -> pa.StructType:
+    return pa.struct([(each.name, _arrow_type(each.kind)) for each in PARAMETERS])
+
+
+def _arrow_type(kind: inspect.Type) -> pa.DataType:
+    """Of a parameter's values. Arrow would need to know the keys of a dict, so those are a list of pairs."""
+    kind = bare(kind)
+    match kind:
+        case inspect.FloatType():
+            return pa.float64()
+        case inspect.IntType():
+            return pa.int32()
+        case inspect.BoolType():
+            return pa.bool_()
+        case inspect.StrType() | inspect.StructType():  # as JSON
+            return pa.string()
+        case inspect.ListType():
+            return pa.list_(_arrow_type(kind.item_type))
+        case inspect.DictType():
+            pair = {"token_id": _arrow_type(kind.key_type), "bias": _arrow_type(kind.value_type)}
+            return pa.list_(pa.struct(list(pair.items())))
+    raise TypeError(f"no Arrow type for {kind}")
+
+
+def as_column(params: Sampling) -> dict[str, Any]:
+    """The parameters as the column `sampling` holds them."""
+    return {each.name: _as_value(getattr(params, each.name)) for each in PARAMETERS}
+
+
+def _as_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [{"token_id": token, "bias": bias} for token, bias in value.items()]
+    return structured_outputs.as_json(value) if isinstance(value, StructuredOutputs) else value
+
+
+def from_column(value: dict[str, Any]) -> dict[str, Any]:
+    """The other way round: parameters as a row or a job file gives them. Shards of older versions have fewer."""
+    return {each.name: _from_value(value[each.name], each.kind) for each in PARAMETERS if each.name in value}
+
+
+def _from_value(value: Any, kind: inspect.Type) -> Any:
+    if isinstance(kind, inspect.DictType):
+        return {pair["token_id"]: pair["bias"] for pair in value}
+    return msgspec.json.decode(value) if isinstance(kind, inspect.StructType) and value else value
+
+
+# --- the table
+
+COLUMNS = (
+    OutputColumn(
+        "id",
+        pa.string(),
+        "the conversation's id, or its row number",
+        lambda done: done.work.id,
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "row",
+        pa.int64(),
+        "number of the input row",
+        lambda done: done.entry.row,
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "sample",
+        pa.int32(),
+        "which of the row's responses",
+        lambda done: done.entry.sample,
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "conversation",
+        pa.list_(pa.struct([("speaker", pa.string()), ("text", pa.string())])),
+        "as rendered into the prompt",
+        lambda done: [utterance._asdict() for utterance in done.work.conversation],
+    ),
+    OutputColumn(
+        "response",
+        pa.string(),
+        "what the model wrote",
+        lambda done: done.text,
+    ),
+    OutputColumn(
+        "finish_reason",
+        pa.string(),
+        "`stop`, or `length` when `max_tokens` or the context ended it",
+        lambda done: done.entry.finish_reason,
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "prompt_tokens",
+        pa.int32(),
+        "tokens of the prompt",
+        lambda done: len(done.work.prompt_token_ids),
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "truncated",
+        pa.int32(),
+        "tokens that were taken off the prompt to make it fit",
+        lambda done: done.work.truncated,
+    ),
+    OutputColumn(
+        "response_tokens",
+        pa.int32(),
+        "tokens of the response, with that of its end",
+        lambda done: len(done.entry.token_ids),
+        has_nulls=False,
+    ),
+    OutputColumn(
+        "seed",
+        pa.int64(),
+        "seed of this response",
+        lambda done: done.seed,
+    ),
+    OutputColumn(
+        "sampling",
+        sampling_type(),
+        "every parameter that shaped it",
+        lambda done: as_column(done.work.sampling),
+    ),
+    OutputColumn(
+        "prompt",
+        pa.string(),
+        "the prompt as text",
+        lambda done: done.work.prompt,
+        is_optional=True,
+    ),
+    OutputColumn(
+        "prompt_token_ids",
+        pa.list_(pa.int32()),
+        "the prompt as the model saw it",
+        lambda done: done.work.prompt_token_ids,
+        is_optional=True,
+    ),
+    OutputColumn(
+        "response_token_ids",
+        pa.list_(pa.int32()),
+        "the response as the model wrote it",
+        lambda done: done.entry.token_ids,
+        is_optional=True,
+    ),
+    OutputColumn(
+        "logprobs",
+        pa.list_(pa.list_(pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())]))),
+        "per token the one that was chosen, then the likeliest, with log probabilities",
+        lambda done: _logprobs(done.entry),
+        is_optional=True,
+    ),
+)
+
+
+def _logprobs(entry: Entry) -> list[list[dict[str, Any]]] | None:
+    if entry.logprobs is None:
+        return None
+    return [[{"token_id": token, "logprob": value} for token, value in step] for step in entry.logprobs]
+
+
+def columns_of(spec: JobSpec) -> list[OutputColumn]:
+    """Those of a job, without what it passes through."""
+    wanted = {*spec.output.include, *(["logprobs"] if spec.sampling.logprobs is not None else [])}
+    return [column for column in COLUMNS if not column.is_optional or column.name in wanted]
+
+
+def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column]) -> pa.Schema:
+    """Of every shard of a job: the columns that are always there, the passed-through ones, the optional ones."""
+    own = list(own)
+    fixed, optional = (
+        [(column.name, column.type) for column in own if column.is_optional is which] for which in (False, True)
+    )
+    return pa.schema([*fixed, *((column.name, column.type) for column in passed), *optional])
+
+
+# What every shard has, whatever the job.
+ALWAYS = pa.schema(
+    [pa.field(each.name, each.type, nullable=each.has_nulls) for each in COLUMNS if not each.is_optional]
+)
