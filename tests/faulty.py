@@ -13,10 +13,10 @@ from unittest import mock
 
 from conftest import MODEL
 
-import batchgen.engine.vllm
 import batchgen.model.models
+import batchgen.run.prepare
 import batchgen.run.run
-from batchgen.engine.vllm import Engine
+from batchgen.engine.types import Engine
 from batchgen.errors import Stopped, on_disk
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
@@ -93,7 +93,7 @@ def run_here(engine: Engine, spec: JobSpec) -> Outcome:
         mock.patch.object(batchgen.run.run, "Supervisor", _Here),
         mock.patch.object(_Here, "engine", engine, create=True),
         # What reads vLLM's source and the model, and has nothing to do with the disk:
-        mock.patch.object(batchgen.engine.vllm, "check_args"),
+        mock.patch.object(batchgen.run.prepare, "check_args"),
         mock.patch.object(batchgen.model.models, "load", _load_model),
     ):
         return batchgen.run.run.run(spec)

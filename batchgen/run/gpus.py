@@ -9,7 +9,7 @@ import subprocess
 from itertools import takewhile
 from typing import Any
 
-from ..engine.vllm import needs_gpu
+from ..engine.installed import needs_gpu
 from ..errors import JobError
 
 PATIENCE = 60  # seconds; nvidia-smi wakes every GPU of a large machine in turn

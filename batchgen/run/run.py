@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ..engine import vllm as engine
+from ..engine.choice import require_engine, warn_of_choice
 from ..errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
 from ..host import console, safeopen
 from ..input import source
@@ -59,7 +59,7 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     with owners.writing(job.spec.output.shared):
         with on_disk(job.out):
             if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
-                engine.require_vllm()
+                require_engine()
             opening.make_folders(job.out, job.spec.output.shared)
             presence = Presence(job.out, job.spec.output.stale)
         with presence:
@@ -128,8 +128,9 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
     with on_disk(job.out):
         if (job.out / "_SUCCESS").exists():  # of a time when none was missing
-            engine.require_vllm()
+            require_engine()
             (job.out / "_SUCCESS").unlink(missing_ok=True)
+    warn_of_choice()
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]

@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from ..engine import vllm as engine
+from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
 from ..errors import JobError, MachineError, Stopped, TimeUp, on_disk
 from ..host import environment, safeopen
@@ -398,7 +398,7 @@ class Supervisor:
         elif word.how == "time_up":  # the others know best how long their own requests take
             self._stops.append(word.text)
         elif word.how != "done":
-            cause = death.explain(word, slot.log, worker.log_begin, not engine.needs_gpu())
+            cause = death.explain(word, slot.log, worker.log_begin, not needs_gpu())
             self._after_death(slot, worker, cause, word.row)
 
     def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death, row: int | None = None) -> None:

@@ -21,7 +21,8 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from ..engine import scratch
-from ..engine.vllm import Engine, Response, set_up_process
+from ..engine.choice import engine_class
+from ..engine.types import Engine, Response
 from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp, in_one_line, on_disk
 from ..host import console
 from ..host.lifeline import die_with_parent
@@ -549,7 +550,7 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
-        engine = Engine(job.model, job.spec.engine, job.context)
+        engine = engine_class()(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
     report(Started(time.monotonic() - begin))
     mark = Mark(orders.mark)
@@ -606,4 +607,6 @@ elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     harden()
     os.register_at_fork(after_in_child=_harden_child)
     _harden_child()
-    set_up_process()
+    from ..engine.vllm import install_into_vllm
+
+    install_into_vllm()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..engine.vllm import WHOLE
+from ..engine.types import WHOLE
 from ..errors import Reject
 from ..input import bodies, conversation, first_format, own_sampling, shapes
 from ..input.conversation import Conversation, Row, Utterance

@@ -14,7 +14,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
-from batchgen.engine import vllm as engine_module
+from batchgen.commands import submit
 from batchgen.errors import TimeUp
 from batchgen.host import clock
 from batchgen.job.spec import load
@@ -94,7 +94,7 @@ def test_options_of_sbatch_beat_our_own(batchgen, job_file):
 
 
 def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch):
-    monkeypatch.setattr(engine_module, "needs_gpu", lambda: True)
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
     for flags, gres in [
         ([], {"--gres=gpu:1"}),
         (["--", "--engine", "tensor_parallel_size=4"], {"--gres=gpu:4"}),
@@ -107,7 +107,7 @@ def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch)
 
 
 def test_the_script_to_copy_is_what_submit_writes(batchgen, job_file, monkeypatch):
-    monkeypatch.setattr(engine_module, "needs_gpu", lambda: True)
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
     submitted = batchgen("submit", job_file, "--array", 8, "--time", "4:00:00", "--job-name", "job", "--dry-run").stdout
     options, command = parts((TESTS.parent / "jobs" / "slurm-array.sbatch").read_text())
     expected = parts(submitted)

@@ -15,7 +15,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import instant
 
-from batchgen.commands.bench import InstantEngine
+from batchgen.engine.instant import InstantEngine
 from batchgen.errors import Reject
 from batchgen.host import sizes
 from batchgen.input import formats
@@ -54,7 +54,7 @@ def done(job_of):
     def run(*paths, **tables) -> Path:
         job = job_of(*paths, **tables)
         opening.open_job(job.out, job.record)
-        engine = InstantEngine(job.model.tokenizer.text_ids, response_tokens=2)
+        engine = InstantEngine(job.model, {}, job.context)
         Worker(job, engine, Claims(job.out, stale=60)).run(missing_shards(job))
         close(job)
         return job.out
