@@ -21,7 +21,7 @@ from batchgen.errors import Stopped, on_disk
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
-from batchgen.run.messages import Report, Totals, Warned
+from batchgen.run.messages import Report, Totals, Warn
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
 from batchgen.run.run import Outcome
@@ -51,7 +51,7 @@ class _Here:
         self.totals = worker.totals
 
     def _hear(self, report: Report) -> None:
-        if isinstance(report, Warned):
+        if isinstance(report, Warn):
             self._progress.write(f"batchgen: warning: {report.text}")
 
 

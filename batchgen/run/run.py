@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..engine.choice import require_engine, warn_of_choice
-from ..errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
+from ..errors import JobError, Reject, Stopped, Stopping, on_disk, warn
 from ..host import console, safeopen
 from ..input import source
 from ..input.source import Shard
@@ -141,8 +141,9 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     except Stopped as why:
         done = rows_done + max(supervisor.rows, _rows_done(job, supervisor) if supervisor.lost else 0)
         text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
-        if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
-            again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
+        time_is_up = why.why is Stopping.TIME_UP
+        if job.spec.output.requeue and (supervisor.signals or time_is_up):
+            again = slurm.requeue(time_is_up, progress=supervisor.totals.response_tokens > 0)
             text += f"; {again}" if again else ""
         # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
         raise Stopped(text) from None

@@ -23,7 +23,7 @@ import msgspec
 from ..engine import scratch
 from ..engine.choice import engine_class
 from ..engine.types import Engine, Response
-from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp, in_one_line, on_disk
+from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, Stopping, in_one_line, on_disk
 from ..host import console
 from ..host.lifeline import die_with_parent
 from ..input.conversation import Row
@@ -36,7 +36,8 @@ from ..output.journal import Entry, Journal
 from ..output.opening import Fence
 from ..task import item
 from ..task.item import Item
-from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
+from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, Totals, Warn, Work, WorkerConfig
+from .poison import ENDS_WORKERS, KILLS_ENGINES
 from .prepare import Job, prepare
 
 # So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
@@ -46,11 +47,6 @@ WINDOW_TOKENS = 1 << 20
 SORTED = 8192  # requests of the last shard that are held at a time, to be put in order
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
 STEPS_PER_TOKEN = 4  # that a request may need at most, were it deep in a pipeline
-DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
-KILLER = f"the engine died {DEADLY} times with this item in it, the last time with nothing else"
-ENDED = f"{DEADLY} workers ended, or hung, while they made this row ready"
-AS_ASKED = "stopped as asked; run the same command again to go on"
-TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
 STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
 LATEST = 500  # finished items, the slowest of which says how long the next one may take
 
@@ -94,12 +90,12 @@ class Worker:
         claims: Claims,
         report: Callable[[Report], None] = lambda report: None,
         window: int | None = None,
-        accused: Accused | None = None,
+        poison: PoisonItems | None = None,
         until: float | None = None,
         mark: Mark | None = None,
     ):
-        """window: most requests in the engine, running and waiting; accused, until: see Orders; accused may change;
-        mark: of the row that is being made ready."""
+        """window: most requests in the engine, running and waiting; poison, until: see WorkerConfig; poison may
+        change; mark: of the row that is being made ready."""
         self._mark = mark or Mark()
         self.totals = Totals()
         self._job = job
@@ -109,7 +105,7 @@ class Worker:
         self._window = window or WINDOW_PER_SEQUENCE * engine.max_num_seqs
         # Requests are made ready in batches, twice as fast as one by one between the engine's steps.
         self._refill_at = min(self._window - 1, (self._window + engine.max_num_seqs) // 2)
-        self._accused = accused or Accused()
+        self._poison = poison or PoisonItems()
         self._open: list[OpenShard] = []
         self._in_engine: dict[str, Request] = {}
         self._prompt_tokens = 0  # in the engine
@@ -175,7 +171,7 @@ class Worker:
                 break
         self._leave()
         if self._stop_at is not None and (more or self._open):
-            raise TimeUp(TIME_IS_UP) if self._out_of_time else Stopped(AS_ASKED)
+            raise Stopped(why=Stopping.TIME_UP if self._out_of_time else Stopping.AS_ASKED)
 
     # --- rows in
 
@@ -215,8 +211,8 @@ class Worker:
         for row in self._reader.read(planned):
             self._say_what_is_in_the_engine()  # and that we are alive: rows that come to nothing may take long together
             self._mark.set(row.number)
-            deadly = str(row.number) in self._accused.deadly
-            yield dataclasses.replace(row, fault=Reject("engine_error", ENDED)) if deadly else row
+            poisoned = str(row.number) in self._poison.poisoned
+            yield dataclasses.replace(row, fault=Reject("engine_error", ENDS_WORKERS)) if poisoned else row
             self._mark.set(row.number + 1)
         self._mark.clear()
 
@@ -264,7 +260,7 @@ class Worker:
                     opened.journal.flush()
                     opened.journal.sync(at_once=True)
                     aside = folder.quarantine(out, path)
-                    self._report(Warned(f"{path}: {damage}; moved to {aside}"))
+                    self._report(Warn(f"{path}: {damage}; moved to {aside}"))
         self._open.append(opened)
         return opened
 
@@ -301,18 +297,18 @@ class Worker:
         return self._until is not None and time.monotonic() + max(self._took, default=0.0) > self._until
 
     def _may_admit(self, request: Request) -> bool:
-        """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
-        suspects = self._accused.suspects
-        if request.item.name in suspects:
+        """A suspected poison item runs alone: if the engine dies again, that proves it, and costs no other item."""
+        suspected = self._poison.suspected
+        if request.item.name in suspected:
             return not self._in_engine
-        return not suspects or suspects.isdisjoint(self._in_engine)
+        return not suspected or suspected.isdisjoint(self._in_engine)
 
     def _admit(self, request: Request) -> None:
         made = request.item
         if request.row.number in request.shard.rejects:
             return  # one sample of its row failed, so none is needed
-        if made.name in self._accused.deadly:
-            self._reject(request.shard, request.row, made.id, Reject("engine_error", KILLER))
+        if made.name in self._poison.poisoned:
+            self._reject(request.shard, request.row, made.id, Reject("engine_error", KILLS_ENGINES))
             return
         request.admitted = time.monotonic()
         self._admitted.append(made.name)
@@ -507,70 +503,71 @@ def main() -> None:
     os.register_at_fork(after_in_child=_harden_child)
     # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
     told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    orders = msgspec.json.decode(told.readline(), type=Orders)
-    if os.getppid() != orders.supervisor:
+    config = msgspec.json.decode(told.readline(), type=WorkerConfig)
+    if os.getppid() != config.supervisor:
         return  # it is gone already
-    threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
+    threading.Thread(target=_listen, args=(told, config.poison), daemon=True).start()
     lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
     def report(what: Report) -> None:
         line = memoryview(msgspec.json.encode(what) + b"\n")
         with lock:
             while line:
-                line = line[os.write(orders.report_to, line) :]
+                line = line[os.write(config.report_to, line) :]
 
     try:
-        _work(orders, report)
-        report(Ended("done", ""))
-    except TimeUp as why:
-        report(Ended("time_up", str(why)))
-    except Stopped as why:
-        report(Ended("stopped", str(why)))
+        _work(config, report)
+        report(Exit(ExitKind.DONE))
+    except Stopped as stopped:
+        report(Exit(ExitKind.STOPPED, str(stopped), stopped.why))
     except MissingInput as error:  # it was there when the run began
-        report(Ended("stopped", f"{error}; mend that and run the same command again"))
+        text = f"{error}; mend that and run the same command again"
+        report(Exit(ExitKind.STOPPED, text, Stopping.FAULT))
     except JobError as error:
-        report(Ended("refused", str(error)))
+        report(Exit(ExitKind.REFUSED, str(error)))
     except EngineDied as error:  # the log has the traceback
         traceback.print_exc()
-        _end(report, "died", str(error))
+        _end(report, Exit(ExitKind.DIED, str(error)))
     except Exception as error:
         traceback.print_exc()
         where = " ".join(getattr(error, "__notes__", []))
-        _end(report, "bug", " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where])))
+        text = " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where]))
+        _end(report, Exit(ExitKind.BUG, text))
 
 
-def _work(orders: Orders, report: Callable[[Report], None]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
-    signal.signal(signal.SIGUSR1, lambda *_: _end(report, "stopped", AS_ASKED))
+def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
+    as_asked = Exit(ExitKind.STOPPED, why=Stopping.AS_ASKED)
+    signal.signal(signal.SIGTERM, lambda *_: _end(report, as_asked))
+    signal.signal(signal.SIGUSR1, lambda *_: _end(report, as_asked))
     begin = time.monotonic()
-    with open(orders.job_from, "rb") as opened:
+    with open(config.job_from, "rb") as opened:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
-    job = prepare(orders.spec, begun=record)
+    job = prepare(config.spec, begun=record)
     job.checker.start()  # it loads while the engine does
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = engine_class()(job.model, job.spec.engine, job.context)
-    engine.when_process_dies(lambda reason: _end(report, "died", reason))
+    engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     report(Started(time.monotonic() - begin))
-    mark = Mark(orders.mark)
-    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until, mark=mark)
+    mark = Mark(config.mark)
+    worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
     worker.run(job.plan.shards)
 
 
-def _listen(told: IO[bytes], accused: Accused) -> None:
-    """Takes down what other workers' engines died of: their shards may come to this one."""
+def _listen(told: IO[bytes], poison: PoisonItems) -> None:
+    """Keeps up with what other workers' engines died of: their shards may come to this one."""
     for line in told:
-        now = msgspec.json.decode(line, type=Accused)
-        accused.suspects, accused.deadly = now.suspects, now.deadly
+        now = msgspec.json.decode(line, type=PoisonItems)
+        poison.suspected, poison.poisoned = now.suspected, now.poisoned
 
 
-def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
+def _end(report: Callable[[Report], None], end: Exit) -> NoReturn:
     """Not by the way of an exception, which vLLM may catch, nor of atexit handlers: a broken engine's may wait for
     ever. The supervisor ends what this process has started."""
-    report(Ended(how, text))
+    report(end)
     sys.stderr.flush()
     os._exit(1)
 

@@ -16,7 +16,7 @@ from batchgen.engine.installed import versions
 from batchgen.host import environment
 from batchgen.job import trust
 from batchgen.output import folder
-from batchgen.run.supervisor import _offline
+from batchgen.run.worker_process import _offline
 
 PLUGIN = {"backend": "xgrammar", "reasoning_parser_plugin": "plugin.py"}
 

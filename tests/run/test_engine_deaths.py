@@ -11,7 +11,7 @@ import pytest
 from conftest import demo_records
 from processes import Watch, dataset, hook, is_running, said, until
 
-from batchgen.run.worker import KILLER
+from batchgen.run.poison import KILLS_ENGINES
 
 # patch(engine, vllm) of a hook: `broken(names)` stands in for a step, with the items that went into this engine.
 BEFORE_STEP = """
@@ -61,7 +61,7 @@ def test_a_row_that_kills_the_engine_is_rejected_after_three_deaths_and_all_othe
     run = start(source, tmp_path / "out", env=kills)
     assert run.wait() == 0, run.stderr
     assert run.stderr.count("the engine died (killed by SIGKILL)") == 3
-    assert rejects(tmp_path / "out") == [(17, "engine_error", KILLER)]
+    assert rejects(tmp_path / "out") == [(17, "engine_error", KILLS_ENGINES)]
     columns = ["row", "response"]
     answered = ds.dataset(generate([source], "expected")).to_table(columns=columns).to_pylist()
     assert ds.dataset(tmp_path / "out").to_table(columns=columns).to_pylist() == [

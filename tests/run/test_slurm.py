@@ -15,7 +15,7 @@ from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
 from batchgen.commands import submit
-from batchgen.errors import TimeUp
+from batchgen.errors import Stopped, Stopping
 from batchgen.host import clock
 from batchgen.job.spec import load
 from batchgen.output import opening
@@ -230,8 +230,11 @@ def test_what_is_admitted_last_finishes_in_time(write_rows, engine, monkeypatch,
     monkeypatch.setattr(engine, "add", lambda *request: (admitted.append(request[0]), add(*request)))
     end = time.monotonic() + 3
     worker = Worker(job, engine, Claims(job.out, stale=60), window=4, until=end)
-    with pytest.raises(TimeUp, match="stopped, as the time is nearly up; run the same command again to go on"):
+    with pytest.raises(
+        Stopped, match="stopped, as the time is nearly up; run the same command again to go on"
+    ) as ended:
         worker.run(job.plan.shards)
+    assert ended.value.why is Stopping.TIME_UP
     assert time.monotonic() < end + 1
     assert 0 < worker.totals.rows + worker.totals.open_rows == len(admitted) < 400
 

@@ -20,7 +20,8 @@ from batchgen.run import run, worker
 from batchgen.run.death import Death
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
-from batchgen.run.supervisor import Supervisor, WorkerProcess
+from batchgen.run.supervisor import Supervisor
+from batchgen.run.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def silent(job, monkeypatch):
     process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE, start_new_session=True)
     read, write = os.pipe()
     slot.worker = WorkerProcess(process, os.fdopen(read, "rb", buffering=0), 0)
-    monkeypatch.setattr(overseen, "_gone", lambda slot, worker, word: words.append(word.text))
+    monkeypatch.setattr(overseen, "_on_exit", lambda slot, worker, end: words.append(end.text))
     words: list[str] = []
     yield overseen, slot, words
     slot.worker.kill()
@@ -77,7 +78,7 @@ def test_what_a_supervisor_slept_through_is_nobodys_silence(silent):
     slot.worker.engine_start = 5.0
     slot.worker.last_report = time.monotonic() - 31
     overseen._turned = time.monotonic() - 30  # our last look was 30 s ago
-    overseen._notice_absence()
+    overseen._forgive_absence()
     overseen._check_for_stall(slot, slot.worker)
     assert words == []
     slot.worker.last_report -= 10

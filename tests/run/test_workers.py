@@ -10,8 +10,8 @@ from conftest import MODEL, demo_records
 from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
 
 from batchgen.run import gpus
-from batchgen.run.supervisor import Strikes
-from batchgen.run.worker import KILLER
+from batchgen.run.messages import PoisonItems
+from batchgen.run.poison import KILLS_ENGINES, PoisonDetector
 
 SHARDS = {"shard_rows": 25}
 TWO = ["--workers", 2, "--shard-rows", 25, "--engine", "max_num_seqs=8"]
@@ -232,25 +232,32 @@ def test_an_item_that_kills_engines_is_rejected_after_three_deaths_of_whatever_w
     assert run.stderr.count("engine died (killed by SIGKILL)") == 3
     assert deaths.read_text().split()[2] == "1"  # alone
     [line] = [line for path in (tmp_path / "out" / "_rejects").iterdir() for line in path.read_text().splitlines()]
-    assert '"row":30' in line and KILLER in line
+    assert '"row":30' in line and KILLS_ENGINES in line
     assert "99 responses, 1 rejects" in run.stdout
 
 
-def test_an_item_is_found_guilty_by_its_third_death_and_only_alone():
-    strikes = Strikes()
-    strikes.death({"a", "b", "c"})
-    assert strikes.accused.suspects == set()
-    strikes.death({"a", "b", "d"})
-    assert strikes.accused.suspects == {"a", "b"}
-    strikes.death({"a", "b"})  # a worker had not heard yet whom to run alone
-    assert (strikes.accused.suspects, strikes.accused.deadly) == ({"a", "b"}, set())
-    strikes.finished(["b"])
-    strikes.death({"a"})
-    assert (strikes.accused.suspects, strikes.accused.deadly) == (set(), {"a"})
+def test_an_item_is_found_to_be_poison_by_its_third_death_and_only_alone():
+    detector = PoisonDetector()
+    detector.record_death({"a", "b", "c"})
+    assert detector.items.suspected == set()
+    detector.record_death({"a", "b", "d"})
+    assert detector.items.suspected == {"a", "b"}
+    detector.record_death({"a", "b"})  # a worker had not heard yet which to run alone
+    assert detector.items == PoisonItems({"a", "b"}, set())
+    detector.clear(["b"])
+    detector.record_death({"a"})
+    assert detector.items == PoisonItems(set(), {"a"})
 
 
-def test_of_several_items_that_kill_each_further_one_costs_one_death():
-    strikes = Strikes()
+def test_of_several_poison_items_each_further_one_costs_one_death():
+    detector = PoisonDetector()
     for in_engine in ({"a", "b", "c"}, {"a", "b", "c"}, {"a"}, {"b"}, {"c"}):
-        strikes.death(in_engine)
-    assert strikes.accused.deadly == {"a", "b", "c"}
+        detector.record_death(in_engine)
+    assert detector.items.poisoned == {"a", "b", "c"}
+
+
+def test_a_row_that_was_being_prepared_is_the_only_suspect():
+    detector = PoisonDetector()
+    for _ in range(3):
+        detector.record_death({"a", "b"}, row=7)
+    assert detector.items == PoisonItems(set(), {"7"})
