@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .. import __version__, demo
+from ..engine.bandwidth import copy_bandwidth
 from ..engine.installed import needs_gpu, require_vllm, versions
 from ..engine.instant import MAX_NUM_SEQS, InstantEngine
 from ..engine.scratch import Scratch, adopt
@@ -282,7 +283,7 @@ def main() -> None:
 
 def _compare(orders: Orders) -> Figures:
     on_gpu = needs_gpu() and bool(gpus.visible())
-    bandwidth = _copy_bandwidth() if on_gpu else None  # before the engine takes the memory
+    bandwidth = copy_bandwidth() if on_gpu else None  # before the engine takes the memory
     with tempfile.TemporaryDirectory(prefix=".batchgen-bench-", dir=_nearest(Path(orders.spec.output.path))) as scratch:
         spec = orders.spec if orders.rows is None else _first_rows(orders.spec, orders.rows, Path(scratch))
         job = prepare(spec)
@@ -372,29 +373,6 @@ def _of_rounds(rounds: list[Round]) -> Figures:
 
 
 # --- the GPU's memory bandwidth, which bounds the decoding of any engine
-
-_COPY = """
-import time, torch
-source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-target = torch.empty_like(source)
-def copy(times):
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(times):
-        target.copy_(source)
-    torch.cuda.synchronize()
-    return 2 * times * source.numel() / (time.perf_counter() - begin)
-copy(10)
-print(copy(100))
-"""
-
-
-def _copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy on the device; in a process of its own, whose memory comes back."""
-    done = subprocess.run([sys.executable, "-P", "-c", _COPY], capture_output=True, text=True)
-    if done.returncode:
-        raise MachineError(f"torch cannot use the GPU: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout)
 
 
 def _share_of_bandwidth(

@@ -1,4 +1,4 @@
-"""The vLLM engine. Beside seeded.py, which stands in for a part of vLLM, the only module that imports vLLM or torch.
+"""The vLLM engine: the only module that imports vLLM. In this room, and nowhere else, torch is imported too.
 
 Written for vLLM 0.26 to 0.31; what depends on the version or the device is here and in installed.py.
 """
