@@ -74,7 +74,7 @@ class Stopped(Exception):
     """
 
     def __init__(self, text: str = "", why: Stopping = Stopping.FAULT):
-        super().__init__(text or f"{_SENTENCES[why]}; run the same command again to go on")
+        super().__init__(text or f"{_SENTENCES[why]}; run the same command again to resume")
         self.why = why
 
 

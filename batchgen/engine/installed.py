@@ -58,7 +58,7 @@ def require_vllm() -> None:
         )
     release = tuple(map(int, re.findall(r"\d+", installed)[:2]))
     if not _release(OLDEST) <= release < _release(TOO_NEW):
-        warn(f"vLLM {installed} is none that batchgen is made for: those from {OLDEST} up to, but not, {TOO_NEW}")
+        warn(f"vLLM {installed} is not supported: use one from {OLDEST} up to, but not including, {TOO_NEW}")
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -26,8 +26,8 @@ NO_INSTRUCTION = "this build of vLLM needs CPU instructions that this machine la
 OUT_OF_MEMORY = (
     "; is the machine out of memory? lower [output] workers, [engine] max_num_seqs or, on a CPU, kv_cache_memory_bytes"
 )
-CODE = "a .bin file of the model holds code (a pickle), which is never loaded; take the model's safetensors"
-ON_A_CPU = "; on a CPU it is [engine] kv_cache_memory_bytes that has to be higher, or max_model_len lower"
+CODE = "a .bin file of the model holds code (a pickle), which is never loaded; use the model's safetensors"
+ON_A_CPU = "; on a CPU raise [engine] kv_cache_memory_bytes, or lower max_model_len"
 
 _LOG_TAIL = 1 << 20  # bytes of a log that are searched
 _CAUSE_ELSEWHERE = re.compile(r"root cause|initialization failed|EngineDeadError|EngineCore encountered")

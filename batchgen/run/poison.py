@@ -11,7 +11,7 @@ from .messages import PoisonItems
 
 MAX_DEATHS = 3  # deaths with the same item in the engine, alone in the last, before it is rejected
 KILLS_ENGINES = f"the engine died {MAX_DEATHS} times with this item in it, the last time with nothing else"
-ENDS_WORKERS = f"{MAX_DEATHS} workers ended, or hung, while they made this row ready"
+ENDS_WORKERS = f"{MAX_DEATHS} workers died, or hung, while they prepared this row"
 
 
 class PoisonDetector:

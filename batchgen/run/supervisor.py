@@ -197,7 +197,7 @@ class Supervisor:
                 self._stopped.append(Stopped(why=Stopping.TIME_UP))
             self._on_exit(slot, worker, Exit(ExitKind.STOPPED, why=Stopping.NOT_DRAINED))
         elif now - worker.last_report > allowed:
-            what = "token" if worker.row is None else "end of that"
+            what = "token" if worker.row is None else "progress"
             self._on_exit(slot, worker, Exit(ExitKind.DIED, f"no {what} for {allowed:g} s", row=worker.row))
 
     def _show(self) -> None:
@@ -253,7 +253,9 @@ class Supervisor:
                 slot.start_at = None
                 self._stopped.append(Stopped(why=Stopping.AS_ASKED))
         if any(slot.worker for slot in self._slots):
-            self._progress.write(f"batchgen: stopping; what is running gets {seconds:.3g} s (Ctrl-C again: stop now)")
+            self._progress.write(
+                f"batchgen: stopping; running requests have {seconds:.3g} s to finish (Ctrl-C again: stop now)"
+            )
 
     def _stop_with(self, stopped: Stopped) -> None:
         """One worker has stopped, so all do: the disk that it cannot write to is theirs too."""
@@ -284,7 +286,7 @@ class Supervisor:
             case ExitKind.REFUSED:
                 raise JobError(end.text)
             case ExitKind.BUG:
-                why = f"a bug in batchgen: {end.text}; what had finished is kept; the whole story is in {slot.log}"
+                why = f"a bug in batchgen: {end.text}; finished responses are kept; see {slot.log}"
                 raise MachineError(why)
             case ExitKind.STOPPED if end.why is Stopping.TIME_UP:  # the others know how long their own requests take
                 self._stopped.append(Stopped(end.text, end.why))
@@ -304,7 +306,7 @@ class Supervisor:
         slot.deaths = 1 if worker.responses else slot.deaths + 1
         what, hint = slot.name, ""
         if row is not None:
-            what, hint = f"the worker that made row {row} ready", f"; --skip {row} takes the row out"
+            what, hint = f"the worker that was preparing row {row}", f"; --skip {row} rejects it"
         elif why.signal == signal.SIGKILL and slot.deaths > 1:
             hint = death.OUT_OF_MEMORY
         # A first start that fails will always fail, and so will a build for another CPU; one that was killed may not.
@@ -315,7 +317,7 @@ class Supervisor:
         else:
             pause = min(2.0 ** (slot.deaths - 1), MAX_BACKOFF)
             slot.start_at = time.monotonic() + pause
-            self._warn(f"{what} died ({why.text}); it starts again in {pause:g} s{hint}")
+            self._warn(f"{what} died ({why.text}); restarting in {pause:g} s{hint}")
 
     def _record_death(self, worker: WorkerProcess, row: int | None) -> None:
         self._poison.record_death(worker.in_engine, row)
@@ -324,7 +326,7 @@ class Supervisor:
                 slot.worker.tell(self._poison.items)
 
     def _give_up(self, slot: Slot, why: str) -> None:
-        slot.failure = f"{why}; the whole story is in {slot.log}"
+        slot.failure = f"{why}; see {slot.log}"
         others = [other for other in self._slots if not other.failure]
         if not others:
             raise MachineError(slot.failure)

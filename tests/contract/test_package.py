@@ -148,7 +148,7 @@ def test_a_vllm_that_batchgen_is_not_made_for_gets_a_warning(monkeypatch, capsys
     monkeypatch.setattr(installed, "versions", lambda: {"vllm": version})
     installed.require_vllm()
     said = capsys.readouterr().err
-    assert (f"vLLM {version} is none that batchgen is made for" in said) is warned
+    assert (f"vLLM {version} is not supported" in said) is warned
     assert said.count("\n") == warned
 
 

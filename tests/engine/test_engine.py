@@ -135,7 +135,7 @@ def patch(engine, vllm):
     log = run.out / "_state" / "engine.log"
     assert said(run.stderr) == [
         "batchgen: a bug in batchgen: ArrowInvalid: Integer value 9007199254740993 not in range; "
-        f"what had finished is kept; the whole story is in {log}"
+        f"finished responses are kept; see {log}"
     ]
     assert "Traceback" in log.read_text()
     again = start(source, tmp_path / "out", "--temperature", 0)

@@ -231,7 +231,7 @@ def test_what_is_admitted_last_finishes_in_time(write_rows, engine, monkeypatch,
     end = time.monotonic() + 3
     worker = Worker(job, engine, Claims(job.out, stale=60), window=4, until=end)
     with pytest.raises(
-        Stopped, match="stopped, as the time is nearly up; run the same command again to go on"
+        Stopped, match="stopped, as the time is nearly up; run the same command again to resume"
     ) as ended:
         worker.run(job.plan.shards)
     assert ended.value.why is Stopping.TIME_UP
@@ -243,7 +243,7 @@ def test_no_engine_starts_when_the_time_is_over(write_rows, batchgen_process, tm
     flags = ["--model", MODEL, "--output", tmp_path / "out", "--stop-at", int(time.time())]
     done = batchgen_process("run", write_rows(demo_records(3)), *flags)
     assert done.returncode == 75
-    assert "the time is nearly up; run the same command again to go on (0 of 3 rows are done)" in done.stderr
+    assert "the time is nearly up; run the same command again to resume (0 of 3 rows are done)" in done.stderr
     assert not (tmp_path / "out" / "_state" / "engine.log").exists()
 
 
@@ -416,7 +416,7 @@ def test_a_task_whose_time_is_nearly_up_requeues_itself_and_goes_on(box, job, ex
         box.call("scontrol", "update", f"jobid={array}_{task}", "timelimit=30")
     assert box.wait(array) == "COMPLETED", job.log()
     assert box.restarts(array) == 2
-    assert job.log().count("batchgen: stopping; what is running gets ") == 2
+    assert job.log().count("batchgen: stopping; running requests have ") == 2
     assert job.log().count("; Slurm starts it again") == 2
     assert dataset(job.out) == expected
 
@@ -426,7 +426,7 @@ def test_without_a_signal_a_run_asks_slurm_when_its_time_ends(box, job, expected
     run = box.submit(job, "--time", "2", "--sbatch", "signal=B:USR1@1", "--", "--engine", "max_num_seqs=2")
     until(lambda: box.restarts(run), MINUTES)
     log = job.log()
-    assert "batchgen: stopped, as the time is nearly up; run the same command again to go on" in log
+    assert "batchgen: stopped, as the time is nearly up; run the same command again to resume" in log
     assert log.count("; Slurm starts it again") == 1
 
 

@@ -62,7 +62,7 @@ def test_one_of_two_is_killed_and_comes_back_while_the_other_goes_on(start, gene
     assert run.wait() == 0, run.stderr
     [warning] = said(run.stderr)
     assert re.fullmatch(
-        r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); it starts again in 1 s", warning
+        r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); restarting in 1 s", warning
     )
     assert any(done.worker == other for done in watch.finished() if at < done.at < at + 1)
     assert dataset(tmp_path / "out") == dataset(expected)
@@ -77,8 +77,8 @@ def test_a_signal_drains_both_and_one_worker_can_finish_the_job(start, generate,
     assert run.wait() == 75, run.stderr
     done = watch.finished()
     assert said(run.stderr) == [
-        "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)",
-        f"batchgen: stopped as asked; run the same command again to go on ({len(done)} of 300 rows are done)",
+        "batchgen: stopping; running requests have 30 s to finish (Ctrl-C again: stop now)",
+        f"batchgen: stopped as asked; run the same command again to resume ({len(done)} of 300 rows are done)",
     ]
     assert sorted(watch.added()) == sorted(item.item for item in done)  # what ran came to its end
     assert list((run.out / "_state" / "claims").iterdir()) == []
@@ -129,7 +129,7 @@ def test_a_worker_without_restarts_left_is_given_up_and_the_other_finishes_the_j
     log = tmp_path / "out" / "_state" / "engine-2.log"
     assert said(run.stderr) == [
         "batchgen: warning: worker 2's engine died 1 times in a row: CUDA error: uncorrectable ECC error; "
-        f"the whole story is in {log}; the other workers go on"
+        f"see {log}; the other workers go on"
     ]
     assert "uncorrectable ECC error" in log.read_text()
     assert dataset(tmp_path / "out") == dataset(expected)
@@ -164,7 +164,7 @@ def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
     assert re.fullmatch(
         r"batchgen: warning: worker [12]'s engine failed: CUDA error: .*; the other workers go on", warning
     )
-    assert re.fullmatch(r"batchgen: worker [12]'s engine failed: CUDA error: no device; the whole story is in .*", end)
+    assert re.fullmatch(r"batchgen: worker [12]'s engine failed: CUDA error: no device; see .*", end)
 
 
 def test_an_argument_that_vllm_refuses_ends_all(start, source, tmp_path):

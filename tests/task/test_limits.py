@@ -429,8 +429,8 @@ def test_a_row_that_ends_workers_while_it_is_made_ready_is_rejected_after_three(
     run = start(write_rows(rows), tmp_path / "out", "--stall", 1.5, env=ending(tmp_path / "ending", code))
     assert run.wait() == 0, run.stderr
     assert "2 responses, 1 rejects (engine_error 1)" in run.stdout
-    assert run.stderr.count("the worker that made row 1 ready died") == 3
-    assert "--skip 1 takes the row out" in run.stderr
+    assert run.stderr.count("the worker that was preparing row 1 died") == 3
+    assert "--skip 1 rejects it" in run.stderr
     assert "the engine died" not in run.stderr
 
 
