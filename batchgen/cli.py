@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from . import __version__, flags, manual, show
-from .errors import JobError, MachineError, Stopped, shown
+from .errors import JobError, MachineError, Stopped, Stopping, shown
 from .flags import JobCommand, job_flags
 from .host import console, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
@@ -90,7 +90,7 @@ def exit_codes() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         # Not an exception: whatever is being imported may catch it. Files appear whole or not at all, so this is safe.
         with suppress(OSError):
-            os.write(2, b"batchgen: stopped as asked; run the same command again to go on\n")
+            os.write(2, f"batchgen: {Stopped(why=Stopping.AS_ASKED)}\n".encode())
         os._exit(EXIT_STOPPED)
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]

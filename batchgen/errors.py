@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
 from .host import console, terminal
@@ -47,12 +48,34 @@ class EngineDied(RuntimeError):
     """An engine that was up, or was about to be, failed as a whole: another one may go on where it was."""
 
 
+class Stopping(Enum):
+    """Why a run, or one of its workers, stops before its work is done."""
+
+    NO = "no"  # it does not
+    AS_ASKED = "as asked"  # by a signal
+    TIME_UP = "time up"  # nearly: that of `stop_at`, or of Slurm's allocation
+    AT_ONCE = "at once"  # by a second Ctrl-C
+    NOT_DRAINED = "not drained"  # requests in the engine took longer than they had
+    FAULT = "fault"  # of disk or input, which is not ours to fix
+
+
+_SENTENCES = {
+    Stopping.AS_ASKED: "stopped as asked",
+    Stopping.TIME_UP: "stopped, as the time is nearly up",
+    Stopping.AT_ONCE: "stopped at once",
+    Stopping.NOT_DRAINED: "stopped; the engine did not drain",
+}
+
+
 class Stopped(Exception):
-    """The run ended early and lost nothing; its text says why. The same command goes on; this one exits 75."""
+    """The run ended early and lost nothing; the same command resumes it. This one exits with 75.
 
+    text: the one line that the user sees; if empty, the sentence for `why`.
+    """
 
-class TimeUp(Stopped):
-    """It ended early because the time for it is nearly up: Slurm's allocation, or that of `stop_at`."""
+    def __init__(self, text: str = "", why: Stopping = Stopping.FAULT):
+        super().__init__(text or f"{_SENTENCES[why]}; run the same command again to resume")
+        self.why = why
 
 
 def in_one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchgen.cli import cli
-from batchgen.engine.vllm import Engine
+from batchgen.engine.vllm import VllmEngine
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model.model import load_model
@@ -58,7 +58,7 @@ def _json(row) -> bytes:
 def engine():
     """One real engine on the demo model, float32, for all tests that can share it."""
     model = load_model(str(MODEL))
-    return Engine(model, {"dtype": "float32"}, model.context)
+    return VllmEngine(model, {"dtype": "float32"}, model.context)
 
 
 @pytest.fixture

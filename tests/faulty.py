@@ -17,12 +17,12 @@ import batchgen.engine.vllm
 import batchgen.model.model
 import batchgen.run.prepare
 import batchgen.run.run
-from batchgen.engine.vllm import Engine
+from batchgen.engine.types import Engine
 from batchgen.errors import Stopped, on_disk
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
-from batchgen.run.messages import Report, Totals, Warned
+from batchgen.run.messages import Report, Totals, Warn
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
 from batchgen.run.run import Outcome
@@ -52,7 +52,7 @@ class _Here:
         self.totals = worker.totals
 
     def _hear(self, report: Report) -> None:
-        if isinstance(report, Warned):
+        if isinstance(report, Warn):
             self._progress.write(f"batchgen: warning: {report.text}")
 
 

@@ -7,30 +7,21 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from conftest import MODEL
 from faulty import run_here, spec_of
 
-from batchgen.engine.vllm import Response
+from batchgen.engine.instant import InstantEngine
 from batchgen.errors import JobError, Stopped
+from batchgen.model.model import load_model as load
 
 ATTACKER, VICTIM, TEAM = 1001, 1002, 2000
 DONE = "done"
 PATIENCE = 60  # seconds
 
 
-class Instant:
-    """An engine that answers at once."""
-
-    dtype, device, max_num_seqs = "none", "answers at once", 8
-
-    def __init__(self) -> None:
-        self._asked: list[Response] = []
-
-    def add(self, name, prompt, sampling, seed) -> None:
-        self._asked.append(Response(name, [5 + (seed + place) % 900 for place in range(3)], "length"))
-
-    def step(self) -> list[Response]:
-        done, self._asked = self._asked, []
-        return done
+def instant_engine() -> InstantEngine:
+    model = load(str(MODEL))
+    return InstantEngine(model, {}, model.context)
 
 
 def as_user(user: int, work: Callable[[], object], umask: int = 0o022, group: int | None = None) -> str:
@@ -66,7 +57,7 @@ def runs(user: int, source: Path, out: Path, umask: int = 0o022, group: int | No
 
     def work() -> str:
         spec = spec_of(source, out, output=output)
-        return DONE if run_here(Instant(), spec).counts else "others are at work"
+        return DONE if run_here(instant_engine(), spec).counts else "others are at work"
 
     return as_user(user, work, umask, group)
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from conftest import MODEL
 
+from batchgen.engine.choice import VARIABLE
+
 LONG = {"ignore_eos": True, "max_tokens": 400}  # of a row's sampling: long enough to be stopped in
 PATIENCE = 120  # seconds that anything may take on a slow machine
 
@@ -24,12 +26,12 @@ PATIENCE = 120  # seconds that anything may take on a slow machine
 _SITE = """
 import os, sys, time
 if "batchgen.run.process" in sys.orig_argv:
-    from batchgen.engine.vllm import Engine
-    init = Engine.__init__
+    from batchgen.engine.vllm import VllmEngine
+    init = VllmEngine.__init__
     def patched(self, *arguments):
         init(self, *arguments)
         patch(self, self._engine)
-    Engine.__init__ = patched
+    VllmEngine.__init__ = patched
 """
 
 
@@ -41,36 +43,23 @@ def hook(folder: Path, code: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-# Eight answers a step, told from others' by seed and parameters. So a run is over when the test has seen what it wants.
+# For tests that append lines to it: workers run them when they start, with the class of their engine at hand.
 _INSTANT = """
-import sys, time
+import sys
 if "batchgen.run.process" in sys.orig_argv:
-    import batchgen.engine.vllm
-    class Instant:
-        dtype, device, max_num_seqs = "none", "answers at once", 8
-        def __init__(self, model, args, context):
-            time.sleep({start})
-            self.asked = []
-        def add(self, name, prompt, sampling, seed):
-            ids = [5 + (seed + place) % 900 for place in range(3)]
-            self.asked.append(batchgen.engine.vllm.Response(name, ids, "length"))
-        def step(self):
-            time.sleep({step})
-            done, self.asked = self.asked[:8], self.asked[8:]
-            return done
-        def when_process_dies(self, tell):
-            pass
-    batchgen.engine.vllm.Engine = Instant
+    from paced import Instant
 """
 
 
 def instant(folder: Path, start: float = 0, step: float = 0) -> dict[str, str]:
-    """An environment in which a worker's engine is up after `start` seconds and makes a step in `step`: for tests of
-    what happens around an engine, by the hundred."""
+    """An environment in which a worker's engine is up after `start` seconds and makes a step, of eight answers, in
+    `step` seconds: for tests of what happens around an engine, by the hundred."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_INSTANT.format(start=start, step=step))
+    (folder / "paced.py").symlink_to(Path(__file__).with_name("paced.py"))
+    (folder / "sitecustomize.py").write_text(_INSTANT)
     path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path}
+    pace = {"BATCHGEN_TEST_START": str(start), "BATCHGEN_TEST_STEP": str(step)}
+    return {**os.environ, "PYTHONPATH": path, VARIABLE: "paced:Instant", **pace}
 
 
 class Finished(NamedTuple):
@@ -226,8 +215,10 @@ def is_running(pid: int) -> bool:
 
 
 def said(stderr: str) -> list[str]:
-    """The lines on stderr but for those of progress, of which a slow machine has one every 30 s."""
-    return [line for line in stderr.splitlines() if not re.match(r"[\d,]+/[\d,]+ rows \(", line)]
+    """The lines on stderr but for those of progress, of which a slow machine has one every 30 s, and for the one that
+    says that the engine is a test's."""
+    unsaid = re.compile(rf"[\d,]+/[\d,]+ rows \(|batchgen: warning: {VARIABLE}=")
+    return [line for line in stderr.splitlines() if not unsaid.match(line)]
 
 
 def dataset(out: Path) -> dict[str, bytes]:

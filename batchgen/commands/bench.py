@@ -12,13 +12,11 @@ import math
 import multiprocessing
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +25,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .. import __version__, demo
-from ..engine import vllm as engine
+from ..engine.bandwidth import copy_bandwidth
+from ..engine.installed import needs_gpu, require_vllm, versions
+from ..engine.instant import MAX_NUM_SEQS, InstantEngine
 from ..engine.scratch import Scratch, adopt
-from ..engine.vllm import Engine, Response, set_up_process
+from ..engine.types import Engine
+from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
 from ..errors import JobError, MachineError, Reject
 from ..host import environment
 from ..host.lifeline import die_with_parent
@@ -68,7 +69,7 @@ def circumstances() -> Figures:
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 1),  # of others too: on a busy machine the figures are worth little
         "python": platform.python_version(),
-        "versions": {"batchgen": __version__, **engine.versions()},
+        "versions": {"batchgen": __version__, **versions()},
     }
 
 
@@ -196,11 +197,11 @@ class Round(NamedTuple):
 
 
 def pipeline(
-    spec: JobSpec, runner: Any, scratch: Path, heard: Callable[[Report], None] = lambda report: None
+    spec: JobSpec, runner: Engine, scratch: Path, heard: Callable[[Report], None] = lambda report: None
 ) -> tuple[Round, Figures]:
     """From the input file to committed shards, in a folder of its own that is gone afterwards; and its `_SUCCESS`.
 
-    runner: an Engine, or what is like one. Reports are written as a worker writes them, but to nobody.
+    Reports are written as a worker writes them, but to nobody.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as out, open(os.devnull, "wb", buffering=0) as nobody:
 
@@ -228,12 +229,6 @@ def pipeline(
 # --- the engine: bare, and with all of batchgen around it
 
 
-class Request(NamedTuple):
-    name: str
-    prompt: list[int]
-    params: Any  # vLLM's own
-
-
 class Orders(msgspec.Struct):
     """What the engine's process is asked for. result: the file for its figures."""
 
@@ -244,6 +239,13 @@ class Orders(msgspec.Struct):
     result: str
 
 
+class UnseededEngine(VllmEngine):
+    """Drops the seeds of all requests."""
+
+    def params(self, sampling: Sampling, seed: int | None) -> Any:
+        return super().params(sampling, None)
+
+
 def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool = False) -> Figures:
     """The tokens per second of vLLM's own loop, of the whole pipeline on the same engine, and their ratio.
 
@@ -251,7 +253,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     requests go without their seeds. The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
     job = prepare(spec)  # what is wrong with the job shows here, in one line
-    engine.require_vllm()
+    require_vllm()
     with tempfile.NamedTemporaryFile() as result, contextlib.closing(Scratch()) as scratch:
         orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.
@@ -282,23 +284,20 @@ def main() -> None:
 
 
 def _compare(orders: Orders) -> Figures:
-    on_gpu = engine.needs_gpu() and bool(gpus.visible())
-    bandwidth = _copy_bandwidth() if on_gpu else None  # before the engine takes the memory
+    on_gpu = needs_gpu() and bool(gpus.visible())
+    bandwidth = copy_bandwidth() if on_gpu else None  # before the engine takes the memory
     with tempfile.TemporaryDirectory(prefix=".batchgen-bench-", dir=_nearest(Path(orders.spec.output.path))) as scratch:
         spec = orders.spec if orders.rows is None else _first_rows(orders.spec, orders.rows, Path(scratch))
         job = prepare(spec)
         begin = time.perf_counter()
-        runner = Engine(job.model, job.spec.engine, job.context)
+        runner = (UnseededEngine if orders.unseeded else VllmEngine)(job.model, job.spec.engine, job.context)
         engine_start = time.perf_counter() - begin
-        if orders.unseeded:
-            with_seed = runner.params
-            setattr(runner, "params", lambda sampling, seed: with_seed(sampling, None))  # noqa: B010
         requests = _requests(job, runner)
         _bare(runner, requests[:WARM_UP])
         bare, whole = [], []
         for _ in range(orders.rounds):
             bare.append(_bare(runner, requests))
-            _forget_prompts(runner)
+            runner.forget_prompts()
             whole.append(pipeline(spec, runner, Path(scratch))[0])
     ratios = [ours.rate / theirs.rate for ours, theirs in zip(whole, bare, strict=True)]
     figures: Figures = {
@@ -338,53 +337,32 @@ def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
     return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, path=[str(path)]))
 
 
-def _requests(job: Job, runner: Engine) -> list[Request]:
+def _requests(job: Job, runner: VllmEngine) -> list[BareRequest]:
     """All requests of a job, as vLLM takes them."""
     requests = []
     for _, work in work_of(job.task, job.reader(), job.plan.shards):
         for made in () if isinstance(work, Reject) else work.requests:
-            params = runner.params(made.sampling, made.seed)
-            requests.append(Request(str(made.name), made.prompt_token_ids, params))
-    if any(made.params.output_kind != made.params.output_kind.FINAL_ONLY for made in requests):
-        raise JobError(
-            "[sampling] stop: stop texts are batchgen's own work; the bare engine cannot be compared with it"
-        )
+            if made.sampling.stop:
+                what = "stop texts are batchgen's own work; the bare engine cannot be compared with it"
+                raise JobError(f"[sampling] stop: {what}")
+            requests.append(runner.bare_request(str(made.name), made.prompt_token_ids, made.sampling, made.seed))
     if not requests:
         raise JobError("no row of the input can be answered; batchgen plan says more")
     return requests
 
 
-def _bare(runner: Engine, requests: list[Request]) -> Round:
+def _bare(runner: VllmEngine, requests: list[BareRequest]) -> Round:
     """vLLM's own loop with everything known beforehand: nothing of ours runs in it, and nothing is decoded.
 
     As many requests wait as run. All at once is no faster: the same steps, and 4.2 against 3.9 s of CPU time for 1,000
     rows of the demo (medians of 5 rounds by turns, 2 busy cores).
     """
-    _forget_prompts(runner)
-    vllm, window = runner._engine, WINDOW_PER_SEQUENCE * runner.max_num_seqs
-    responses: dict[str, int] = {}
-    added = steps = 0
+    runner.forget_prompts()
     cpu, begin = time.process_time(), time.perf_counter()
-    while len(responses) < len(requests):
-        while added < len(requests) and added - len(responses) < window:
-            name, prompt, params = requests[added]
-            vllm.add_request(name, {"type": "token", "prompt_token_ids": prompt}, params)
-            added += 1
-        steps += 1
-        for output in vllm.step():
-            responses[output.request_id] = len(output.outputs[0].token_ids)
+    responses, steps = runner.run_bare(requests, WINDOW_PER_SEQUENCE * runner.max_num_seqs)
     elapsed, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    lengths = [(len(request.prompt), responses[request.name]) for request in requests]
+    lengths = [(len(request.prompt), responses[request.request_id]) for request in requests]
     return Round(elapsed, cpu, sum(prompt for prompt, _ in lengths), sum(responses.values()), steps, lengths)
-
-
-def _forget_prompts(runner: Engine) -> None:
-    """Or the prefix cache would have all prompts of the round before."""
-    end = time.monotonic() + 10
-    while runner._engine.reset_prefix_cache() is False:  # blocks are given back a step after the last token
-        if time.monotonic() > end:
-            raise RuntimeError("the prefix cache cannot be emptied")
-        time.sleep(0.01)
 
 
 def _of_rounds(rounds: list[Round]) -> Figures:
@@ -396,31 +374,10 @@ def _of_rounds(rounds: list[Round]) -> Figures:
 
 # --- the GPU's memory bandwidth, which bounds the decoding of any engine
 
-_COPY = """
-import time, torch
-source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-target = torch.empty_like(source)
-def copy(times):
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(times):
-        target.copy_(source)
-    torch.cuda.synchronize()
-    return 2 * times * source.numel() / (time.perf_counter() - begin)
-copy(10)
-print(copy(100))
-"""
 
-
-def _copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy on the device; in a process of its own, whose memory comes back."""
-    done = subprocess.run([sys.executable, "-P", "-c", _COPY], capture_output=True, text=True)
-    if done.returncode:
-        raise MachineError(f"torch cannot use the GPU: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout)
-
-
-def _share_of_bandwidth(job: Job, runner: Engine, bare: list[Round], whole: list[Round], bandwidth: float) -> Figures:
+def _share_of_bandwidth(
+    job: Job, runner: VllmEngine, bare: list[Round], whole: list[Round], bandwidth: float
+) -> Figures:
     """Which part of the time the memory alone would need: every step reads the weights, every token of a response the
     keys and values of all tokens before it."""
     weights = weight_bytes(job.model, 4 if runner.dtype == "float32" else 2)
@@ -469,37 +426,6 @@ def weight_bytes(model: Model, size: int) -> int | None:
 # --- the host's own work
 
 
-class InstantEngine:
-    """The interface of Engine, whose answers cost nothing: of the running requests as many end with each step as would
-    if all of them came to `response_tokens` tokens by one a step."""
-
-    dtype = "none"
-    device = "answers at once"
-
-    def __init__(self, ids: list[int], response_tokens: int, max_num_seqs: int = 256):
-        self.max_num_seqs = max_num_seqs
-        self._ids = random.Random(0).choices(ids, k=100_000 + response_tokens)
-        self._length = response_tokens
-        self._per_step = math.ceil(max_num_seqs / response_tokens)
-        self._requests: deque[str] = deque()
-        self._count = 0
-
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        self._requests.append(request_id)
-
-    def step(self) -> list[Response]:
-        ending = [self._requests.popleft() for _ in range(min(self._per_step, len(self._requests)))]
-        return [Response(request_id, self._response(), "length") for request_id in ending]
-
-    def _response(self) -> list[int]:
-        self._count += 1
-        start = self._count * 997 % 100_000
-        return self._ids[start : start + self._length]
-
-    def when_process_dies(self, tell: Callable[[str], None]) -> None:
-        pass
-
-
 def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str = "") -> Figures:
     """Rows per second of all that is not the engine, on a JSONL file made for it in TMPDIR. Raises JobError."""
     with tempfile.TemporaryDirectory(prefix="batchgen-bench-") as scratch:
@@ -513,7 +439,8 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
                 "output": {"path": str(Path(scratch) / "out")},
             },
         )
-        tokenizer = _tokenizer_of(spec)
+        loaded = load_model(spec.model.path)
+        tokenizer = _tokenizer_of(loaded)
         around = len(tokenizer.encode("ユーザー: \nシステム: "))
         prompts = list(texts(tokenizer, [max(1, prompt_tokens - around)] * min(rows, 5000)))
         write_rows(path, prompts, rows)
@@ -523,7 +450,9 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
             if isinstance(what, Work) and what.totals.rows + what.totals.open_rows >= (len(growth) + 1) * rows / 10:
                 growth.append(resident_mb())
 
-        runner = InstantEngine(tokenizer.text_ids, response_tokens)
+        # Of the running requests as many end with each step as if every response grew by one token a step.
+        per_step = math.ceil(MAX_NUM_SEQS / response_tokens)
+        runner = InstantEngine(loaded, {}, loaded.context, per_step)
         done, counts = pipeline(spec, runner, Path(scratch), look)
         return {
             "rows_per_second": round(counts["responses"] / done.seconds, 1),
@@ -539,11 +468,10 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
         }
 
 
-def _tokenizer_of(spec: JobSpec) -> Tokenizer:
-    tokenizer = load_model(spec.model.path).tokenizer
-    if not isinstance(tokenizer, Tokenizer):
-        raise JobError(f"{spec.model.path}: has no spiece.model")
-    return tokenizer
+def _tokenizer_of(model: Model) -> Tokenizer:
+    if not isinstance(model.tokenizer, Tokenizer):
+        raise JobError(f"{model.name}: has no spiece.model")
+    return model.tokenizer
 
 
 def texts(tokenizer: Tokenizer, lengths: Iterable[int]) -> Iterator[str]:
@@ -613,4 +541,4 @@ if __name__ == "__main__":
 elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     die_with_parent()
     adopt()
-    set_up_process()
+    install_into_vllm()

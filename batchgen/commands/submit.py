@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine import vllm as engine
+from ..engine.installed import needs_gpu
 from ..errors import JobError, on_disk, warn
 from ..host import credentials, safeopen
 from ..job.spec import JobSpec
@@ -78,7 +78,7 @@ def run_options(spec: JobSpec, name: str, given: Options) -> Options:
         raise JobError(f"--job-name {name}: has a slash, and the logs are named after it; give another name")
     wanted = gpus.per_worker(spec.engine) * (spec.output.workers or 1)
     # Every Slurm knows --gres; --gpus-per-task is refused without --ntasks.
-    gres = {"gres": f"gpu:{wanted}"} if engine.needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
+    gres = {"gres": f"gpu:{wanted}"} if needs_gpu() and not given.keys() & set(GPU_OPTIONS) else {}
     return {
         "job-name": name,
         **given,  # in their order; once more below, as they win

@@ -1,7 +1,8 @@
-"""A place for what engines leave behind: temporary files, sockets, shared memory, semaphores. A run removes its own.
+"""Cleaning up after engines: their temporary files, sockets, shared memory and semaphores.
 
-The supervisor ends engines with SIGKILL, so that nothing of theirs tidies up. Whatever they make has this place's name,
-and a run that was killed itself is known by its lock, which nobody holds any more.
+The supervisor ends engines by SIGKILL, so they cannot clean up themselves. All that they make is in, or is named after,
+a scratch folder of the run, which removes it at its end. What a killed run has left, the next one removes: nobody holds
+the lock on its folder any more.
 """
 
 import fcntl
@@ -18,15 +19,15 @@ from pathlib import Path
 from ..output import owners
 
 PREFIX = "batchgen-engine-"
-MARK = ".batchgen-scratch"  # in each of them: a folder that only has such a name is none of ours
+MARK = ".batchgen-scratch"  # a file in each: a folder without it is not ours, whatever its name
 VARIABLE = "BATCHGEN_SCRATCH"
 SHARED = Path("/dev/shm")
-LONGEST = 60  # characters of a folder for sockets, whose paths may have 107: vLLM's own names have 37
-YOUNG = 60.0  # seconds that a folder may be there without its lock
+LONGEST = 60  # characters of a folder for sockets: their paths may have 107, and vLLM adds a name of 37
+YOUNG = 60.0  # seconds after its last change in which a folder may be waiting for its lock
 
 
 class Scratch:
-    """Made at the start of a run, removed with all that is in it by `close`. Raises OSError if it cannot be made."""
+    """Made at the start of a run; `close` removes it with all that is in it. Raises OSError if it cannot be made."""
 
     def __init__(self) -> None:
         self._locks: list[int] = []
@@ -35,13 +36,13 @@ class Scratch:
         self._compiled = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
 
     def environment(self) -> dict[str, str]:
-        """What engine processes have beside our environment."""
+        """Variables for engine processes, beside our environment."""
         given = {"TMPDIR": str(self._folder), VARIABLE: self._folder.name}
         given["VLLM_RPC_BASE_PATH"] = str(self._for_sockets())
-        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what was compiled is worth keeping; it is run, so whose it is
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # kept for the next run
             with suppress(OSError):
                 self._compiled.mkdir(mode=0o700)
-            if owners.is_ours(self._compiled):
+            if owners.is_ours(self._compiled):  # it will be executed
                 given["TORCHINDUCTOR_CACHE_DIR"] = str(self._compiled)
         return given
 
@@ -65,7 +66,7 @@ class Scratch:
         _sweep(parent)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then nobody sweeps there either
+        with suppress(OSError):  # a file system without locks, where nobody sweeps either
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._folders.append(folder)
         self._locks.append(lock)
@@ -74,10 +75,10 @@ class Scratch:
 
 
 def adopt() -> None:
-    """Names this process's shared memory and semaphores after the run's scratch, to be removed with it."""
+    """Names this process's shared memory and semaphores after the run's scratch folder, so that they go with it."""
     if name := os.environ.get(VARIABLE):
         prefix = f"/{name}."
-        # Private to the standard library, the same from Python 3.8 on; without them the names are merely not ours.
+        # Private to the standard library, but the same since Python 3.8. Without them the names are just not ours.
         names = vars(shared_memory)
         if {"_SHM_NAME_PREFIX", "_SHM_SAFE_NAME_LENGTH"} <= names.keys():
             names.update(_SHM_NAME_PREFIX=prefix, _SHM_SAFE_NAME_LENGTH=len(prefix) + 16)
@@ -85,7 +86,7 @@ def adopt() -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes what runs of ours left there that are gone."""
+    """Removes what this user's killed runs have left there."""
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             seen = folder.lstat()
@@ -102,6 +103,6 @@ def _sweep(parent: Path) -> None:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    for path in SHARED.glob(f"*{folder.name}*"):  # nobody else's: the name is made of eight random letters
+    for path in SHARED.glob(f"*{folder.name}*"):  # eight random letters: nobody else's
         with suppress(OSError):
             path.unlink()

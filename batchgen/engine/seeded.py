@@ -1,10 +1,10 @@
 """Seeded sampling for vLLM's V1 model runner, one draw for the whole batch.
 
-vLLM gives every seeded request a torch.Generator and fills its row of exponential noise by it, one row after the other
-(v1/sample/ops/topk_topp_sampler.py, 0.26 to 0.31): as many numbers per token as the vocabulary has ids, as many calls
-as there are requests. Here a token takes one uniform number, hashed from the request's seed and its position, and the
-running sum of its probabilities turns that into a token (inverse transform sampling): the distribution is the same, and
-a token depends on nothing but its probabilities, seed and position. The V2 runner has such noise of its own.
+vLLM gives every seeded request a torch.Generator and fills one row of exponential noise after the other from it
+(v1/sample/ops/topk_topp_sampler.py, 0.26 to 0.31): one call per request, and per token as many numbers as the
+vocabulary has ids. Here a token takes a single uniform number, hashed from its request's seed and its position, and
+inverse transform sampling turns that into a token id. The distribution is the same, and a token depends on nothing but
+probabilities, seed and position. The V2 runner does the like itself.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ import torch
 
 # SplitMix64 (Steele, Lea, Flood 2014): a Weyl sequence through a mixer that passes BigCrush.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_CUDA_STEP = 4  # a CUDA generator's offset moves in fours; by as many vLLM takes back a draw that it throws away
+_CUDA_STEP = 4  # a CUDA generator's offset is a multiple of 4, and vLLM takes a discarded draw back by 4
 
 _unseeded = np.random.default_rng()
-_drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens so far, by a CPU request's generator
+_drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens drawn so far, on a CPU
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1 - 2**-52], one for each pair of uint64: in a product with any sum it stays below the sum."""
+    """float64 in [0, 1 - 2**-52], one for each pair of uint64. Times any sum it stays below that sum."""
     state = _mixed(seeds) + (positions + np.uint64(1)) * _GAMMA
     return (_mixed(state) >> np.uint64(12)).astype(np.float64) * 2.0**-52
 
@@ -34,14 +34,15 @@ def _mixed(state: np.ndarray) -> np.ndarray:
 
 
 def pick(probs: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """Token ids [B] of probabilities [B, V] and uniform numbers [B]: the first whose running sum is above its share."""
+    """Token ids [B] for probabilities [B, V] and uniform numbers [B]: the first id at which the cumulative sum exceeds
+    the number times the total."""
     sums = probs.cumsum(-1, dtype=torch.float64)  # in float32 65,536 terms would round away the rarest tokens
     share = chance.unsqueeze(1) * sums[:, -1:]
     return torch.searchsorted(sums, share, right=True).squeeze(1).clamp_(max=probs.shape[1] - 1)
 
 
 def _position(generator: torch.Generator) -> int:
-    """How many tokens a request has drawn before this one."""
+    """How many tokens a request has drawn before; counts this one."""
     if generator.device.type == "cuda":
         offset = generator.get_offset()
         generator.set_offset(offset + _CUDA_STEP)
@@ -52,9 +53,9 @@ def _position(generator: torch.Generator) -> int:
 
 
 def random_sample(probs: torch.Tensor, generators: dict[int, torch.Generator], *_: Any) -> torch.Tensor:
-    """In the place of vLLM's function of this name: token ids [B] of probabilities [B, V], generators by row.
+    """Replaces vLLM's function of this name: token ids [B] for probabilities [B, V], with generators by row.
 
-    Rows without a generator are greedy, whose draw is not used, or have no seed.
+    Rows without a generator are unseeded, or greedy: then their draw is not used.
     """
     chance = _unseeded.random(probs.shape[0])
     seeds = np.array([generator.initial_seed() for generator in generators.values()], np.uint64)

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ..task.task import Request
-from .messages import Accused
+from .messages import PoisonItems
 from .open_shard import OpenShard
 
 # So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
@@ -28,14 +28,14 @@ class Admission:
     entered, left: names, since `changes` was last asked
     """
 
-    def __init__(self, max_num_seqs: int, window: int | None, accused: Accused, until: float | None):
+    def __init__(self, max_num_seqs: int, window: int | None, poison: PoisonItems, until: float | None):
         """window: most requests, running and waiting; until: by when all must have ended, on time.monotonic's clock."""
         self.in_engine: dict[str, Admitted] = {}
         self._max_num_seqs = max_num_seqs
         self._window = window or WINDOW_PER_SEQUENCE * max_num_seqs
         # Requests are made ready in batches, twice as fast as one by one between the engine's steps.
         self._refill_at = min(self._window - 1, (self._window + max_num_seqs) // 2)
-        self._accused = accused
+        self._poison = poison
         self._until = until
         self._prompt_tokens = 0
         self._seconds: deque[float] = deque(maxlen=LATEST)  # from admission to the end
@@ -63,11 +63,11 @@ class Admission:
         return running, len(self.in_engine) - running
 
     def may_enter(self, name: str) -> bool:
-        """A suspect runs alone, so that its next death takes nobody with it and proves it guilty."""
-        suspects = self._accused.suspects
-        if name in suspects:
+        """A suspected poison item runs alone: if the engine dies again, that proves it, and costs no other item."""
+        suspected = self._poison.suspected
+        if name in suspected:
             return not self.in_engine
-        return not suspects or suspects.isdisjoint(self.in_engine)
+        return not suspected or suspected.isdisjoint(self.in_engine)
 
     def enter(self, name: str, request: Request, opened: OpenShard) -> None:
         self.in_engine[name] = Admitted(request, opened, time.monotonic())

@@ -1,6 +1,6 @@
-"""How workers share the machine: so many GPUs each, or so many cores.
+"""How workers share the machine: each gets its GPUs, or its share of the cores.
 
-GPUs are only counted, by the environment or by nvidia-smi: importing torch for it takes seconds and a GPU's memory.
+GPUs are listed from the environment or by nvidia-smi: importing torch for that takes seconds, and memory of a GPU.
 """
 
 import os
@@ -9,26 +9,26 @@ import subprocess
 from itertools import takewhile
 from typing import Any
 
-from ..engine.vllm import needs_gpu
+from ..engine.installed import needs_gpu
 from ..errors import JobError
 
-PATIENCE = 60  # seconds; nvidia-smi wakes every GPU of a large machine in turn
+PATIENCE = 60  # seconds; on a large machine nvidia-smi wakes one GPU after the other
 _ENTRY = re.compile(r"\d+|(GPU|MIG)-.+")
 _LINE = re.compile(r"(GPU (?P<index>\d+):|\s+MIG ).*\(UUID: (?P<uuid>[^)]+)\)")
 
 
 def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, str]]:
-    """One per worker: what it has in its environment beside ours. Raises JobError if there are too few GPUs.
+    """The variables of each worker, beside our environment. Raises JobError if there are too few GPUs.
 
-    workers: None for as many as there are GPUs for, or 1; engine: vLLM's EngineArgs, which say how many GPUs one takes.
+    workers: None for as many as the GPUs suffice for, or 1 without any; engine: vLLM's EngineArgs, by which one worker
+    may take several GPUs.
     """
     each = per_worker(engine)
     on_cpu = not needs_gpu()
-    # CUDA_VISIBLE_DEVICES may be left in the environment of a machine without any: there it asks for no workers, and
-    # forbids none.
+    # CUDA_VISIBLE_DEVICES may be set, left over, on a machine without GPUs: then it neither adds nor forbids workers.
     gpus = visible()
     if gpus and not (on_cpu and (workers is None or workers * each > len(gpus))):
-        # Numbers of nvidia-smi go by the bus, those of CUDA by speed unless it is told so.
+        # nvidia-smi numbers GPUs by their place on the bus, CUDA by speed unless it is told to do the same.
         order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         found = shares(gpus, workers, each)
         order |= _share_of_cores(len(found)) if on_cpu else {}
@@ -49,13 +49,13 @@ def visible() -> list[str]:
 
 
 def named(names: str) -> list[str]:
-    """The entries of CUDA_VISIBLE_DEVICES. As for CUDA they end before the first that names no GPU (-1, NoDevFiles)."""
+    """The entries of CUDA_VISIBLE_DEVICES up to the first that names no GPU (-1, NoDevFiles), as CUDA reads them."""
     return list(takewhile(_ENTRY.fullmatch, (name.strip() for name in names.split(","))))
 
 
 def listed(lines: str) -> list[str]:
-    """What `nvidia-smi -L` lists: GPUs by number, as older vLLM takes no UUIDs (its issue 32569), or instead of one its
-    MIG devices, which have nothing but a UUID."""
+    """The devices that `nvidia-smi -L` lists: GPUs by number, as older vLLM takes no UUIDs (its issue 32569); of a GPU
+    that is partitioned its MIG devices, which have only UUIDs."""
     found: list[list[str]] = []  # per GPU, itself first
     for match in filter(None, map(_LINE.match, lines.splitlines())):
         if match["index"]:
@@ -66,7 +66,7 @@ def listed(lines: str) -> list[str]:
 
 
 def shares(gpus: list[str], workers: int | None, each: int) -> list[list[str]]:
-    """The GPUs of every worker, `each` of them; as many workers as there is room for if it is None. Raises JobError."""
+    """The GPUs of every worker, `each` per worker. workers: None for as many as possible. Raises JobError."""
     most = len(gpus) // each
     if not most:
         what = "[engine] tensor_parallel_size times pipeline_parallel_size"
@@ -82,14 +82,14 @@ def per_worker(engine: dict[str, Any]) -> int:
 
 
 def _size(engine: dict[str, Any], name: str) -> int:
-    """What is no such number, vLLM will refuse."""
+    """1 for anything that is no positive number, which vLLM will refuse."""
     size = engine.get(name, 1)
     return size if isinstance(size, int) and size > 0 else 1
 
 
 def _share_of_cores(workers: int) -> dict[str, str]:
-    """OpenMP gives every process a thread per core, and its threads wait for each other: two of them on busy cores
-    were measured to be 10 times slower than one. Nor may vLLM bind all workers to the same cores."""
+    """OpenMP gives every process one thread per core, and they busy-wait for each other: two processes on the same
+    cores were measured to be 10 times slower than one. Nor may vLLM bind all workers to the same cores."""
     if workers == 1 or {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & set(os.environ):
         return {}
     threads = max(1, len(os.sched_getaffinity(0)) // workers)

@@ -1,11 +1,13 @@
-"""What a worker and its supervisor say to each other, as JSON lines over two pipes."""
+"""What a supervisor and its workers tell each other: JSON lines over two pipes, and a mark in shared memory."""
 
 import mmap
 import os
 from dataclasses import dataclass, field
+from enum import Enum
 
 import msgspec
 
+from ..errors import Stopping
 from ..job.spec import JobSpec
 
 
@@ -38,26 +40,56 @@ class Totals:
         return total
 
 
-class Accused(msgspec.Struct):
-    """Items by name, and rows that were being made ready by their number as text. suspects: to be run alone; deadly: to
-    be rejected. Said anew to all workers when it changes."""
+# --- from the supervisor
 
-    suspects: set[str] = set()
-    deadly: set[str] = set()
+
+class PoisonItems(msgspec.Struct):
+    """Items by name, and rows by their number as text; see poison.py. Sent to all workers whenever it changes.
+
+    suspected: to be run alone
+    poisoned: to be rejected
+    """
+
+    suspected: set[str] = set()
+    poisoned: set[str] = set()
+
+
+class WorkerConfig(msgspec.Struct):
+    """The first line that a worker is sent.
+
+    spec: the job
+    job_from: file descriptor of the job's JobRecord as JSON: the one that was opened, whatever another run writes into
+        the folder meanwhile
+    report_to: file descriptor for its reports
+    mark: file descriptor of its Mark
+    supervisor: process id
+    poison: as known so far
+    until: when running requests have to end, by time.monotonic, which all processes of a machine share
+    """
+
+    spec: JobSpec
+    job_from: int
+    report_to: int
+    mark: int
+    supervisor: int
+    poison: PoisonItems
+    until: float | None = None
+
+
+# --- from a worker
 
 
 class Mark:
-    """The row that a worker is making ready, in memory that outlasts it: a report per row would cost more than the row.
-
-    It begins before the row is read and ends when its items are there."""
+    """The row that a worker is preparing, from before it is read until its items are there. It is in memory that
+    outlasts the worker: one report per row would cost more than the row."""
 
     def __init__(self, file: int = -1):
-        """file: of `new`; without one nobody else sees it."""
+        """file: made by `new`; without one nobody else sees the mark."""
         self._memory = mmap.mmap(file, 8)
 
     @staticmethod
     def new() -> int:
-        """A file for it, which lies nowhere."""
+        """The descriptor of a file in memory for a mark."""
         file = os.memfd_create("batchgen-mark")
         os.truncate(file, 8)
         return file
@@ -74,21 +106,6 @@ class Mark:
         self._memory[:] = bytes(8)
 
 
-class Orders(msgspec.Struct):
-    """What the supervisor asks for. job_from: file descriptor of the job's JobRecord as JSON, which is the one that was
-    opened, whatever another run writes into the folder meanwhile; report_to, mark: file descriptors; supervisor:
-    process id; until: when running requests have to end, by the clock that nobody sets and all processes share
-    (time.monotonic)."""
-
-    spec: JobSpec
-    job_from: int
-    report_to: int
-    mark: int
-    supervisor: int
-    accused: Accused
-    until: float | None = None
-
-
 class Started(msgspec.Struct, tag=True):
     """The engine is up, after so many seconds."""
 
@@ -96,7 +113,12 @@ class Started(msgspec.Struct, tag=True):
 
 
 class Work(msgspec.Struct, tag=True):
-    """Before an engine step. Items by name: which came into the engine since the last report, which have left."""
+    """Sent before an engine step, so that the supervisor always knows which items would die with the engine.
+
+    admitted, finished: items by name, since the last report
+    totals: of this worker so far
+    running, waiting: requests in the engine
+    """
 
     admitted: list[str]
     finished: list[str]
@@ -105,18 +127,35 @@ class Work(msgspec.Struct, tag=True):
     waiting: int
 
 
-class Warned(msgspec.Struct, tag=True):
+class Warn(msgspec.Struct, tag=True):
+    """A line for the user."""
+
     text: str
 
 
-class Ended(msgspec.Struct, tag=True):
-    """The worker's last word. how: done | stopped | time_up | refused (a JobError) | died (the engine) | bug (ours);
-    signal: what killed it, if it is known; row: that it was making ready, if that may be why."""
+class ExitKind(Enum):
+    DONE = "done"  # no work is left for this worker
+    STOPPED = "stopped"  # before that; Exit.why says why
+    REFUSED = "refused"  # a JobError, which ends the run
+    DIED = "died"  # the engine, or the whole process; another one may go on
+    BUG = "bug"  # in batchgen, which no restart helps
 
-    how: str
-    text: str
+
+class Exit(msgspec.Struct, tag=True):
+    """A worker's last report, or what is found out about one that ended without any.
+
+    kind: what becomes of the run
+    text: for the user
+    why: of one that STOPPED
+    signal: that killed the process, or 0
+    row: that was being prepared, if that may be the cause
+    """
+
+    kind: ExitKind
+    text: str = ""
+    why: Stopping = Stopping.NO
     signal: int = 0
     row: int | None = None
 
 
-Report = Started | Work | Warned | Ended
+Report = Started | Work | Warn | Exit

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from .. import __version__
-from ..engine import vllm as engine
+from ..engine import choice
+from ..engine.installed import STRUCTURED_OUTPUTS, check_args, versions
 from ..errors import JobError, Reject
 from ..input import checks, first_format, passthrough
 from ..input.columns import Column, check_names
@@ -61,7 +62,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
     out = Path(spec.output.path).absolute()
-    engine.check_args(spec.engine)
+    check_args(spec.engine)
     old = begun or folder.read_job(out)
     spec, model = _model(spec)
     is_new = False  # what is known was told of before
@@ -101,7 +102,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         checker.set_up_prompts(format, task.on_overlength, spec.prompt.date, record.control_tokens)
         return Job(spec, out, model, context, plan, record, task)
 
-    results = _results(spec, model, context, format, plan, columns)
+    engine = choice.of_results(begun.results) if begun else choice.chosen()
+    results = _results(spec, model, engine, context, format, plan, columns)
     if begun:
         _check_same(begun, _as_named(begun, results, model))
         _check_weights(begun, model)
@@ -112,7 +114,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         fingerprint=job.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec),
-        versions={"batchgen": __version__, **engine.versions(not isinstance(model.tokenizer, Tokenizer))},
+        versions={"batchgen": __version__, **versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
         schema=passthrough.written(columns),
@@ -199,7 +201,7 @@ def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
 
 
 def _checker(spec: JobSpec, model: Model) -> Checker:
-    asked = spec.engine.get("structured_outputs_config", engine.STRUCTURED_OUTPUTS)
+    asked = spec.engine.get("structured_outputs_config", STRUCTURED_OUTPUTS)
     any_whitespace = not (isinstance(asked, dict) and asked.get("disable_any_whitespace"))
     return Checker(model, any_whitespace, spec.limits)
 
@@ -223,7 +225,7 @@ def _template(spec: JobSpec) -> Template | None:
 
 
 def _results(
-    spec: JobSpec, model: Model, context: int, format: str, plan: Plan, columns: list[Column]
+    spec: JobSpec, model: Model, engine: str, context: int, format: str, plan: Plan, columns: list[Column]
 ) -> dict[str, Any]:
     """Everything that decides what the shards hold and differs from the defaults; a job goes on only where all of it is
     the same. Keys of the job file are in it by themselves, unless they are listed as means."""
@@ -234,7 +236,7 @@ def _results(
         "input": {"files": folder.facts_of(plan.files)}
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
-        "engine": {"max_model_len": context},
+        "engine": {"max_model_len": context} | choice.as_result(engine),
         "output": {
             "columns": {column.name: column.kind for column in columns},
             "include": sorted(spec.output.include),

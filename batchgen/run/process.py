@@ -14,15 +14,15 @@ from typing import IO, NoReturn
 import msgspec
 
 from ..engine import scratch
-from ..engine.vllm import Engine, set_up_process
-from ..errors import EngineDied, JobError, MissingInput, Stopped, TimeUp, in_one_line, on_disk
+from ..engine.choice import engine_class
+from ..errors import EngineDied, JobError, MissingInput, Stopped, Stopping, in_one_line, on_disk
 from ..host import console
 from ..host.lifeline import die_with_parent
 from ..output.claims import Claims
 from ..output.folder import JobRecord
-from .messages import Accused, Ended, Mark, Orders, Report, Started
+from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, WorkerConfig
 from .prepare import prepare
-from .worker import AS_ASKED, Worker, end_of_engine
+from .worker import Worker, end_of_engine
 
 STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
 
@@ -32,70 +32,71 @@ def main() -> None:
     os.register_at_fork(after_in_child=_harden_child)
     # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
     told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    orders = msgspec.json.decode(told.readline(), type=Orders)
-    if os.getppid() != orders.supervisor:
+    config = msgspec.json.decode(told.readline(), type=WorkerConfig)
+    if os.getppid() != config.supervisor:
         return  # it is gone already
-    threading.Thread(target=_listen, args=(told, orders.accused), daemon=True).start()
+    threading.Thread(target=_listen, args=(told, config.poison), daemon=True).start()
     lock = threading.RLock()  # the thread that waits for the engine's death reports too
 
     def report(what: Report) -> None:
         line = memoryview(msgspec.json.encode(what) + b"\n")
         with lock:
             while line:
-                line = line[os.write(orders.report_to, line) :]
+                line = line[os.write(config.report_to, line) :]
 
     try:
-        _work(orders, report)
-        report(Ended("done", ""))
-    except TimeUp as why:
-        report(Ended("time_up", str(why)))
-    except Stopped as why:
-        report(Ended("stopped", str(why)))
+        _work(config, report)
+        report(Exit(ExitKind.DONE))
+    except Stopped as stopped:
+        report(Exit(ExitKind.STOPPED, str(stopped), stopped.why))
     except MissingInput as error:  # it was there when the run began
-        report(Ended("stopped", f"{error}; mend that and run the same command again"))
+        text = f"{error}; mend that and run the same command again"
+        report(Exit(ExitKind.STOPPED, text, Stopping.FAULT))
     except JobError as error:
-        report(Ended("refused", str(error)))
+        report(Exit(ExitKind.REFUSED, str(error)))
     except EngineDied as error:  # the log has the traceback
         traceback.print_exc()
-        _end(report, "died", str(error))
+        _end(report, Exit(ExitKind.DIED, str(error)))
     except Exception as error:
         traceback.print_exc()
         where = " ".join(getattr(error, "__notes__", []))
-        _end(report, "bug", " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where])))
+        text = " ".join(filter(None, [f"{type(error).__name__}: {in_one_line(error)}", where]))
+        _end(report, Exit(ExitKind.BUG, text))
 
 
-def _work(orders: Orders, report: Callable[[Report], None]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: _end(report, "stopped", AS_ASKED))
-    signal.signal(signal.SIGUSR1, lambda *_: _end(report, "stopped", AS_ASKED))
+def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
+    as_asked = Exit(ExitKind.STOPPED, why=Stopping.AS_ASKED)
+    signal.signal(signal.SIGTERM, lambda *_: _end(report, as_asked))
+    signal.signal(signal.SIGUSR1, lambda *_: _end(report, as_asked))
     begin = time.monotonic()
-    with open(orders.job_from, "rb") as opened:
+    with open(config.job_from, "rb") as opened:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
-    job = prepare(orders.spec, begun=record)
+    job = prepare(config.spec, begun=record)
     job.task.checker.start()  # it loads while the engine does
     with on_disk(job.out):
         claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
-        engine = Engine(job.model, job.spec.engine, job.context)
-    engine.when_process_dies(lambda reason: _end(report, "died", reason))
+        engine = engine_class()(job.model, job.spec.engine, job.context)
+    engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     report(Started(time.monotonic() - begin))
-    mark = Mark(orders.mark)
-    worker = Worker(job, engine, claims, report, accused=orders.accused, until=orders.until, mark=mark)
+    mark = Mark(config.mark)
+    worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
     worker.run(job.plan.shards)
 
 
-def _listen(told: IO[bytes], accused: Accused) -> None:
-    """Takes down what other workers' engines died of: their shards may come to this one."""
+def _listen(told: IO[bytes], poison: PoisonItems) -> None:
+    """Keeps up with what other workers' engines died of: their shards may come to this one."""
     for line in told:
-        now = msgspec.json.decode(line, type=Accused)
-        accused.suspects, accused.deadly = now.suspects, now.deadly
+        now = msgspec.json.decode(line, type=PoisonItems)
+        poison.suspected, poison.poisoned = now.suspected, now.poisoned
 
 
-def _end(report: Callable[[Report], None], how: str, text: str) -> NoReturn:
+def _end(report: Callable[[Report], None], end: Exit) -> NoReturn:
     """Not by the way of an exception, which vLLM may catch, nor of atexit handlers: a broken engine's may wait for
     ever. The supervisor ends what this process has started."""
-    report(Ended(how, text))
+    report(end)
     sys.stderr.flush()
     os._exit(1)
 
@@ -132,4 +133,6 @@ elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     harden()
     os.register_at_fork(after_in_child=_harden_child)
     _harden_child()
-    set_up_process()
+    from ..engine.vllm import install_into_vllm
+
+    install_into_vllm()

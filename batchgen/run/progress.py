@@ -1,4 +1,4 @@
-"""What a run says about itself: a bar on a terminal, a line now and then in a log file."""
+"""The progress of a run: a bar on a terminal, a line every 30 s in a log file."""
 
 import time
 from collections import deque
@@ -9,11 +9,11 @@ from tqdm import tqdm
 from ..host import terminal
 
 LOG_EVERY = 30.0  # seconds between two lines in a log file
-RATE_OVER = 30.0  # seconds that the shown tokens per second are an average of
+RATE_OVER = 30.0  # seconds over which throughput is averaged
 
 
 class Progress:
-    """Draws on `console` how far a job of `rows` rows is, `done` of which an earlier run finished."""
+    """Shows on `console` how far a job of `rows` rows has come, `done` of which earlier runs finished."""
 
     def __init__(self, console: IO[str], rows: int, done: int):
         self._console = console
@@ -26,12 +26,12 @@ class Progress:
         self._rows, self._done, self._begin = rows, done, time.monotonic()
 
     def show(self, rows: int, prompt_tokens: int, response_tokens: int, running: int, waiting: int) -> None:
-        """rows and tokens: of this run. Draws at most once a second."""
+        """rows, prompt_tokens, response_tokens: of this run. Draws at most once a second."""
         now = time.monotonic()
         if now - self._past[-1][0] < 1:
             return
         self._past.append((now, prompt_tokens, response_tokens))
-        while len(self._past) > 2 and now - self._past[0][0] > RATE_OVER:  # two: we may have slept through it all
+        while len(self._past) > 2 and now - self._past[0][0] > RATE_OVER:  # two, even if we were suspended meanwhile
             self._past.popleft()
         then, prompts, responses = self._past[0]
         seconds = now - then
@@ -47,7 +47,7 @@ class Progress:
             self._console.write(f"{self._rows_line(rows, now)}, {rates}\n")
 
     def _rows_line(self, rows: int, now: float) -> str:
-        """rows: those of this run."""
+        """rows: of this run."""
         done = self._done + rows
         left = (now - self._begin) / rows * (self._rows - done) if rows else None
         eta = tqdm.format_interval(left) if left is not None else "?"

@@ -15,13 +15,12 @@ from ..output.journal import Journal
 from ..output.opening import Fence
 from ..task.flow import work_of
 from ..task.task import Request
-from .messages import Accused, Mark
+from .messages import Mark, PoisonItems
 from .open_shard import OpenShard
+from .poison import ENDS_WORKERS
 from .prepare import Job
 
 SORTED = 8192  # requests of the last shard that are held at a time, to be put in order
-DEADLY = 3  # deaths of engines with the same item in them, alone in the last, after which the item is rejected
-ENDED = f"{DEADLY} workers ended, or hung, while they made this row ready"
 
 
 class Queue:
@@ -36,7 +35,7 @@ class Queue:
         job: Job,
         claims: Claims,
         fence: Fence,
-        accused: Accused,
+        poison: PoisonItems,
         mark: Mark,
         alive: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
@@ -45,7 +44,7 @@ class Queue:
         self.open: list[OpenShard] = []
         self.is_waiting = False
         self._job, self._claims, self._fence = job, claims, fence
-        self._accused, self._mark, self._alive, self._warn = accused, mark, alive, warn
+        self._poison, self._mark, self._alive, self._warn = poison, mark, alive, warn
         self._reader = job.reader(running=True)
         self._left: deque[Shard] = deque()
         self._held: list[Shard] = []  # by others, as far as this pass over what is left has come
@@ -158,8 +157,8 @@ class Queue:
         for row in rows:
             self._alive()
             self._mark.set(row.number)
-            deadly = str(row.number) in self._accused.deadly
-            yield dataclasses.replace(row, fault=Reject("engine_error", ENDED)) if deadly else row
+            poisoned = str(row.number) in self._poison.poisoned
+            yield dataclasses.replace(row, fault=Reject("engine_error", ENDS_WORKERS)) if poisoned else row
             self._mark.set(row.number + 1)
         self._mark.clear()
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from ..engine import vllm as engine
-from ..errors import JobError, Reject, Stopped, TimeUp, on_disk, warn
+from ..engine.choice import require_engine, warn_of_choice
+from ..errors import JobError, Reject, Stopped, Stopping, on_disk, warn
 from ..host import console, safeopen
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
@@ -58,7 +58,7 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     with owners.writing(job.spec.output.shared):
         with on_disk(job.out):
             if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
-                engine.require_vllm()
+                require_engine()
             opening.make_folders(job.out, job.spec.output.shared)
             presence = Presence(job.out, job.spec.output.stale)
         with presence:
@@ -125,8 +125,9 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
     with on_disk(job.out):
         if (job.out / "_SUCCESS").exists():  # of a time when none was missing
-            engine.require_vllm()
+            require_engine()
             (job.out / "_SUCCESS").unlink(missing_ok=True)
+    warn_of_choice()
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
     environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
@@ -137,8 +138,9 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     except Stopped as why:
         done = rows_done + max(supervisor.rows, _rows_done(job, supervisor) if supervisor.lost else 0)
         text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
-        if job.spec.output.requeue and (supervisor.signals or isinstance(why, TimeUp)):
-            again = slurm.requeue(isinstance(why, TimeUp), progress=supervisor.totals.response_tokens > 0)
+        time_is_up = why.why is Stopping.TIME_UP
+        if job.spec.output.requeue and (supervisor.signals or time_is_up):
+            again = slurm.requeue(time_is_up, progress=supervisor.totals.response_tokens > 0)
             text += f"; {again}" if again else ""
         # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
         raise Stopped(text) from None

@@ -1,16 +1,16 @@
-"""What a run inside a Slurm job asks of Slurm: when its time ends, and to be started again. Tried on 22.05."""
+"""What a run inside a Slurm job asks of Slurm: when its allocation ends, and to be requeued. Tested with 22.05."""
 
 import os
 import signal
 import subprocess
 
-PATIENCE = 60  # seconds; a busy controller takes its time
-# An allocation too short for the engine to start must not be asked for again for ever.
+PATIENCE = 60  # seconds; a busy controller is slow
+# A job whose allocation is too short for the engine to start must not be requeued for ever.
 FRUITLESS_RESTARTS = 3
 
 
 def allocation_end() -> float | None:
-    """Seconds since the epoch at which Slurm ends this job; None outside of one, or if it has no limit."""
+    """When Slurm ends this job, in seconds since the epoch; None outside a job, or if it has no time limit."""
     if not (job := _this_job()):
         return None
     # In the environment since 23.02.
@@ -19,18 +19,19 @@ def allocation_end() -> float | None:
 
 
 def requeue(time_is_up: bool, progress: bool) -> str:
-    """Has Slurm start this job again if it was stopped for want of time, not by its user. Says what became of that.
+    """Has Slurm start this job again if it ran out of time, not if its user stopped it. Returns what came of that, for
+    the user; nothing where Slurm was not asked.
 
-    time_is_up: by SIGUSR1 or by our own clock. progress: whether this run finished anything.
+    time_is_up: by SIGUSR1 or by our own clock; progress: whether this run finished anything.
 
-    SIGTERM alone says too little. What Slurm 22.05 shows of the job when it comes: after a preemption, or another
-    requeue, Restarts is one more than this run's own count, and the job waits in the queue already; at the time limit
-    it is COMPLETING for the reason TimeLimit; after scancel it is COMPLETING for no reason, and `scontrol requeue`
-    would bring it back all the same.
+    A SIGTERM alone does not say why it came. What Slurm 22.05 then shows of the job: after a preemption, or a requeue
+    by somebody else, Restarts is one more than this run's own count, and the job is back in the queue; at the time
+    limit it is COMPLETING with the reason TimeLimit; after scancel it is COMPLETING without a reason, and `scontrol
+    requeue` would bring it back all the same.
     """
     if not (job := _this_job()):
         return ""
-    # The requeue sends us a TERM, and Slurm's USR1 may only come now: neither may keep us from asking.
+    # The requeue sends us a TERM, and Slurm's USR1 may come only now: neither must interrupt the asking.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     facts = _facts(job)
@@ -43,21 +44,21 @@ def requeue(time_is_up: bool, progress: bool) -> str:
     if not progress and _restarts() >= FRUITLESS_RESTARTS:
         return f"not requeued: {_restarts()} restarts, and nothing was finished in the last; give it a longer --time"
     answer = _call("scontrol", "requeue", job)
-    # It may fail and have worked: an administrator's requeue or a preemption came first, or the answer was lost.
+    # It may report a failure and have worked: somebody else's requeue came first, or the answer was lost.
     if answer.returncode and not _was_requeued(_facts(job)):
         return f"Slurm did not requeue it: {' '.join(answer.stderr.split())}"
     return "Slurm starts it again"
 
 
 def _this_job() -> str:
-    """JOB_TASK in an array: the SLURM_JOB_ID of an array's last task names the whole array."""
+    """JOB_TASK in an array, of whose last task the SLURM_JOB_ID is the whole array's."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID", "")
 
 
 def _facts(job: str) -> dict[str, str]:
-    """What Slurm shows of a job, times in seconds since the epoch; nothing if it does not answer."""
+    """What scontrol shows of a job, times in seconds since the epoch; empty if it does not answer."""
     fields = (field.partition("=") for field in _call("scontrol", "show", "job", "-o", job).stdout.split())
     return {key: value for key, _, value in fields}
 
@@ -71,7 +72,7 @@ def _restarts() -> int:
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[str]:
-    """Output in plain English; a command that is not there, or hangs, counts as one that failed."""
+    """A command that is not there, or hangs, counts as one that failed."""
     environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
     try:
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)

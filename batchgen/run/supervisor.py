@@ -1,159 +1,66 @@
-"""Runs worker processes, shows their progress, restarts them when their engine dies, hands signals on."""
+"""Runs worker processes: shows their progress, restarts those whose engine died, passes signals on."""
 
 import math
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-import msgspec
-
-from ..engine import vllm as engine
+from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
-from ..errors import JobError, MachineError, Stopped, TimeUp, on_disk
-from ..host import environment, safeopen
+from ..errors import JobError, MachineError, Stopped, Stopping, on_disk
 from ..output import folder
 from . import deadline, death
 from .death import Death
-from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
+from .messages import Exit, ExitKind, Started, Totals, Warn, Work
+from .poison import PoisonDetector
 from .prepare import Job
 from .progress import Progress
-from .queue import DEADLY
-from .worker import AS_ASKED, TIME_IS_UP
+from .worker_process import WorkerProcess
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
-LONGEST_PAUSE = 60.0  # seconds before a restart
-GRACE = 30.0  # seconds beyond `drain`: one step may be long, and the disk slow
-AWAY = 1.0  # seconds between two turns beyond TICK: we were suspended
-START_STALLS = 10  # loading a model may take this many times as long as a step
-
-
-@dataclass(eq=False)
-class WorkerProcess:
-    """A running worker, and what it said so far."""
-
-    process: subprocess.Popen[bytes]
-    reports: IO[bytes]
-    log_begin: int  # bytes of its log that others wrote before
-    mark: Mark | None = None
-    rest: bytes = b""  # of a report that is not whole yet
-    last_report: float = field(default_factory=time.monotonic)
-    engine_start: float | None = None
-    in_engine: set[str] = field(default_factory=set)
-    responses: int = 0
-    totals: Totals = field(default_factory=Totals)
-    running: int = 0
-    waiting: int = 0
-
-    @classmethod
-    def start(cls, job: Job, own: dict[str, str], log: Path, accused: Accused, until: float | None) -> "WorkerProcess":
-        """Raises Stopped if the machine does not let it. own: what it has in its environment beside ours."""
-        read, write = os.pipe()
-        ours = environment.of_worker(file.path for file in job.plan.files)
-        record, mark = _in_memory(msgspec.json.encode(job.record)), Mark.new()
-        marked = Mark(mark)
-        try:
-            with on_disk(job.out), open(safeopen.write_again(log, os.O_APPEND), "ab") as stream:
-                log_begin = stream.tell()
-                process = subprocess.Popen(
-                    # -P: a file in the user's folder must not stand in for one of our modules.
-                    [sys.executable, "-P", "-m", "batchgen.run.process"],
-                    stdin=subprocess.PIPE,
-                    stdout=stream,
-                    stderr=stream,
-                    pass_fds=[write, record, mark],
-                    env={**ours, **own, **environment.of_engine(), **_offline(job)},
-                    start_new_session=True,  # a Ctrl-C on the terminal is for us; we ask the worker to drain
-                )
-        except (Stopped, JobError):
-            os.close(read)
-            raise
-        finally:
-            for file in (write, record, mark):
-                os.close(file)
-        worker = cls(process, os.fdopen(read, "rb", buffering=0), log_begin, marked)
-        worker.tell(Orders(job.spec, record, write, mark, os.getpid(), accused, until))
-        return worker
-
-    def tell(self, what: Orders | Accused) -> None:
-        assert self.process.stdin
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(msgspec.json.encode(what) + b"\n")
-            self.process.stdin.flush()
-
-    def listen(self) -> list[Report] | None:
-        """What it says now; None once it has gone."""
-        data = os.read(self.reports.fileno(), 1 << 20)
-        if not data:
-            return None
-        self.last_report = time.monotonic()
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        return [msgspec.json.decode(line, type=Report) for line in lines]
-
-    def take(self, work: Work) -> None:
-        self.in_engine |= set(work.admitted)
-        self.in_engine -= set(work.finished)
-        self.responses += len(work.finished)
-        self.totals, self.running, self.waiting = work.totals, work.running, work.waiting
-
-    @property
-    def row(self) -> int | None:
-        """The row that it is making ready, or was as it ended."""
-        return self.mark.row if self.mark else None
-
-    def kill(self) -> None:
-        """Ends the worker and all that it has started: they are a session of their own."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.reports.close()
-        assert self.process.stdin
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-
-def _offline(job: Job) -> dict[str, str]:
-    """A worker finds all of a model on the disk; only its input may be on a hub."""
-    on_hub = any(file.path.startswith("hf://") for file in job.plan.files)
-    return {} if on_hub else environment.OFFLINE
-
-
-def _in_memory(content: bytes) -> int:
-    """A file that lies nowhere, at its beginning: a pipe would hold up whoever writes more than it takes."""
-    file = os.memfd_create("batchgen-job")
-    with open(file, "wb", closefd=False) as stream:
-        stream.write(content)
-    os.lseek(file, 0, os.SEEK_SET)
-    return file
+MAX_BACKOFF = 60.0  # seconds before a restart
+GRACE = 30.0  # seconds beyond `drain` before workers are killed: one step may be long, and the disk slow
+AWAY = 1.0  # seconds by which a turn may be late before we take it that the machine was suspended
+START_STALLS = 10  # a start may be silent for this many times as long as a running engine: it loads a model
 
 
 @dataclass(eq=False)
 class Slot:
-    """Room for one worker, again and again: a share of the machine, a log, and so many restarts."""
+    """A share of the machine for one worker at a time.
 
-    name: str  # of its engine, in messages
-    environment: dict[str, str]
+    name: of its engine, in messages
+    variables: of its workers' environment, beside ours
+    log: of its workers' stdout and stderr
+    worker: the one that runs
+    start_at: when the next one is to be started, by time.monotonic; None: not at all
+    engine_start: seconds, of all engine starts
+    deaths: in a row, without a response in between
+    failure: why no worker is started here any more; empty while that is not so
+    past: totals of workers that have ended
+    """
+
+    name: str
+    variables: dict[str, str]
     log: Path
     worker: WorkerProcess | None = None
-    start_at: float | None = 0.0  # when the next worker is due; None if one runs, or none is needed
-    engine_start: float = 0.0  # seconds, of all its engine starts
-    deaths: int = 0  # in a row, without a response in between
-    given_up: str = ""  # why, once it has no restarts left
-    past: Totals = field(default_factory=Totals)  # of the workers before
+    start_at: float | None = 0.0
+    engine_start: float = 0.0
+    deaths: int = 0
+    failure: str = ""
+    past: Totals = field(default_factory=Totals)
 
     @property
     def totals(self) -> Totals:
         return self.past + self.worker.totals if self.worker else self.past
 
-    def leave(self, worker: WorkerProcess, lost: bool) -> None:
-        """The worker is gone; if it was lost, others find what it had open in the journals, and count it."""
+    def remove(self, worker: WorkerProcess, lost: bool) -> None:
+        """Ends the worker. lost: others will find what it had open in the journals, and count it."""
         worker.kill()
         self.worker = None
         self.past += worker.totals
@@ -161,90 +68,45 @@ class Slot:
             self.past.open_rows -= worker.totals.open_rows
 
 
-class Strikes:
-    """Which items may have killed engines, of whatever workers. An item gets a strike from each death with it in the
-    engine, and loses all when it is finished. The last one counts only if it was alone in the engine.
-
-    A death without it takes no strike away: where several items kill, the second one needs no three deaths again.
-    """
-
-    def __init__(self) -> None:
-        self._strikes: dict[str, int] = {}
-        self._deadly: set[str] = set()
-
-    def death(self, in_engine: set[str], row: int | None = None) -> None:
-        """row: that was being made ready, which is then the only one that may have done it."""
-        names = in_engine if row is None else {str(row)}
-        for name in names:
-            self._strikes[name] = self._strikes.get(name, 0) + 1
-            if len(names) == 1 and self._strikes[name] >= DEADLY:
-                self._deadly.add(name)
-
-    def finished(self, names: list[str]) -> None:
-        for name in names:
-            self._strikes.pop(name, None)
-
-    @property
-    def accused(self) -> Accused:
-        suspects = {name for name, strikes in self._strikes.items() if strikes >= DEADLY - 1}
-        return Accused(suspects - self._deadly, self._deadly)
-
-
 class Supervisor:
-    """Brings workers to the end of a job, over as many deaths of their engines as the job allows."""
+    """Brings a job to its end, over as many deaths of its engines as the job allows."""
 
     def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]], until: float | None = None):
         """environments: one per worker, what it has beside ours; until: when running requests have to end, in seconds
         since the epoch."""
-        self.signals: list[int] = []
-        self.lost = False  # a worker, of whose open shards only journals tell
+        self.signals: list[int] = []  # all that came
+        self.lost = False  # whether a worker ended without a word: what it had open is known from journals alone
         self._job = job
         self._progress = progress
-        state = job.out / "_state"
-        name = f"engine.{os.geteuid()}" if job.spec.output.shared else "engine"  # nobody writes to another one's log
-        self._slots = [
-            Slot(
-                f"worker {number}'s engine" if len(environments) > 1 else "the engine",
-                environment,
-                state / f"{name}{'' if number == 1 else f'-{number}'}.log",
-            )
-            for number, environment in enumerate(environments, 1)
-        ]
-        self._strikes = Strikes()
-        self._obeyed = 0  # of the signals
-        self._until = deadline.monotonic(until) if until else None
-        self._stopping = False  # by a signal, or as the disk asks
-        # When workers that were asked to drain, or whose time is up, have to be gone.
-        self._stop_by = self._until + deadline.MARGIN / 2 if self._until else math.inf
-        self._turned = time.monotonic()  # when we last looked around
+        self._slots = _slots(job, environments)
+        self._poison = PoisonDetector()
         self._scratch: Scratch | None = None
-        self._stops: list[str] = []  # why workers stopped before the end of the work
+        self._until = deadline.monotonic(until) if until else None
+        self._turned = time.monotonic()  # when the current turn began
+        self._stopping = Stopping.NO  # why workers were asked to drain
+        self._stop_by = self._until + deadline.MARGIN / 2 if self._until else math.inf  # when they have to be gone
+        self._obeyed = 0  # how many of the signals have been handled
+        self._stopped: list[Stopped] = []  # of workers that left some of the work undone, or were not started for it
 
     def run(self) -> None:
-        """Raises Stopped (a signal, the time, the disk), JobError (vLLM refuses an argument) or MachineError."""
-        caught = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            caught.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in caught}
-        try:
-            self._scratch = Scratch()
-            with selectors.DefaultSelector() as self._selector:
-                while any(slot.worker or slot.start_at is not None for slot in self._slots):
-                    self._turn()
-        finally:
-            for slot in self._slots:
-                if slot.worker:
-                    slot.leave(slot.worker, lost=False)
-            if self._scratch:
-                self._scratch.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self._stops:
-            why = next((why for why in self._stops if why not in (AS_ASKED, TIME_IS_UP)), self._stops[0])
-            raise TimeUp(why) if signal.SIGUSR1 in self.signals or TIME_IS_UP in self._stops else Stopped(why)
-        given_up = [slot.given_up for slot in self._slots if slot.given_up]
-        if given_up and self._work_left():
-            raise MachineError(given_up[-1])
+        """Raises Stopped, JobError (vLLM refuses an argument) or MachineError."""
+        with self._catching_signals():
+            try:
+                self._scratch = Scratch()
+                with selectors.DefaultSelector() as self._selector:
+                    while any(slot.worker or slot.start_at is not None for slot in self._slots):
+                        self._turn()
+            finally:
+                for slot in self._slots:
+                    if slot.worker:
+                        slot.remove(slot.worker, lost=False)
+                if self._scratch:
+                    self._scratch.close()
+        if self._stopped:
+            raise self._early_end()
+        failures = [slot.failure for slot in self._slots if slot.failure]
+        if failures and self._work_left():
+            raise MachineError(failures[-1])
 
     @property
     def totals(self) -> Totals:
@@ -261,59 +123,57 @@ class Supervisor:
         """Seconds that went by while engines started; those of several workers start side by side."""
         return max(slot.engine_start for slot in self._slots)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals.append(number)
+    # --- the loop
 
     def _turn(self) -> None:
-        """Starts what is due, hears what workers say, looks at signals and at the watchdog."""
-        for slot in self._slots:
-            if slot.start_at is not None and time.monotonic() >= slot.start_at:
-                self._start(slot)
+        self._start_what_is_due()
         heard = {key.data for key, _ in self._selector.select(TICK)}
-        self._notice_absence()
-        while self._obeyed < len(self.signals):
-            self._obeyed += 1
-            self._obey(self.signals[self._obeyed - 1])
+        self._forgive_absence()
+        self._obey_signals()
         for slot in self._slots:
             if worker := slot.worker:
                 if slot in heard:
-                    self._listen(slot, worker)
-                elif worker.process.poll() is not None:  # its engine may hold the pipe open still
-                    self._gone(slot, worker)
+                    self._hear(slot, worker)
+                elif worker.process.poll() is not None:  # a process of its engine may still hold the pipe open
+                    self._on_exit(slot, worker)
             if worker := slot.worker:
                 self._check_for_stall(slot, worker)
         self._show()
 
-    def _notice_absence(self) -> None:
-        """If we were suspended, so were most likely the workers: the time away does not count as their silence."""
+    def _start_what_is_due(self) -> None:
+        for slot in self._slots:
+            if slot.start_at is not None and time.monotonic() >= slot.start_at:
+                slot.start_at = None
+                self._start(slot)
+
+    def _start(self, slot: Slot) -> None:
+        assert self._scratch
+        if self._until and time.monotonic() > self._until:
+            self._stopped.append(Stopped(why=Stopping.TIME_UP))
+            return
+        variables = {**self._scratch.environment(), **slot.variables}
+        try:
+            slot.worker = WorkerProcess.start(self._job, variables, slot.log, self._poison.items, self._until)
+        except Stopped as why:
+            self._stop_with(why)
+            return
+        self._selector.register(slot.worker.reports, selectors.EVENT_READ, slot)
+
+    def _forgive_absence(self) -> None:
+        """If this process was suspended, so were most likely the workers: their silence meanwhile does not count."""
         now = time.monotonic()
         away, self._turned = now - self._turned - TICK, now
         if away > AWAY:
             for slot in self._slots:
                 if slot.worker:
                     slot.worker.last_report = min(now, slot.worker.last_report + away)
-            if self._stopping and self._stop_by != math.inf:
+            if self._stopping is not Stopping.NO and self._stop_by != math.inf:
                 self._stop_by = max(self._stop_by, now + GRACE)
 
-    def _start(self, slot: Slot) -> None:
-        assert self._scratch
-        slot.start_at = None
-        if self._until and time.monotonic() > self._until:
-            self._stops.append(TIME_IS_UP)
-            return
-        try:
-            accused = self._strikes.accused
-            own = {**self._scratch.environment(), **slot.environment}
-            slot.worker = WorkerProcess.start(self._job, own, slot.log, accused, self._until)
-        except Stopped as why:
-            self._stopped(str(why))
-            return
-        self._selector.register(slot.worker.reports, selectors.EVENT_READ, slot)
-
-    def _listen(self, slot: Slot, worker: WorkerProcess) -> None:
-        reports = worker.listen()
+    def _hear(self, slot: Slot, worker: WorkerProcess) -> None:
+        reports = worker.read_reports()
         if reports is None:
-            self._gone(slot, worker)
+            self._on_exit(slot, worker)
             return
         for report in reports:
             match report:
@@ -322,12 +182,23 @@ class Supervisor:
                     slot.engine_start += seconds
                 case Work() as work:
                     worker.take(work)
-                    self._strikes.finished(work.finished)
-                case Warned(text=text):
-                    self._progress.write(f"batchgen: warning: {text}")
-                case Ended() as word:
-                    self._gone(slot, worker, word)
-                    return  # the thread that waits for the engine's death may have had one too
+                    self._poison.clear(work.finished)
+                case Warn(text=text):
+                    self._warn(text)
+                case Exit() as end:
+                    self._on_exit(slot, worker, end)
+                    return  # the thread that watches the engine's processes may have reported another one
+
+    def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
+        now = self._turned  # not later: an absence since then has not been noticed yet
+        allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
+        if now > self._stop_by:
+            if self._stopping is Stopping.NO:
+                self._stopped.append(Stopped(why=Stopping.TIME_UP))
+            self._on_exit(slot, worker, Exit(ExitKind.STOPPED, why=Stopping.NOT_DRAINED))
+        elif now - worker.last_report > allowed:
+            what = "token" if worker.row is None else "progress"
+            self._on_exit(slot, worker, Exit(ExitKind.DIED, f"no {what} for {allowed:g} s", row=worker.row))
 
     def _show(self) -> None:
         workers = [slot.worker for slot in self._slots if slot.worker]
@@ -336,107 +207,149 @@ class Supervisor:
         rows = totals.rows + totals.open_rows
         self._progress.show(rows, totals.prompt_tokens, totals.response_tokens, running, waiting)
 
+    def _warn(self, text: str) -> None:
+        self._progress.write(f"batchgen: warning: {text}")
+
     # --- stopping
 
-    def _obey(self, number: int) -> None:
-        """The first signal asks the workers to drain; Ctrl-C after it is meant seriously."""
-        if not self._stopping:
-            self._stop(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
-        elif number == signal.SIGINT:
-            raise Stopped("stopped at once; run the same command again to go on")
+    @contextmanager
+    def _catching_signals(self) -> Iterator[None]:
+        caught = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is how nohup leaves it
+            caught.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        drain = self._job.spec.output.drain
-        if number == signal.SIGUSR1 and self._until:  # Slurm says that the time is nearly up: all of it may be used
-            drain = max(0.0, self._until - time.monotonic())
-        self._stopping = True
-        self._stop_by = min(self._stop_by, time.monotonic() + drain + GRACE)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+    def _obey_signals(self) -> None:
+        """The first one asks the workers to drain. A Ctrl-C after that stops at once."""
+        while self._obeyed < len(self.signals):
+            number = self.signals[self._obeyed]
+            self._obeyed += 1
+            if self._stopping is Stopping.NO:
+                self._drain(Stopping.TIME_UP if number == signal.SIGUSR1 else Stopping.AS_ASKED)
+            elif number == signal.SIGINT:
+                raise Stopped(why=Stopping.AT_ONCE)
+
+    def _drain(self, why: Stopping) -> None:
+        """Has the workers finish what runs, in `drain` seconds; in all that is left of the time if Slurm says, by
+        SIGUSR1, that it is nearly up."""
+        use_all_time = why is Stopping.TIME_UP
+        seconds = self._job.spec.output.drain
+        if use_all_time and self._until:
+            seconds = max(0.0, self._until - time.monotonic())
+        self._stopping = why
+        self._stop_by = min(self._stop_by, time.monotonic() + seconds + GRACE)
         for slot in self._slots:
             if slot.worker:
-                slot.worker.process.send_signal(number)
+                slot.worker.process.send_signal(signal.SIGUSR1 if use_all_time else signal.SIGTERM)
             elif slot.start_at is not None:
                 slot.start_at = None
-                self._stops.append(AS_ASKED)
+                self._stopped.append(Stopped(why=Stopping.AS_ASKED))
         if any(slot.worker for slot in self._slots):
-            self._progress.write(f"batchgen: stopping; what is running gets {drain:.3g} s (Ctrl-C again: stop now)")
+            self._progress.write(
+                f"batchgen: stopping; running requests have {seconds:.3g} s to finish (Ctrl-C again: stop now)"
+            )
 
-    def _stopped(self, why: str) -> None:
-        """One worker has stopped: the disk that it cannot write to is that of the others too."""
-        self._stops.append(why)
-        if not self._stopping:
-            self._stop()
+    def _stop_with(self, stopped: Stopped) -> None:
+        """One worker has stopped, so all do: the disk that it cannot write to is theirs too."""
+        self._stopped.append(stopped)
+        if self._stopping is Stopping.NO:
+            self._drain(stopped.why)
 
-    def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
-        now = self._turned  # not later: an absence after that is not noticed yet
-        allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
-        if now > self._stop_by:
-            if not self._stopping:
-                self._stops.append(TIME_IS_UP)
-            why = "stopped; the engine did not drain; run the same command again to go on"
-            self._gone(slot, worker, Ended("stopped", why))
-        elif now - worker.last_report > allowed:
-            what = "token" if worker.row is None else "end of that"
-            self._gone(slot, worker, Ended("died", f"no {what} for {allowed:g} s", row=worker.row))
+    def _early_end(self) -> Stopped:
+        """What the run ends with if workers left work undone. It tells of a fault, if there was one, and in any case
+        whether the time is up: then Slurm may start the job again."""
+        expected = (Stopping.AS_ASKED, Stopping.TIME_UP)
+        told = next((stopped for stopped in self._stopped if stopped.why not in expected), self._stopped[0])
+        time_up = any(stopped.why is Stopping.TIME_UP for stopped in self._stopped)
+        return Stopped(str(told), Stopping.TIME_UP) if time_up or signal.SIGUSR1 in self.signals else told
 
-    # --- ends
+    # --- ends of workers
 
-    def _gone(self, slot: Slot, worker: WorkerProcess, word: Ended | None = None) -> None:
-        """A worker has said its last word, or is gone without one. Raises JobError or MachineError if all ends here."""
+    def _on_exit(self, slot: Slot, worker: WorkerProcess, end: Exit | None = None) -> None:
+        """end: None if the worker is gone without a report. Raises JobError or MachineError if that ends the run."""
         self._selector.unregister(worker.reports)
-        lost = word is None or word.how in ("died", "bug")
+        lost = end is None or end.kind in (ExitKind.DIED, ExitKind.BUG)
         self.lost |= lost
-        slot.leave(worker, lost)
-        if word is None:
-            word = death.of_process(worker.process.returncode)
-            word.row = worker.row
-        if word.how == "refused":
-            raise JobError(word.text)
-        if word.how == "bug":
-            why = f"a bug in batchgen: {word.text}; what had finished is kept; the whole story is in {slot.log}"
-            raise MachineError(why)
-        if word.how == "stopped":
-            self._stopped(word.text)
-        elif word.how == "time_up":  # the others know best how long their own requests take
-            self._stops.append(word.text)
-        elif word.how != "done":
-            cause = death.explain(word, slot.log, worker.log_begin, not engine.needs_gpu())
-            self._after_death(slot, worker, cause, word.row)
+        slot.remove(worker, lost)
+        if end is None:
+            end = death.of_process(worker.process.returncode)
+            end.row = worker.row
+        match end.kind:
+            case ExitKind.REFUSED:
+                raise JobError(end.text)
+            case ExitKind.BUG:
+                why = f"a bug in batchgen: {end.text}; finished responses are kept; see {slot.log}"
+                raise MachineError(why)
+            case ExitKind.STOPPED if end.why is Stopping.TIME_UP:  # the others know how long their own requests take
+                self._stopped.append(Stopped(end.text, end.why))
+            case ExitKind.STOPPED:
+                self._stop_with(Stopped(end.text, end.why))
+            case ExitKind.DIED:
+                cause = death.explain(end, slot.log, worker.log_begin, not needs_gpu())
+                self._after_death(slot, worker, cause, end.row)
 
     def _after_death(self, slot: Slot, worker: WorkerProcess, why: Death, row: int | None = None) -> None:
-        """Decides whether and how the slot goes on. Raises MachineError if it does not, and was the last."""
-        if self._stopping:
-            self._stops.append(AS_ASKED)
+        """Decides whether and when the slot gets another worker. Raises MachineError if no slot does any more. row:
+        that the worker was preparing, so that its engine is not to blame."""
+        if self._stopping is not Stopping.NO:
+            self._stopped.append(Stopped(why=Stopping.AS_ASKED))
             return
-        self._strikes.death(worker.in_engine, row)
-        what, hint = slot.name, ""
-        if row is not None:  # the engine was well
-            what, hint = f"the worker that made row {row} ready", f"; --skip {row} takes the row out"
-        for other in self._slots:
-            if other.worker:
-                other.worker.tell(self._strikes.accused)
+        self._record_death(worker, row)
         slot.deaths = 1 if worker.responses else slot.deaths + 1
-        hint = death.OUT_OF_MEMORY if why.signal == signal.SIGKILL and slot.deaths > 1 and not hint else hint
-        # A wrong setup never gets better, nor does a build for another processor; a start that was killed may.
+        what, hint = slot.name, ""
+        if row is not None:
+            what, hint = f"the worker that was preparing row {row}", f"; --skip {row} rejects it"
+        elif why.signal == signal.SIGKILL and slot.deaths > 1:
+            hint = death.OUT_OF_MEMORY
+        # A first start that fails will always fail, and so will a build for another CPU; one that was killed may not.
         if not slot.engine_start and (not why.signal or why.is_crash):
             self._give_up(slot, f"{what} failed: {why.text}{hint}")
         elif slot.deaths > self._job.spec.output.max_restarts:
             self._give_up(slot, f"{what} died {slot.deaths} times in a row: {why.text}{hint}")
         else:
-            pause = min(2.0 ** (slot.deaths - 1), LONGEST_PAUSE)
+            pause = min(2.0 ** (slot.deaths - 1), MAX_BACKOFF)
             slot.start_at = time.monotonic() + pause
-            self._progress.write(f"batchgen: warning: {what} died ({why.text}); it starts again in {pause:g} s{hint}")
+            self._warn(f"{what} died ({why.text}); restarting in {pause:g} s{hint}")
+
+    def _record_death(self, worker: WorkerProcess, row: int | None) -> None:
+        self._poison.record_death(worker.in_engine, row)
+        for slot in self._slots:
+            if slot.worker:
+                slot.worker.tell(self._poison.items)
 
     def _give_up(self, slot: Slot, why: str) -> None:
-        slot.given_up = f"{why}; the whole story is in {slot.log}"
-        others = [other for other in self._slots if not other.given_up]
+        slot.failure = f"{why}; see {slot.log}"
+        others = [other for other in self._slots if not other.failure]
         if not others:
-            raise MachineError(slot.given_up)
-        self._progress.write(f"batchgen: warning: {slot.given_up}; the other workers go on")
+            raise MachineError(slot.failure)
+        self._warn(f"{slot.failure}; the other workers go on")
         if self._work_left():
             for other in others:
-                if not other.worker and other.start_at is None:  # it had left the rest of the work to this one
+                if not other.worker and other.start_at is None:  # it had ended, leaving the rest to this one
                     other.start_at = time.monotonic()
 
     def _work_left(self) -> bool:
         with on_disk(self._job.out):
             return len(folder.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)
+
+
+def _slots(job: Job, environments: list[dict[str, str]]) -> list[Slot]:
+    state = job.out / "_state"
+    log = f"engine.{os.geteuid()}" if job.spec.output.shared else "engine"  # nobody writes to another user's log
+    several = len(environments) > 1
+    return [
+        Slot(
+            f"worker {number}'s engine" if several else "the engine",
+            variables,
+            state / f"{log}{'' if number == 1 else f'-{number}'}.log",
+        )
+        for number, variables in enumerate(environments, 1)
+    ]

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from ..engine.vllm import Engine, Response
-from ..errors import EngineDied, JobError, Reject, Stopped, TimeUp, in_one_line, on_disk
+from ..engine.types import Engine, Response
+from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line, on_disk
 from ..input.plan import Shard
 from ..output.claims import Claims
 from ..output.heartbeat import Activity, Pace
@@ -13,15 +13,13 @@ from ..output.opening import Fence
 from ..task.task import Entry
 from .admission import Admission
 from .committer import Committer
-from .messages import Accused, Mark, Report, Totals, Warned, Work
+from .messages import Mark, PoisonItems, Report, Totals, Warn, Work
+from .poison import KILLS_ENGINES
 from .prepare import Job
-from .queue import DEADLY, Queue
+from .queue import Queue
 
 REPORT_EVERY = 0.5  # seconds, when there is nothing new
 STEPS_PER_TOKEN = 4  # steps without a response, per token of context, before it is a hang: the deepest pipeline we know
-KILLER = f"the engine died {DEADLY} times with this item in it, the last time with nothing else"
-AS_ASKED = "stopped as asked; run the same command again to go on"
-TIME_IS_UP = "stopped, as the time is nearly up; run the same command again to go on"
 
 
 class Worker:
@@ -37,33 +35,34 @@ class Worker:
         claims: Claims,
         report: Callable[[Report], None] = lambda report: None,
         window: int | None = None,
-        accused: Accused | None = None,
+        poison: PoisonItems | None = None,
         until: float | None = None,
         mark: Mark | None = None,
     ):
-        """window: most requests in the engine, running and waiting; accused, until: see Orders; accused may change;
-        mark: of the row that is being made ready."""
-        accused, fence = accused or Accused(), Fence(job.out, job.record.fingerprint)
+        """window: most requests in the engine, running and waiting; poison, until: see WorkerConfig; poison may
+        change; mark: of the row that is being made ready."""
+        poison, fence = poison or PoisonItems(), Fence(job.out, job.record.fingerprint)
         self.totals = Totals()
         self._job, self._engine, self._claims, self._report = job, engine, claims, report
-        self._accused, self._until = accused, until
+        self._poison, self._until = poison, until
         self._queue = Queue(
-            job, claims, fence, accused, mark or Mark(), self._tell, warn=lambda text: report(Warned(text))
+            job, claims, fence, poison, mark or Mark(), self._tell, warn=lambda text: report(Warn(text))
         )
-        self._admission = Admission(engine.max_num_seqs, window, accused, until)
+        self._admission = Admission(engine.max_num_seqs, window, poison, until)
         self._committer = Committer(job, fence, engine.dtype, engine.device)
         self._stop_at: float | None = None
-        self._out_of_time = False
+        self._stopping = Stopping.NO
         self._told = 0.0  # when the supervisor last heard of us
         self._empty_steps = 0  # in a row that finished no request
         self._last_response = time.monotonic()
         self._resumed = 0  # responses that were found in journals of shards that are committed now
         self._pace = Pace(0, 0, 0)
 
-    def stop(self, use_all_time: bool = False) -> None:
+    def stop(self, use_all_time: bool = False, why: Stopping = Stopping.AS_ASKED) -> None:
         """From now on no request is admitted; those in the engine have `drain` seconds, or all that is left of the
         run's time, if that is known. Safe in a signal handler."""
-        if self._stop_at is None:
+        if self._stopping is Stopping.NO:
+            self._stopping = why
             drained = time.monotonic() + self._job.spec.output.drain
             self._stop_at = self._until if use_all_time and self._until is not None else drained
 
@@ -86,15 +85,15 @@ class Worker:
             self._tell()
             if self._admission.in_engine:
                 self._step()
-            elif self._stop_at is not None or self._queue.is_done:
+            elif self._stopping is not Stopping.NO or self._queue.is_done:
                 break
             elif self._queue.is_waiting:
                 time.sleep(REPORT_EVERY)
             self._flush()  # before the commits, which take their time
             self._commit()
         self._shut_down()
-        if self._stop_at is not None and (self._queue.open or not self._queue.is_done):
-            raise TimeUp(TIME_IS_UP) if self._out_of_time else Stopped(AS_ASKED)
+        if self._stopping is not Stopping.NO and (self._queue.open or not self._queue.is_done):
+            raise Stopped(why=self._stopping)
 
     @property
     def _drain_is_over(self) -> bool:
@@ -104,18 +103,17 @@ class Worker:
 
     def _admit(self) -> None:
         """Fills the window, if it is time to and there is time."""
-        if self._stop_at is None and self._admission.is_too_late:
-            self._out_of_time = True
-            self.stop(use_all_time=True)
-        if self._stop_at is not None or not self._admission.is_due:
+        if self._stopping is Stopping.NO and self._admission.is_too_late:
+            self.stop(use_all_time=True, why=Stopping.TIME_UP)
+        if self._stopping is not Stopping.NO or not self._admission.is_due:
             return
         while self._admission.has_room and (following := self._queue.next()):
             opened, request = following
             name = str(request.name)
             if not opened.is_wanted(request):  # another request of its row failed
                 self._queue.put_back(opened, opened.drop(request))
-            elif name in self._accused.deadly:
-                self._queue.put_back(opened, opened.fail(request, Reject("engine_error", KILLER)))
+            elif name in self._poison.poisoned:
+                self._queue.put_back(opened, opened.fail(request, Reject("engine_error", KILLS_ENGINES)))
             elif not self._admission.may_enter(name):
                 self._queue.put_back(opened, [request])
                 return
@@ -230,7 +228,7 @@ class Worker:
         pace = self._pace.rates(generated, totals.prompt_tokens, totals.response_tokens)
         running, waiting = self._admission.running_and_waiting
         return Activity(
-            state="running" if self._stop_at is None else "draining",
+            state="running" if self._stopping is Stopping.NO else "draining",
             rows=rows,
             open_rows=totals.open_rows,
             prompt_tokens=totals.prompt_tokens,

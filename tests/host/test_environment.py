@@ -12,8 +12,8 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import instant, until
 
-from batchgen.engine import vllm as engine_module
 from batchgen.engine.scratch import VARIABLE
+from batchgen.engine.vllm import _meet_in_a_file
 from batchgen.host import environment
 
 KEYS = {
@@ -128,7 +128,7 @@ def test_every_vllm_is_given_a_meeting_place_that_goes_with_the_run(monkeypatch,
             monkeypatch.setattr(executor, each, getattr(executor, each))
         if older:
             monkeypatch.delattr(executor, "get_file_store_init_method")
-        engine_module._meet_in_a_file()
+        _meet_in_a_file()
         way = getattr(executor, name)("10.1.2.3", 1)
         assert way.startswith(f"file://{tempfile.gettempdir()}/")
         of_older, of_newer = way.split(":")[-1], os.path.basename(way)  # what they name shared memory after

@@ -217,7 +217,7 @@ def test_the_types_of_the_first_run_stay_and_are_not_looked_for_again(tmp_path, 
     )
     monkeypatch.setattr("batchgen.input.passthrough._widest", lambda *_: pytest.fail("looked for"))
     again = prepare(first.spec, first.plan)
-    assert again.columns == first.columns
+    assert again.task.columns == first.task.columns
 
 
 # --- names

@@ -3,7 +3,7 @@
 import pytest
 
 from batchgen.cli import cli
-from batchgen.engine import vllm as engine
+from batchgen.engine.installed import check_args, versions
 from batchgen.errors import JobError
 from batchgen.flags import flag_name
 from batchgen.job import spec as job
@@ -142,11 +142,11 @@ def test_every_engine_argument_that_may_change_is_there_for_a_reason():
 
 def test_every_such_argument_is_one_of_vllms():
     for name in MEANS:
-        engine.check_args({name: None})
-    if engine.versions()["vllm"].startswith("0.31."):
+        check_args({name: None})
+    if versions()["vllm"].startswith("0.31."):
         for name in OF_OTHER_VLLMS:
             with pytest.raises(JobError, match=f"{name}: vLLM 0.31"):
-                engine.check_args({name: None})
+                check_args({name: None})
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import instant
 
-from batchgen.engine import vllm as engine
+from batchgen.engine.installed import versions
 from batchgen.host import environment
 from batchgen.job import trust
 from batchgen.output import folder
-from batchgen.run.supervisor import _offline
+from batchgen.run.worker_process import _offline
 
 PLUGIN = {"backend": "xgrammar", "reasoning_parser_plugin": "plugin.py"}
 
@@ -119,7 +119,7 @@ def test_every_such_argument_is_one_of_vllms():
         if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"
     ]
     names = {node.target.id for node in args.body if isinstance(node, ast.AnnAssign)}
-    if engine.versions()["vllm"].startswith("0.31."):
+    if versions()["vllm"].startswith("0.31."):
         assert {*trust._PLAIN, *trust._VALUES, *trust._KEYS} - names == OF_OTHER_VLLMS
 
 

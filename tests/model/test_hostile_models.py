@@ -24,7 +24,7 @@ from batchgen.job.spec import fingerprint, load
 from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.run import death
-from batchgen.run.messages import Ended
+from batchgen.run.messages import Exit, ExitKind
 from batchgen.run.prepare import prepare
 
 CONFIG = json.loads((MODEL / "config.json").read_text())
@@ -242,7 +242,7 @@ def test_weights_that_hold_code_are_told_without_advice_to_load_them_all_the_sam
     torch.save(Payload(tmp_path / "ran"), tmp_path / "pytorch_model.bin")
     with pytest.raises(UnpicklingError) as refused:
         torch.load(tmp_path / "pytorch_model.bin", weights_only=True)  # as vLLM loads it
-    told = death.explain(Ended("died", in_one_line(refused.value)), tmp_path / "engine.log", 0, on_cpu=True)
+    told = death.explain(Exit(ExitKind.DIED, in_one_line(refused.value)), tmp_path / "engine.log", 0, on_cpu=True)
     assert told.text == death.CODE
     assert not (tmp_path / "ran").exists()
 

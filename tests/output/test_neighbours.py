@@ -13,7 +13,7 @@ import pytest
 from conftest import MODEL, demo_records
 from faulty import run_here, spec_of
 from msgspec.structs import replace
-from neighbours import ATTACKER, DONE, TEAM, VICTIM, Instant, as_user, runs, snapshot
+from neighbours import ATTACKER, DONE, TEAM, VICTIM, as_user, instant_engine, runs, snapshot
 
 from batchgen.commands import export, retry, status, verify
 from batchgen.engine import scratch
@@ -385,7 +385,7 @@ def test_a_job_that_has_read_linked_files_before_goes_on(tmp_path, batchgen):
     (tmp_path / "far" / "b").write_text('{"text": "Friday"}\n')
     out = tmp_path / "out"
     followed = spec_of(tmp_path / "in", out)
-    run_here(Instant(), replace(followed, input=replace(followed.input, follow_links=True)))
+    run_here(instant_engine(), replace(followed, input=replace(followed.input, follow_links=True)))
     assert runs(0, tmp_path / "in", out) == DONE
     assert verify.verify(out).rows == 2
 

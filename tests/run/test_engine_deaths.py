@@ -11,7 +11,7 @@ import pytest
 from conftest import demo_records
 from processes import Watch, dataset, hook, is_running, said, until
 
-from batchgen.run.worker import KILLER
+from batchgen.run.poison import KILLS_ENGINES
 
 # patch(engine, vllm) of a hook: `broken(names)` stands in for a step, with the items that went into this engine.
 BEFORE_STEP = """
@@ -61,7 +61,7 @@ def test_a_row_that_kills_the_engine_is_rejected_after_three_deaths_and_all_othe
     run = start(source, tmp_path / "out", env=kills)
     assert run.wait() == 0, run.stderr
     assert run.stderr.count("the engine died (killed by SIGKILL)") == 3
-    assert rejects(tmp_path / "out") == [(17, "engine_error", KILLER)]
+    assert rejects(tmp_path / "out") == [(17, "engine_error", KILLS_ENGINES)]
     columns = ["row", "response"]
     answered = ds.dataset(generate([source], "expected")).to_table(columns=columns).to_pylist()
     assert ds.dataset(tmp_path / "out").to_table(columns=columns).to_pylist() == [
@@ -84,8 +84,8 @@ def test_after_an_exception_and_a_hang_the_dataset_is_that_of_an_undisturbed_run
     run = start(source, tmp_path / "out", "--shard-rows", 40, "--stall", 4, env=sick)
     assert run.wait() == 0, run.stderr
     assert said(run.stderr) == [
-        "batchgen: warning: the engine died (CUDA error: out of memory); it starts again in 1 s",
-        "batchgen: warning: the engine died (no token for 4 s); it starts again in 1 s",
+        "batchgen: warning: the engine died (CUDA error: out of memory); restarting in 1 s",
+        "batchgen: warning: the engine died (no token for 4 s); restarting in 1 s",
     ]
     assert dataset(tmp_path / "out") == dataset(expected)
 
@@ -101,9 +101,8 @@ def test_an_engine_that_always_dies_ends_the_run_with_one_line_that_names_the_lo
     assert run.wait() == 1
     log = tmp_path / "out" / "_state" / "engine.log"
     assert said(run.stderr) == [
-        "batchgen: warning: the engine died (CUDA error: an illegal memory access); it starts again in 1 s",
-        "batchgen: the engine died 2 times in a row: CUDA error: an illegal memory access; "
-        f"the whole story is in {log}",
+        "batchgen: warning: the engine died (CUDA error: an illegal memory access); restarting in 1 s",
+        f"batchgen: the engine died 2 times in a row: CUDA error: an illegal memory access; see {log}",
     ]
     assert log.read_text().count("RuntimeError: CUDA error:\nan illegal memory access") == 2
 
@@ -122,7 +121,7 @@ def patch(engine, vllm):
     )
     run = start(write_rows(demo_records(3)), tmp_path / "out", env=killed)
     assert run.wait() == 0, run.stderr
-    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); restarting in 1 s"]
 
 
 def test_an_engine_whose_steps_return_nothing_for_ever_is_noticed(engine, generate, write_rows, monkeypatch):
@@ -187,7 +186,7 @@ def test_a_killed_engine_process_is_noticed_at_once_and_nothing_is_lost(
     until(lambda: "the engine died" in run.stderr, timeout=5)
     assert run.wait() == 0, run.stderr
     assert said(run.stderr) == [
-        "batchgen: warning: the engine died (its process EngineCore ended with exit code -9); it starts again in 1 s"
+        "batchgen: warning: the engine died (its process EngineCore ended with exit code -9); restarting in 1 s"
     ]
     assert dataset(tmp_path / "out") == dataset(expected)
     synced = {done.item for done in watch.finished() if done.at < killed - 1}

@@ -140,6 +140,6 @@ def test_a_worker_killed_alone_is_started_again_and_the_run_goes_on(start, gener
     os.kill(worker, signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait() == 0
-    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); it starts again in 1 s"]
+    assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); restarting in 1 s"]
     assert dataset(tmp_path / "out") == dataset(expected)
     assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), [killed]))

@@ -41,10 +41,10 @@ def test_each_signal_drains_and_the_same_command_finishes_the_job(start, generat
         stop(run)
         assert_stopped_resumable(run)
         first, last = (line for line in run.stderr.splitlines() if line.startswith("batchgen: "))
-        assert first == "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)"
+        assert first == "batchgen: stopping; running requests have 30 s to finish (Ctrl-C again: stop now)"
         done = len(watch.finished())
         assert last == (
-            f"batchgen: stopped as asked; run the same command again to go on ({done:,} of 1,600 rows are done)"
+            f"batchgen: stopped as asked; run the same command again to resume ({done:,} of 1,600 rows are done)"
         )
         assert sorted(watch.added()) == sorted(item.item for item in watch.finished())  # what ran came to its end
     run = start(source, tmp_path / "out", *flags, env=watch.environment)
@@ -78,7 +78,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_that_was_synced(start, 
     assert run.wait() == 75
     assert time.monotonic() - again < 1.5
     assert len(watch.finished()) < len(watch.added())
-    assert re.search(r"stopped at once; run the same command again to go on \(.* rows are done\)$", run.stderr.strip())
+    assert re.search(r"stopped at once; run the same command again to resume \(.* rows are done\)$", run.stderr.strip())
     synced = {done.item for done in watch.finished() if done.at < again - 1}
     run = start(source, tmp_path / "out", *flags, env=watch.environment)
     assert run.wait() == 0, run.stderr

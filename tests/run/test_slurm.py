@@ -14,8 +14,8 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
-from batchgen.engine import vllm as engine_module
-from batchgen.errors import TimeUp
+from batchgen.commands import submit
+from batchgen.errors import Stopped, Stopping
 from batchgen.host import clock
 from batchgen.job.spec import load
 from batchgen.output import opening
@@ -94,7 +94,7 @@ def test_options_of_sbatch_beat_our_own(batchgen, job_file):
 
 
 def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch):
-    monkeypatch.setattr(engine_module, "needs_gpu", lambda: True)
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
     for flags, gres in [
         ([], {"--gres=gpu:1"}),
         (["--", "--engine", "tensor_parallel_size=4"], {"--gres=gpu:4"}),
@@ -107,7 +107,7 @@ def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch)
 
 
 def test_the_script_to_copy_is_what_submit_writes(batchgen, job_file, monkeypatch):
-    monkeypatch.setattr(engine_module, "needs_gpu", lambda: True)
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
     submitted = batchgen("submit", job_file, "--array", 8, "--time", "4:00:00", "--job-name", "job", "--dry-run").stdout
     options, command = parts((TESTS.parent / "jobs" / "slurm-array.sbatch").read_text())
     expected = parts(submitted)
@@ -230,8 +230,11 @@ def test_what_is_admitted_last_finishes_in_time(write_rows, engine, monkeypatch,
     monkeypatch.setattr(engine, "add", lambda *request: (admitted.append(request[0]), add(*request)))
     end = time.monotonic() + 3
     worker = Worker(job, engine, Claims(job.out, stale=60), window=4, until=end)
-    with pytest.raises(TimeUp, match="stopped, as the time is nearly up; run the same command again to go on"):
+    with pytest.raises(
+        Stopped, match="stopped, as the time is nearly up; run the same command again to resume"
+    ) as ended:
         worker.run(job.plan.shards)
+    assert ended.value.why is Stopping.TIME_UP
     assert time.monotonic() < end + 1
     assert 0 < worker.totals.rows + worker.totals.open_rows == len(admitted) < 400
 
@@ -240,7 +243,7 @@ def test_no_engine_starts_when_the_time_is_over(write_rows, batchgen_process, tm
     flags = ["--model", MODEL, "--output", tmp_path / "out", "--stop-at", int(time.time())]
     done = batchgen_process("run", write_rows(demo_records(3)), *flags)
     assert done.returncode == 75
-    assert "the time is nearly up; run the same command again to go on (0 of 3 rows are done)" in done.stderr
+    assert "the time is nearly up; run the same command again to resume (0 of 3 rows are done)" in done.stderr
     assert not (tmp_path / "out" / "_state" / "engine.log").exists()
 
 
@@ -413,7 +416,7 @@ def test_a_task_whose_time_is_nearly_up_requeues_itself_and_goes_on(box, job, ex
         box.call("scontrol", "update", f"jobid={array}_{task}", "timelimit=30")
     assert box.wait(array) == "COMPLETED", job.log()
     assert box.restarts(array) == 2
-    assert job.log().count("batchgen: stopping; what is running gets ") == 2
+    assert job.log().count("batchgen: stopping; running requests have ") == 2
     assert job.log().count("; Slurm starts it again") == 2
     assert dataset(job.out) == expected
 
@@ -423,7 +426,7 @@ def test_without_a_signal_a_run_asks_slurm_when_its_time_ends(box, job, expected
     run = box.submit(job, "--time", "2", "--sbatch", "signal=B:USR1@1", "--", "--engine", "max_num_seqs=2")
     until(lambda: box.restarts(run), MINUTES)
     log = job.log()
-    assert "batchgen: stopped, as the time is nearly up; run the same command again to go on" in log
+    assert "batchgen: stopped, as the time is nearly up; run the same command again to resume" in log
     assert log.count("; Slurm starts it again") == 1
 
 

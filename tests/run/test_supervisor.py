@@ -11,7 +11,7 @@ import pytest
 from conftest import MODEL, demo_records
 
 from batchgen.engine.vllm import CPU_KV_CACHE_BYTES, _cpu_settings
-from batchgen.errors import MachineError
+from batchgen.errors import MachineError, Stopped, Stopping
 from batchgen.host.console import Console
 from batchgen.job.spec import load
 from batchgen.output.journal import Entry, Journal, path_of, rows_done
@@ -20,7 +20,8 @@ from batchgen.run import admission, run
 from batchgen.run.death import Death
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
-from batchgen.run.supervisor import Supervisor, WorkerProcess
+from batchgen.run.supervisor import Supervisor
+from batchgen.run.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def silent(job, monkeypatch):
     process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE, start_new_session=True)
     read, write = os.pipe()
     slot.worker = WorkerProcess(process, os.fdopen(read, "rb", buffering=0), 0)
-    monkeypatch.setattr(overseen, "_gone", lambda slot, worker, word: words.append(word.text))
+    monkeypatch.setattr(overseen, "_on_exit", lambda slot, worker, end: words.append(end.text))
     words: list[str] = []
     yield overseen, slot, words
     slot.worker.kill()
@@ -77,7 +78,7 @@ def test_what_a_supervisor_slept_through_is_nobodys_silence(silent):
     slot.worker.engine_start = 5.0
     slot.worker.last_report = time.monotonic() - 31
     overseen._turned = time.monotonic() - 30  # our last look was 30 s ago
-    overseen._notice_absence()
+    overseen._forgive_absence()
     overseen._check_for_stall(slot, slot.worker)
     assert words == []
     slot.worker.last_report -= 10
@@ -103,6 +104,28 @@ def test_a_first_start_that_crashed_or_failed_is_given_up_and_one_that_was_kille
         slot.engine_start, slot.deaths = 1.0, 0  # once it has been up, each of them may pass
         overseen._after_death(slot, gone, why)
         assert slot.start_at is not None
+
+
+FULL = Stopped("/out: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "signals", "text", "why"),
+    [
+        ([Stopping.AS_ASKED, Stopping.AS_ASKED], [signal.SIGTERM], "stopped as asked; ", Stopping.AS_ASKED),
+        ([Stopping.AS_ASKED], [signal.SIGUSR1], "stopped as asked; ", Stopping.TIME_UP),  # it comes from Slurm
+        ([Stopping.TIME_UP, Stopping.AS_ASKED], [signal.SIGTERM], "stopped, as the time is", Stopping.TIME_UP),
+        ([Stopping.TIME_UP, Stopping.NOT_DRAINED], [], "stopped; the engine did not drain", Stopping.TIME_UP),
+        ([FULL, Stopping.AS_ASKED], [], str(FULL), Stopping.FAULT),  # the others were asked because of it
+        ([Stopping.TIME_UP, FULL], [], str(FULL), Stopping.TIME_UP),
+    ],
+)
+def test_a_run_that_ends_early_tells_of_a_fault_first_and_whether_the_time_is_up(job, stopped, signals, text, why):
+    overseen = Supervisor(job, Progress(Console(None), 4, 0), [{}])
+    overseen._stopped = [each if isinstance(each, Stopped) else Stopped(why=each) for each in stopped]
+    overseen.signals = signals
+    end = overseen._early_end()
+    assert (str(end).startswith(text), end.why) == (True, why)
 
 
 def test_a_job_that_goes_on_with_other_versions_says_so(job, capsys):

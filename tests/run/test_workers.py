@@ -10,8 +10,8 @@ from conftest import MODEL, demo_records
 from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
 
 from batchgen.run import gpus
-from batchgen.run.supervisor import Strikes
-from batchgen.run.worker import KILLER
+from batchgen.run.messages import PoisonItems
+from batchgen.run.poison import KILLS_ENGINES, PoisonDetector
 
 SHARDS = {"shard_rows": 25}
 TWO = ["--workers", 2, "--shard-rows", 25, "--engine", "max_num_seqs=8"]
@@ -62,7 +62,7 @@ def test_one_of_two_is_killed_and_comes_back_while_the_other_goes_on(start, gene
     assert run.wait() == 0, run.stderr
     [warning] = said(run.stderr)
     assert re.fullmatch(
-        r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); it starts again in 1 s", warning
+        r"batchgen: warning: worker [12]'s engine died \(killed by SIGKILL\); restarting in 1 s", warning
     )
     assert any(done.worker == other for done in watch.finished() if at < done.at < at + 1)
     assert dataset(tmp_path / "out") == dataset(expected)
@@ -77,8 +77,8 @@ def test_a_signal_drains_both_and_one_worker_can_finish_the_job(start, generate,
     assert run.wait() == 75, run.stderr
     done = watch.finished()
     assert said(run.stderr) == [
-        "batchgen: stopping; what is running gets 30 s (Ctrl-C again: stop now)",
-        f"batchgen: stopped as asked; run the same command again to go on ({len(done)} of 300 rows are done)",
+        "batchgen: stopping; running requests have 30 s to finish (Ctrl-C again: stop now)",
+        f"batchgen: stopped as asked; run the same command again to resume ({len(done)} of 300 rows are done)",
     ]
     assert sorted(watch.added()) == sorted(item.item for item in done)  # what ran came to its end
     assert list((run.out / "_state" / "claims").iterdir()) == []
@@ -129,7 +129,7 @@ def test_a_worker_without_restarts_left_is_given_up_and_the_other_finishes_the_j
     log = tmp_path / "out" / "_state" / "engine-2.log"
     assert said(run.stderr) == [
         "batchgen: warning: worker 2's engine died 1 times in a row: CUDA error: uncorrectable ECC error; "
-        f"the whole story is in {log}; the other workers go on"
+        f"see {log}; the other workers go on"
     ]
     assert "uncorrectable ECC error" in log.read_text()
     assert dataset(tmp_path / "out") == dataset(expected)
@@ -164,7 +164,7 @@ def test_when_no_worker_is_left_the_run_ends_with_1(start, source, tmp_path):
     assert re.fullmatch(
         r"batchgen: warning: worker [12]'s engine failed: CUDA error: .*; the other workers go on", warning
     )
-    assert re.fullmatch(r"batchgen: worker [12]'s engine failed: CUDA error: no device; the whole story is in .*", end)
+    assert re.fullmatch(r"batchgen: worker [12]'s engine failed: CUDA error: no device; see .*", end)
 
 
 def test_an_argument_that_vllm_refuses_ends_all(start, source, tmp_path):
@@ -232,25 +232,32 @@ def test_an_item_that_kills_engines_is_rejected_after_three_deaths_of_whatever_w
     assert run.stderr.count("engine died (killed by SIGKILL)") == 3
     assert deaths.read_text().split()[2] == "1"  # alone
     [line] = [line for path in (tmp_path / "out" / "_rejects").iterdir() for line in path.read_text().splitlines()]
-    assert '"row":30' in line and KILLER in line
+    assert '"row":30' in line and KILLS_ENGINES in line
     assert "99 responses, 1 rejects" in run.stdout
 
 
-def test_an_item_is_found_guilty_by_its_third_death_and_only_alone():
-    strikes = Strikes()
-    strikes.death({"a", "b", "c"})
-    assert strikes.accused.suspects == set()
-    strikes.death({"a", "b", "d"})
-    assert strikes.accused.suspects == {"a", "b"}
-    strikes.death({"a", "b"})  # a worker had not heard yet whom to run alone
-    assert (strikes.accused.suspects, strikes.accused.deadly) == ({"a", "b"}, set())
-    strikes.finished(["b"])
-    strikes.death({"a"})
-    assert (strikes.accused.suspects, strikes.accused.deadly) == (set(), {"a"})
+def test_an_item_is_found_to_be_poison_by_its_third_death_and_only_alone():
+    detector = PoisonDetector()
+    detector.record_death({"a", "b", "c"})
+    assert detector.items.suspected == set()
+    detector.record_death({"a", "b", "d"})
+    assert detector.items.suspected == {"a", "b"}
+    detector.record_death({"a", "b"})  # a worker had not heard yet which to run alone
+    assert detector.items == PoisonItems({"a", "b"}, set())
+    detector.clear(["b"])
+    detector.record_death({"a"})
+    assert detector.items == PoisonItems(set(), {"a"})
 
 
-def test_of_several_items_that_kill_each_further_one_costs_one_death():
-    strikes = Strikes()
+def test_of_several_poison_items_each_further_one_costs_one_death():
+    detector = PoisonDetector()
     for in_engine in ({"a", "b", "c"}, {"a", "b", "c"}, {"a"}, {"b"}, {"c"}):
-        strikes.death(in_engine)
-    assert strikes.accused.deadly == {"a", "b", "c"}
+        detector.record_death(in_engine)
+    assert detector.items.poisoned == {"a", "b", "c"}
+
+
+def test_a_row_that_was_being_prepared_is_the_only_suspect():
+    detector = PoisonDetector()
+    for _ in range(3):
+        detector.record_death({"a", "b"}, row=7)
+    assert detector.items == PoisonItems(set(), {"7"})

@@ -15,7 +15,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import instant
 
-from batchgen.commands.bench import InstantEngine
+from batchgen.engine.instant import InstantEngine
 from batchgen.errors import Reject
 from batchgen.host import arrow_sizes
 from batchgen.input import file_formats
@@ -54,7 +54,7 @@ def done(job_of):
     def run(*paths, **tables) -> Path:
         job = job_of(*paths, **tables)
         opening.open_job(job.out, job.record)
-        engine = InstantEngine(job.model.tokenizer.text_ids, response_tokens=2)
+        engine = InstantEngine(job.model, {}, job.context)
         Worker(job, engine, Claims(job.out, stale=60)).run(missing_shards(job))
         close(job)
         return job.out
@@ -427,8 +427,8 @@ def test_a_row_that_ends_workers_while_it_is_made_ready_is_rejected_after_three(
     run = start(write_rows(rows), tmp_path / "out", "--stall", 1.5, env=ending(tmp_path / "ending", code))
     assert run.wait() == 0, run.stderr
     assert "2 responses, 1 rejects (engine_error 1)" in run.stdout
-    assert run.stderr.count("the worker that made row 1 ready died") == 3
-    assert "--skip 1 takes the row out" in run.stderr
+    assert run.stderr.count("the worker that was preparing row 1 died") == 3
+    assert "--skip 1 rejects it" in run.stderr
     assert "the engine died" not in run.stderr
 
 

@@ -1,0 +1,69 @@
+"""Which engine a worker runs: vLLM, unless the environment variable BATCHGEN_ENGINE names another one.
+
+    vllm            the default
+    instant         answers at once, with made-up responses (instant.py)
+    module:Class    called as an EngineClass of types.py; workers find the module by PYTHONPATH
+
+A job that was not made by vLLM says so in its results: it cannot be resumed with vLLM, nor the reverse.
+"""
+
+import importlib
+import os
+from typing import Any, cast
+
+from ..errors import JobError, in_one_line, warn
+from .installed import require_vllm
+from .types import EngineClass
+
+VARIABLE = "BATCHGEN_ENGINE"
+VLLM, INSTANT = "vllm", "instant"
+
+
+def chosen() -> str:
+    """The name of the engine of this process and its workers. Raises JobError if no engine has such a name."""
+    name = os.environ.get(VARIABLE) or VLLM
+    module, _, attribute = name.partition(":")
+    if name not in (VLLM, INSTANT) and not (module and attribute.isidentifier()):
+        raise JobError(f"{VARIABLE}={name}: is none of {VLLM}, {INSTANT} and module:Class")
+    return name
+
+
+def as_result(name: str) -> dict[str, str]:
+    """What a job's results, and so its fingerprint, say of its engine, in their table of the engine."""
+    return {} if name == VLLM else {VARIABLE: name}
+
+
+def of_results(results: dict[str, Any]) -> str:
+    """The engine that a job was begun with."""
+    return results.get("engine", {}).get(VARIABLE, VLLM)
+
+
+def require_engine() -> None:
+    """Raises JobError if the chosen engine is not installed."""
+    if chosen() == VLLM:
+        require_vllm()
+    else:
+        engine_class()
+
+
+def warn_of_choice() -> None:
+    if (name := chosen()) != VLLM:
+        warn(f"{VARIABLE}={name}: vLLM is not used, and no response is the model's")
+
+
+def engine_class() -> EngineClass:
+    """Imports the chosen engine. Raises JobError if there is none."""
+    name = chosen()
+    if name == VLLM:
+        from .vllm import VllmEngine
+
+        return VllmEngine
+    if name == INSTANT:
+        from .instant import InstantEngine
+
+        return InstantEngine
+    module, _, attribute = name.partition(":")
+    try:
+        return cast(EngineClass, getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise JobError(f"{VARIABLE}={name}: {in_one_line(error)}") from None

@@ -1,0 +1,66 @@
+"""What crosses the border of the engine room: token ids in, token ids out. Imports neither vLLM nor torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..job.sampling import Sampling
+from ..model.model import Model
+from ..task.task import WHOLE
+
+# Of every token of a response the pairs (token id, log probability): the sampled one first, then the likeliest others.
+Logprobs = list[list[tuple[int, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What an engine made of one request.
+
+    request_id: the name that the request was added under
+    token_ids: all generated tokens, the stop token or those of the stop text included
+    finish_reason: "stop" or "length"; anything else is the engine's word for a request that failed
+    logprobs: one list per token; None if they were not asked for
+    text_end: characters of the tokens' text that are the response, the rest being a stop text; WHOLE for all of it
+    """
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: Logprobs | None = None
+    text_end: int = WHOLE
+
+
+class Engine(Protocol):
+    """Continuous batching as a worker drives it: requests are added, and every step may finish some of them."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """How many requests run at a time; further ones wait."""
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and activations, for the shards' metadata: "float16"."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, for the shards' metadata: "NVIDIA H100 80GB HBM3"."""
+
+    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
+        """Queues one request. sampling: with stop texts and bad words as the model writes them. Raises Reject if the
+        engine does not take this request; any other exception is the engine's end."""
+
+    def step(self) -> list[Response]:
+        """Brings every running request on by a token, or by a part of its prompt; the responses that this finished.
+        Whatever it raises is the engine's end."""
+
+    def when_process_dies(self, tell: Callable[[str], None]) -> None:
+        """Has `tell` called with the reason, from another thread, once a process of the engine has died: a step may
+        then never return. Does nothing where the engine has no process of its own."""
+
+
+class EngineClass(Protocol):
+    """How a worker makes its engine."""
+
+    def __call__(self, model: Model, args: dict[str, Any], context: int, /) -> Engine:
+        """args: [engine] of the job, vLLM's EngineArgs by name; context: most tokens of prompt and response together.
+        Raises JobError if it refuses the arguments; anything else is the machine's fault."""
