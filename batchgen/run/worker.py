@@ -526,7 +526,7 @@ def main() -> None:
     except Stopped as why:
         report(Ended("stopped", str(why)))
     except MissingInput as error:  # it was there when the run began
-        report(Ended("stopped", f"{error}; mend that and run the same command again"))
+        report(Ended("stopped", f"{error}; fix that and run the same command again"))
     except JobError as error:
         report(Ended("refused", str(error)))
     except EngineDied as error:  # the log has the traceback
