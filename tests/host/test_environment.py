@@ -84,7 +84,7 @@ def test_a_started_engine_is_bound_to_the_loopback_and_reports_to_nobody(engine)
 
 LISTENERS = """
 import contextlib, os, torch.distributed
-from batchgen.engine import meeting_place
+from batchgen.engine.vllm import meeting_place
 way = {way}
 torch.distributed.init_process_group("gloo", init_method=way, world_size=1, rank=0)
 sockets = set()

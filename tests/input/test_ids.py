@@ -203,5 +203,5 @@ def test_a_worker_does_not_look_again_for_columns_that_its_run_has_found(write_r
     }
     spec = load(None, {**tables, "input": {"path": [str(rows)], "id": "title"}})
     record = prepare(spec).record
-    monkeypatch.setattr(passthrough, "names_of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(passthrough, "column_names", lambda *_: pytest.fail("read again"))
     assert prepare(spec, begun=record).record is record

@@ -199,7 +199,7 @@ def test_a_changed_earlier_part_is_drift(night, talks, refused):
         append(path, 10, 1)
     lines = refused(out).splitlines()
     assert lines[0] == f"batchgen: {out}: holds results of a job that differs in"
-    assert [line.split(" bytes ")[1] for line in lines[1:3]] == ["that were read are not what they were"] * 2
+    assert [line.split(" bytes ")[1] for line in lines[1:3]] == ["that were read before have changed"] * 2
 
 
 def test_a_changed_part_of_a_later_night_is_drift(night, talks, refused):
@@ -216,7 +216,7 @@ def test_a_shorter_file_is_drift(night, talks, refused):
     append(talks / "a.jsonl", 0, 5)
     out = night()
     (talks / "a.jsonl").write_bytes((talks / "a.jsonl").read_bytes()[:-1])
-    assert "are not what they were" in refused(out)
+    assert "have changed" in refused(out)
 
 
 def test_a_file_that_vanished_is_drift(night, talks, refused):
@@ -242,7 +242,7 @@ def test_a_changed_compressed_or_parquet_file_is_drift_and_a_new_one_is_not(nigh
     assert len(ids_by_row(night())) == 4
     compress("a.jsonl.gz", "Monday", "Friday")
     tabulate("b.parquet", "Monday", "Friday")
-    lines = [line for line in refused(out).splitlines() if "not what they were" in line]
+    lines = [line for line in refused(out).splitlines() if "have changed" in line]
     assert [line.split(": ")[0] for line in lines] == [f"  {talks}/a.jsonl.gz", f"  {talks}/b.parquet"]
 
 
