@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from ..errors import JobError, Reject
+from .conversation import PartlyReadable, Unreadable
 
 # Type name in the job file -> Arrow type. json takes any value and writes it as JSON text.
 TYPES = {
@@ -137,6 +138,7 @@ class Seen:
         self.is_wide = False  # a whole number beyond 64 bits
 
     def add(self, value: Any) -> None:
+        """Takes note of a value."""
         kind = type(value)
         self.types.add(kind)
         if kind is int and not -(2**63) <= value < 2**63:
@@ -341,16 +343,6 @@ def _as_json_column(array: pa.Array, column: Column) -> Fitted:
     return Fitted(pa.array(texts, pa.string()), unfit)
 
 
-class Unreadable(NamedTuple):
-    """A value that Python cannot represent. reason, detail: those of the Reject for rows that need it."""
-
-    reason: str
-    detail: str
-
-    def why(self, column: str) -> Reject:
-        return Reject(self.reason, f"{column}: {self.detail}")
-
-
 def pythons(array: pa.Array) -> list[Any]:
     """The values as Python values; binary ones are decoded as text. One that Python cannot represent is an Unreadable
     and does not affect the others."""
@@ -370,6 +362,7 @@ def pythons(array: pa.Array) -> list[Any]:
 
 
 def pythons_of_dictionary(array: pa.DictionaryArray) -> list[Any]:
+    """The same for a dictionary-encoded array: each of its values is converted once."""
     values = pythons(array.dictionary)
     return [None if index is None else values[index] for index in array.indices.to_pylist()]
 
@@ -533,21 +526,9 @@ def _run(run: list[Any], kind: pa.DataType) -> pa.Array:
     return made
 
 
-class Record(dict[str, Any]):
-    """A row with values that Python cannot represent. Looking at one of them raises its Reject."""
-
-    def __getitem__(self, name: str) -> Any:
-        return self._checked(name, super().__getitem__(name))
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._checked(name, super().get(name, default))
-
-    @staticmethod
-    def _checked(name: str, value: Any) -> Any:
-        if isinstance(value, Unreadable):
-            raise value.why(name)
-        return value
-
-
 class TextRow(dict[str, Any]):
     """A row of CSV: all its values are strings, which are converted to the declared type of their column."""
+
+
+class PartlyReadableText(PartlyReadable, TextRow):
+    """A row of CSV in which some values are not UTF-8."""

@@ -20,6 +20,8 @@ SYSTEM = "system"  # not a speaker in the series' prompt formats: see with_syste
 
 
 class Utterance(NamedTuple):
+    """What somebody said. speaker: USER, ASSISTANT, or SYSTEM for a system message."""
+
     speaker: str
     text: str
 
@@ -66,25 +68,39 @@ _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class PartlyReadable(dict[str, Any]):
-    """A record in which some columns hold a lone surrogate, which no Unicode encoding can write. Asking for one of
-    these columns raises a Reject; as long as nobody does, the row is fine."""
+class Unreadable(NamedTuple):
+    """A value that Python, or any text encoding, cannot represent.
 
-    def __init__(self, record: dict[str, Any], unreadable: set[str]):
-        super().__init__((name, value) for name, value in record.items() if not _SURROGATE.search(name))
-        self._unreadable = unreadable
+    reason, detail: those of the Reject for a row that needs the value.
+    """
+
+    reason: str
+    detail: str
+
+    def why(self, column: str) -> Reject:
+        """The Reject of a row that needs this value."""
+        return Reject(self.reason, f"{column}: {self.detail}")
+
+
+class PartlyReadable(dict[str, Any]):
+    """A record in which some values are Unreadable. Asking for one of them raises its Reject; as long as nobody does,
+    the row is fine."""
 
     def __getitem__(self, name: str) -> Any:
-        self._check(name)
-        return super().__getitem__(name)
+        return self._checked(name, super().__getitem__(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        self._check(name)
-        return super().get(name, default)
+        """The value of a column. Raises Reject if it is Unreadable."""
+        return self._checked(name, super().get(name, default))
 
-    def _check(self, name: str) -> None:
-        if name in self._unreadable:
-            raise Reject("invalid_json", f"{name} has a lone surrogate (\\ud800 to \\udfff), which is not valid text")
+    @staticmethod
+    def _checked(name: str, value: Any) -> Any:
+        if isinstance(value, Unreadable):
+            raise value.why(name)
+        return value
+
+
+_LONE_SURROGATE = Unreadable("invalid_json", "a lone surrogate (\\ud800 to \\udfff), which is not valid text")
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
@@ -111,14 +127,17 @@ def _parse_leniently(line: bytes, complaint: str) -> Any:
         record = json.loads(line.decode())  # given bytes, it would guess the encoding
     except (ValueError, RecursionError, MemoryError):
         raise Reject("invalid_json", f"{complaint}{_utf16(line)}") from None
-    if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
-        broken = {name for name, value in record.items() if _has_surrogate(name, value)}
-        return PartlyReadable(record, broken) if broken else record
+    if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line) and _has_surrogate(record):
+        return PartlyReadable(
+            (name, _LONE_SURROGATE if _has_surrogate(value) else value)
+            for name, value in record.items()
+            if not _SURROGATE.search(name)
+        )
     return record
 
 
-def _has_surrogate(*values: Any) -> bool:
-    left = list(values)
+def _has_surrogate(whole: Any) -> bool:
+    left = [whole]
     while left:
         value = left.pop()
         if isinstance(value, str) and _SURROGATE.search(value):

@@ -11,8 +11,8 @@ from ..errors import JobError, Reject, shown
 from ..host import arrow_sizes
 from ..job.row_limits import USUAL, RowLimits, has_too_many_values, too_large, too_many_values
 from . import columns
-from .columns import Cell, Column, Fitted, Record, Unreadable
-from .conversation import BYTE_ORDER_MARK, Row
+from .columns import Cell, Column, Fitted, PartlyReadableText, TextRow
+from .conversation import BYTE_ORDER_MARK, PartlyReadable, Row, Unreadable
 from .file_formats import (
     BY_BYTE,
     CHUNK,
@@ -44,7 +44,8 @@ class Cursor(Protocol):
     def take(self, rows: int, number: int) -> Iterator[Row]:
         """The next `rows` rows, or as many as are left. number: row number of the first. Raises JobError or Stopped."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the file."""
 
 
 def cursor_at(
@@ -74,6 +75,8 @@ def cursor_at(
 
 
 class TextCursor:
+    """The Cursor of a text format: JSONL, JSON or CSV, perhaps compressed."""
+
     def __init__(
         self,
         path: str,
@@ -154,7 +157,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         "".join(record.values()).encode()
         return record
     except UnicodeEncodeError:
-        return Record((name, _checked_text(value)) for name, value in record.items())
+        return PartlyReadableText((name, _checked_text(value)) for name, value in record.items())
 
 
 def _checked_text(value: str) -> Any:
@@ -166,6 +169,8 @@ def _checked_text(value: str) -> Any:
 
 
 class TableCursor:
+    """The Cursor of a columnar format: Parquet or Arrow."""
+
     def __init__(
         self,
         path: str,
@@ -244,7 +249,7 @@ class TableCursor:
             return
         values = [columns.pythons(self._plain(batch, name)) for name in self._used]
         are_readable = not any(type(value) is Unreadable for column in values for value in column)
-        make = dict if are_readable else Record
+        make = dict if are_readable else PartlyReadable
         is_parquet = self._table.kind == "parquet"
         fitted = {
             column.name: columns.fit(self._plain(batch, column.source), column, is_parquet) for column in self._passed
@@ -296,4 +301,4 @@ def passed_value(row: Row, record: dict[str, Any], column: Column) -> Any:
     """A passed-through value: a Cell, or a Python value. Raises Reject."""
     if row.cells is not None:
         return row.cells(column)
-    return columns.fit_value(record.get(column.source), column, isinstance(record, columns.TextRow | Record))
+    return columns.fit_value(record.get(column.source), column, isinstance(record, TextRow))
