@@ -219,6 +219,7 @@ class Held:
         self.size = 0
 
     def add(self, part: bytes) -> None:
+        """Appends to the row."""
         self.size += len(part)
         self._parts.append(part)
         if self.size > self._most:
@@ -434,6 +435,7 @@ class Table:
         return _reading_columns(self.path, self.kind, self._running)
 
     def rows(self) -> int:
+        """The number of rows: from the footer of Parquet, counted in Arrow. Raises JobError or Stopped."""
         if self.kind == "parquet":
             about = self._file.metadata
             rows = sum(about.row_group(group).num_rows for group in range(about.num_row_groups))

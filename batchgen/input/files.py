@@ -237,6 +237,7 @@ class _Asked(NamedTuple):
     known: Collection[str] = ()
 
     def follows(self, link: str) -> bool:
+        """Whether a link in a folder or glob is followed."""
         return self.follow_links or recordable_path(link) in self.known
 
 

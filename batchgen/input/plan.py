@@ -64,6 +64,7 @@ class InputFile(msgspec.Struct, frozen=True):
 
     @property
     def is_columnar(self) -> bool:
+        """Whether it is a Parquet or Arrow file, which has a schema and whose rows are counted."""
         return self.format[0] in COLUMNAR
 
     @property
@@ -105,10 +106,12 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def name(self) -> str:
+        """The name of its output file, without the ending."""
         return f"part-{self.index:05}-of-{self.of:05}"
 
     @property
     def row_numbers(self) -> Sequence[int]:
+        """The numbers of its rows: all of them, or those that were picked."""
         return range(self.first_row, self.first_row + self.rows) if self.picked is None else self.picked
 
 
@@ -125,6 +128,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
+        """The number of rows of all shards."""
         return sum(len(shard.row_numbers) for shard in self.shards)
 
     @property

@@ -17,7 +17,7 @@ from .turns import as_turn
 
 DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
 _KNOWN = (*NAMES, "n", "seed")
-MOSTNAMES = 64  # names of an object that are looked at to tell whether it holds sampling parameters
+MOST_NAMES = 64  # names of an object that are looked at to tell whether it holds sampling parameters
 _WHOLE = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "seed")
 
 
@@ -72,7 +72,7 @@ def _own_parameters(value: Any, column: str) -> dict[str, Any]:
     if is_blank(value):
         return {}
     given = _as_object(value)
-    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOSTNAMES)))):
+    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOST_NAMES)))):
         return {}
     if given is None:
         raise Reject("bad_sampling", f"{column} is {kind_of(value)}, not an object")

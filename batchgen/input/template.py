@@ -38,6 +38,7 @@ class Field(NamedTuple):
 
     @property
     def column(self) -> str:
+        """The column that the path begins with."""
         return self.keys[0]
 
     def names(self) -> tuple[str, ...]:

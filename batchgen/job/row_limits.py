@@ -24,10 +24,12 @@ WIDEST = 1_000_000  # characters that a template may have a value padded to
 
 
 def too_large(size: int, most: int = ROW_BYTES) -> str:
+    """The detail of a reject for a row of `size` bytes."""
     return f"the row has {size:,} bytes, and [limits] row_bytes allows {most:,}"
 
 
 def too_many_values(most: int) -> str:
+    """The detail of a reject for a row with too many values."""
     return f"the row has more values than the {most:,} that [limits] row_values allows"
 
 

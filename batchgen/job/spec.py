@@ -57,6 +57,8 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class InputTable(_Table, frozen=True):
+    """`[input]`: which rows, and what their columns mean."""
+
     path: Annotated[
         list[str], Meta(description="JSONL, JSON, Parquet, Arrow, CSV or TSV: files, folders, globs or URIs")
     ]
@@ -90,6 +92,8 @@ class InputTable(_Table, frozen=True):
 
 
 class ModelTable(_Table, frozen=True):
+    """`[model]`: which model."""
+
     path: Annotated[str, Meta(description="model folder, or name of a model on the hub (org/name)")]
     revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
     allow_withdrawn: Annotated[bool, Meta(description="allow the withdrawn weights of 2023-07-31")] = False
@@ -103,6 +107,8 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class PromptTable(_Table, frozen=True):
+    """`[prompt]`: how a conversation becomes a prompt."""
+
     format: Annotated[
         PromptFormat, Meta(description="how a conversation becomes a prompt; auto: as the model needs")
     ] = "auto"

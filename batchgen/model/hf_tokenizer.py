@@ -231,6 +231,7 @@ class HfTokenizer:
         return max(map(len, vocabulary))
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special tokens."""
         text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 

@@ -31,7 +31,7 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class _Shape(msgspec.Struct):
+class _Dimensions(msgspec.Struct):
     """What batchgen reads from config.json. The limits are far above any model's, and keep calculations in range."""
 
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -45,6 +45,7 @@ class _Shape(msgspec.Struct):
 
     @property
     def kv_width(self) -> int:
+        """Numbers per token in the KV cache, over all layers."""
         kv_heads = self.num_key_value_heads or self.num_attention_heads
         width = self.head_dim or max(1, self.hidden_size // self.num_attention_heads)
         return 2 * self.num_hidden_layers * kv_heads * width
@@ -84,6 +85,7 @@ class Model:
 
     @property
     def family(self) -> Family:
+        """The model's family in the series, as far as its vocabulary, context and tokenizer tell."""
         if isinstance(self.tokenizer, HfTokenizer):
             return series.CHAT if self.tokenizer.has_template else series.OTHER_RAW
         kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
@@ -125,8 +127,8 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
     model_files.check(texts)
     config = _config(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
-    shape = _shape(config, folder / "config.json")
-    tokenizer = _tokenizer(folder, generation_config, shape.vocab_size, format)
+    dimensions = _dimensions(config, folder / "config.json")
+    tokenizer = _tokenizer(folder, generation_config, dimensions.vocab_size, format)
     safetensors, bins = (model_files.matching(folder, (ending,)) for ending in ("*.safetensors", "*.bin"))
     used = safetensors or bins  # vLLM's order
     if not used:
@@ -142,9 +144,9 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
         name=name,
         revision=commit,
         model_type=shown(str(config.get("model_type")))[:100],
-        vocab_size=shape.vocab_size,
-        context=_context(shape, folder),
-        kv_width=shape.kv_width,
+        vocab_size=dimensions.vocab_size,
+        context=_context(dimensions, folder),
+        kv_width=dimensions.kv_width,
         tokenizer=tokenizer,
         generation_config=generation_config,
         digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
@@ -174,11 +176,11 @@ def _config(folder: Path) -> dict[str, Any]:
         raise JobError(f"{path}: no such file; is {folder} a model's folder?") from None
 
 
-def _shape(config: dict[str, Any], path: Path) -> _Shape:
+def _dimensions(config: dict[str, Any], path: Path) -> _Dimensions:
     # A multimodal model has its language model's numbers in a table of their own.
     part = "text_config" if "text_config" in config else ""
     try:
-        return msgspec.convert(config[part] if part else config, _Shape)
+        return msgspec.convert(config[part] if part else config, _Dimensions)
     except msgspec.ValidationError as error:
         raise JobError(f"{path}: {model_files.readable(error, part)}") from None
 
@@ -233,11 +235,11 @@ def check_release(model: Model, allow_withdrawn: bool) -> None:
     warn(what)
 
 
-def _context(shape: _Shape, folder: Path) -> int:
+def _context(dimensions: _Dimensions, folder: Path) -> int:
     """Context length in tokens. Under linear scaling some configs state it before scaling, others after."""
-    scaling = shape.rope_scaling
-    if shape.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
-        return shape.max_position_embeddings
+    scaling = dimensions.rope_scaling
+    if dimensions.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
+        return dimensions.max_position_embeddings
     try:
         return int(TRAINED_CONTEXT * msgspec.convert(scaling, _Scaling).factor)
     except msgspec.ValidationError:

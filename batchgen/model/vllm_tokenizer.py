@@ -23,6 +23,7 @@ class VllmTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str, *_: Any, **__: Any) -> "VllmTokenizer":
+        """The tokenizer of a model's folder, as vLLM asks for it."""
         return cls(Tokenizer.load(folder))
 
     @property
@@ -38,4 +39,5 @@ class VllmTokenizer:
         return {self._ours.model.id_to_piece(token): token for token in self._ours.text_ids}
 
     def encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
+        """Token ids of a text. There are no special tokens to add."""
         return self._ours.encode(text)

@@ -104,14 +104,20 @@ class Ready(msgspec.Struct, tag=True):
 
 
 class Fits(msgspec.Struct, tag=True):
+    """The prompt of a conversation."""
+
     fitted: Fitted
 
 
 class Checked(msgspec.Struct, tag=True):
+    """What is wrong with structured outputs; "" if nothing is."""
+
     problem: str
 
 
 class Refused(msgspec.Struct, tag=True):
+    """The row's Reject, by its parts."""
+
     reason: str
     detail: str
 
@@ -194,6 +200,8 @@ class Checker:
 
 
 class _Process:
+    """The process that checks, started when first asked and again whenever it has ended."""
+
     def __init__(self, setup: Setup):
         self._setup = setup
         self._connection: Connection | None = None
