@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by what has to be done about it."""
+"""Everything that can go wrong, by what has to be done about it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,15 @@ from .host import console, terminal
 
 shown = terminal.line
 
-LONGEST_DETAIL = 2000  # characters of why a row is rejected
+LONGEST_DETAIL = 2000  # characters of a Reject's detail
 
 
 class JobError(Exception):
-    """Wrong usage, spec, input or model. Its text is the one line the user sees; the command exits 2. Given several
-    lines, each is shown as one: no newline in what they quote makes more of them."""
+    """Wrong usage, spec, input or model. The text is what the user sees; the command exits 2.
+
+    It is one line. Pass several arguments for several lines: a newline inside one of them is escaped, so that quoted
+    text cannot fake another line.
+    """
 
     def __init__(self, *lines: str):
         super().__init__("\n".join(lines))
@@ -22,14 +25,16 @@ class JobError(Exception):
 
 
 class MissingInput(JobError):
-    """An input file that is not there: wrong usage at first, a fault of the machine once the job runs."""
+    """An input file that does not exist: wrong usage before the job runs, a fault of the machine after that."""
 
 
 class Reject(Exception):
-    """One row that gets no response. The job goes on; the row is listed under `_rejects/`.
+    """A row that gets no response. The job continues; the row is listed under `_rejects/`.
 
-    reason: one of invalid_json, invalid_utf8, bad_shape, unknown_speaker, empty, bad_sampling,
-    too_long, too_large, too_costly, skipped, engine_error. detail: a sentence for the person who mends the data.
+    Attributes:
+        reason: one of invalid_json, invalid_utf8, bad_shape, unknown_speaker, empty, bad_sampling, too_long,
+            too_large, too_costly, skipped, engine_error.
+        detail: a sentence for the person who has to fix the data.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -41,11 +46,11 @@ class Reject(Exception):
 
 
 class MachineError(Exception):
-    """The engine or the machine failed. Its text is the one line the user sees; the command exits 1."""
+    """The engine or the machine failed. The text is the one line that the user sees; the command exits 1."""
 
 
 class EngineDied(RuntimeError):
-    """An engine that was up, or was about to be, failed as a whole: another one may go on where it was."""
+    """An engine failed as a whole, while starting or running. A new one may take over where it left off."""
 
 
 class Stopping(Enum):
@@ -83,20 +88,20 @@ def in_one_line(error: BaseException) -> str:
 
 
 def plain(message: str) -> str:
-    """A complaint of msgspec's as the end of a line. Null is not mentioned: whoever leaves a key out has it."""
+    """An error message of msgspec's as the end of a line, without "| null": leaving the key out means null."""
     return message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")
 
 
 def warn(text: str) -> None:
-    """One line on stderr, for what the user should know though it stops nothing."""
+    """Prints one line on stderr: something the user should know that does not stop the run."""
     print(terminal.message(f"batchgen: warning: {text}"), file=console.stderr())
 
 
 @contextmanager
 def on_disk(folder: Path) -> Iterator[None]:
-    """Around our own reading and writing of the output folder: what the disk refuses stops the run, resumable."""
+    """Wraps reading and writing of the output folder: an OSError becomes Stopped, so that the run can be resumed."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise Stopped(f"{error.filename or folder}: {reason}; mend that and run the same command again") from error
+        raise Stopped(f"{error.filename or folder}: {reason}; fix that and run the same command again") from error

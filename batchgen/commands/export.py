@@ -55,7 +55,7 @@ class Results:
         """Rows in input order, samples in order. Raises JobError if a shard is damaged."""
         made_by = folder.fingerprints(self.record)
         for planned in shards:
-            fingerprint = made_by[self.record.plan.files[planned.file].generation]
+            fingerprint = made_by[self.record.plan.files[planned.file].growth]
             _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, ALWAYS))
             file = pq.ParquetFile(folder.shard_path(self.out, planned))
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):

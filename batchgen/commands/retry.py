@@ -81,7 +81,7 @@ def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[in
     shards = [str(folder.shard_path(out, planned)) for planned in finished]
     made_by = folder.fingerprints(record)
     for planned in finished:
-        fingerprint = made_by[record.plan.files[planned.file].generation]
+        fingerprint = made_by[record.plan.files[planned.file].growth]
         if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, ALWAYS):
             raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()

@@ -67,7 +67,7 @@ def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
 
 def grows(record: JobRecord) -> bool:
     """Whether the input may hold more than the job has read."""
-    return bool(record.spec["input"].get("incremental") or record.plan.generation)
+    return bool(record.spec["input"].get("incremental") or record.plan.growth)
 
 
 def verify(out: Path, writing: Writing = Writing()) -> Verdict:

@@ -1,4 +1,4 @@
-"""How many bytes each row of Arrow's arrays takes by itself: what a dictionary holds once counts for each."""
+"""How many bytes each row of an Arrow array takes by itself; a dictionary's value counts for every row that uses it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
-VALUE = 64  # bytes that a value of a list or an object takes as Python's, beside its text
+VALUE = 64  # bytes that a value inside a list or an object takes in Python, on top of its text
 
 Sizes = Any  # a NumPy array of int64
 
 
 def of_rows(batch: pa.RecordBatch, names: Iterable[str], value: int = VALUE) -> Sizes:
-    """Of these columns together."""
+    """Bytes of each row, over these columns. value: see `of_values`."""
     total = np.zeros(batch.num_rows, np.int64)
     for name in names:
         total += of_values(batch[name], value)
@@ -21,10 +21,10 @@ def of_rows(batch: pa.RecordBatch, names: Iterable[str], value: int = VALUE) -> 
 
 
 def of_values(array: pa.Array, value: int = VALUE) -> Sizes:
-    """Of each value of an array. value: what each value inside of it takes beside its bytes."""
+    """Bytes of each value of an array. value: overhead of each nested value, in bytes."""
     kind = array.type
     if kinds.is_dictionary(kind):
-        inside = np.append(of_values(array.dictionary, value), 0)  # the last is that of nulls
+        inside = np.append(of_values(array.dictionary, value), 0)  # the last is the size of a null
         places = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         if len(places) and not -1 <= places.min() <= places.max() < len(array.dictionary):
             raise IndexError("damaged: an index without its value")
@@ -47,7 +47,7 @@ def of_values(array: pa.Array, value: int = VALUE) -> Sizes:
 
 
 def _of_lists(array: pa.Array, value: int) -> Sizes:
-    """(The offsets of a slice are those of the whole.)"""
+    """The offsets of a slice count from the start of the whole array."""
     if not len(array):
         return _none()
     child = array.items if kinds.is_map(array.type) else array.values

@@ -1,11 +1,11 @@
-"""Moments as users write them, in a job file or in the environment."""
+"""Points in time as users write them in a job file or in the environment."""
 
 import re
 from datetime import datetime, timedelta
 
 
 def moment(text: str) -> float:
-    """Seconds since the epoch of an ISO time, of the next "HH:MM" by the local clock, or of such seconds as text.
+    """Seconds since the epoch, from an ISO time, "HH:MM" (the next one on the local clock), or epoch seconds.
 
     Raises ValueError.
     """

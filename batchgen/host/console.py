@@ -1,5 +1,5 @@
-"""What is said on stderr and stdout must never end a run: a closed terminal, a pipe without a reader, a full disk or an
-encoding without the sign are no reason to throw away what is running.
+"""Output to stderr and stdout that never ends a run: a closed terminal, a pipe without a reader, a full disk or an
+encoding that lacks a character must not stop what is running.
 """
 
 import os
@@ -13,9 +13,10 @@ from . import terminal
 
 
 class Console:
-    """A text stream that takes everything: what the real one refuses is dropped, what it cannot spell is escaped.
+    """A text stream whose `write` never fails: what the stream refuses is dropped, what it cannot encode is escaped.
 
-    All else (isatty, fileno, encoding ...) is that of the stream; None stands for one that was closed from the start.
+    Everything else (isatty, fileno, encoding ...) is the stream's own. None stands for a stream that was closed when
+    the process started.
     """
 
     def __init__(self, stream: TextIO | None):
@@ -45,22 +46,22 @@ class Console:
 
 
 def stderr() -> Any:
-    """The process's stderr as it is now, as a Console."""
+    """The current `sys.stderr`, as a Console."""
     return sys.stderr if isinstance(sys.stderr, Console) else Console(sys.stderr)
 
 
 def say(text: str) -> None:
-    """A line on stdout about work that is done: that it cannot be shown does not make it undone."""
+    """Prints a line on stdout about work that is done; if it cannot be printed, the work is still done."""
     with suppress(OSError, ValueError):
         click.echo(terminal.message(text))
 
 
 def set_up() -> None:
-    """Makes this process's streams harmless, whatever its parent gave it. To be called before any file is opened."""
+    """Makes this process's streams safe to write to, whatever the parent passed on. Call it before opening any file."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # or the next file would get its number, and what is meant for stderr would go there
+        except OSError:  # otherwise the next opened file gets this number, and stderr's lines end up in it
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -68,7 +69,7 @@ def set_up() -> None:
 
 
 def settle() -> None:
-    """Drops what could not be written by now: the interpreter would try again, and exit with a code of its own."""
+    """Drops what could not be written: at exit the interpreter would try again, and change the exit code."""
     for stream in (sys.stdout, getattr(sys.stderr, "_stream", sys.stderr)):
         try:
             stream.flush()

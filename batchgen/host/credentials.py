@@ -1,5 +1,5 @@
-"""Keys and tokens have no place in a job: whatever names it is written into records, logs and cards. Where one is given
-it is refused, with the place where it belongs; where one turns up all the same, it is not shown.
+"""Keys and tokens do not belong in a job, because a job is written to records, logs and dataset cards. One that is
+given is refused, with a hint where to put it; one that turns up anyway is not shown.
 """
 
 import json
@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import unquote
 
 WAY_OUT = (
-    "it would be written into the job's records; give it by the environment (AWS_ACCESS_KEY_ID, HF_TOKEN, ...), by the "
-    "service's own file of credentials, or by `hf auth login`"
+    "it would be written into the job's records; pass it in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN, ...), in the "
+    "service's own credentials file, or by `hf auth login`"
 )
 
-# The authority of a URI up to its last @; a raw secret key may have slashes in it.
+# The authority of a URI up to its last @; an unescaped secret key may contain slashes.
 _USER = re.compile(r"(?<=://)(?P<user>[^/?#\s@'\"]*(?::(?!\d+/)[^?#\s@'\"]*)?)@")
-# Schemes whose URIs name a container or an account ahead of the @: only a password is a secret there.
+# Schemes whose URIs have a container or an account before the @: only a password is a secret there.
 _PLAIN_USERS = re.compile(r"(abfss?|wasbs?|hdfs|viewfs|sftp|ssh)://$", re.I)
 _PARAMETER = re.compile(r"(?<=[?&#;])(?P<name>[\w.%-]+)=(?P<value>[^&#;\s'\"]+?)(?=[:,.)]*(?:[&#;\s'\"]|$))")
 _SECRET_PARAMETER = re.compile(
@@ -30,7 +30,7 @@ _SECRET_KEY = re.compile(
     re.I,
 )
 _SECRET_VARIABLE = re.compile(r"(KEY|KEY_ID|TOKENS?|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH|JWT|TOKEN_PATH)$", re.I)
-# As they are made by those who hand them out: Hugging Face, AWS, GitHub, OpenAI and kin.
+# Tokens by their issuers' prefixes: Hugging Face, AWS, GitHub, OpenAI and similar.
 _TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}|(AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-(proj-|ant-)?[A-Za-z0-9_]{30,})"
 )
@@ -38,23 +38,23 @@ _HIDDEN = "***"
 
 
 def in_uris(paths: Any) -> str:
-    """The first of these paths and URIs that has credentials in it, without them; empty if there is none."""
+    """The first of these paths and URIs that contains credentials, with them hidden; "" if none does."""
     uris = (path for path in (paths if isinstance(paths, list) else [paths]) if isinstance(path, str) and "://" in path)
     return next((redacted(uri) for uri in uris if redacted(uri) != uri), "")
 
 
 def in_settings(settings: Any) -> str:
-    """The first key of a table, or of a table in it, that holds a secret; empty if there is none."""
+    """The first key of a table, or of a nested one, that holds a secret; "" if none does."""
     return next(_secret_names(settings), "")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable of the environment is called as those are that hold secrets."""
+    """Whether an environment variable's name looks like that of a secret."""
     return bool(_SECRET_VARIABLE.search(name))
 
 
 def _secret_names(value: Any, name: str = "") -> Iterator[str]:
-    """Names of the settings that hold secrets; JSON in text counts as what it holds."""
+    """Names of the settings that hold secrets. JSON inside a string is searched too."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)
@@ -73,7 +73,7 @@ def _secret_names(value: Any, name: str = "") -> Iterator[str]:
 
 
 def redacted(text: str) -> str:
-    """A text with what is secret in its URIs, and what looks like a token, hidden."""
+    """A text with the secrets of its URIs, and anything that looks like a token, hidden."""
     text = _USER.sub(lambda found: _without_user(text, found), text)
     text = _PARAMETER.sub(_without_value, text)
     return _TOKEN.sub(_HIDDEN, text)
@@ -95,7 +95,7 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def stripped(path: str) -> str:
-    """A URI without its credentials, as it opens where they are given in another way."""
+    """A URI without its credentials, in a form that still opens if they are supplied another way."""
     if "://" not in path or redacted(path) == path:
         return path
     bare = redacted(path).replace(f"{_HIDDEN}@", "")

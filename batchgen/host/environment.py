@@ -1,5 +1,5 @@
-"""What the processes of an engine have in their environment: what engines need, by name, and no keys. An engine talks
-to nobody, so it needs none of the secrets that a shell, a cluster or a container holds for other programs.
+"""The environment of engine processes: the variables that engines need, by name, and no keys. An engine connects to
+nothing, so it needs none of the secrets that a shell, a cluster or a container holds for other programs.
 """
 
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from .credentials import is_secret_name
 
-# More of it, by names with commas between, for a site that needs what nobody here thought of.
+# Names of further variables to pass on, separated by commas, for a site that needs one that is not listed here.
 PASS = "BATCHGEN_PASS"
 
 _NAMES = frozenset(
@@ -25,13 +25,13 @@ _PREFIXES = tuple(
     OMP_ GOMP_ KMP_ MKL_ DNNL_ ONEDNN_ OPENBLAS_ NUMEXPR_ RAYON_ MALLOC_
     """.split()
 )
-# Of vLLM's: what would open its sockets to pickle.
+# vLLM's switch that makes its sockets accept pickle.
 _DANGEROUS = frozenset(["VLLM_ALLOW_INSECURE_SERIALIZATION"])
 
-# A model that was prepared is all there, so that no engine has business on a hub.
+# A prepared model is complete on disk, so no engine needs the hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-# Workers read the input, so one that lies elsewhere takes the keys to it along.
+# Workers read the input, so for remote input they get the keys to it.
 _OF_ANY_REMOTE = tuple("SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE FSSPEC_".split())
 _OF_SCHEME = {
     **dict.fromkeys(("s3", "s3a"), ("AWS_",)),
@@ -43,7 +43,7 @@ _OF_SCHEME = {
 
 
 def of_worker(inputs: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What of our environment (or of the one given) a worker gets that reads these paths and URIs."""
+    """The variables of our environment (or of `given`) that a worker gets which reads these paths and URIs."""
     given = os.environ if given is None else given
     schemes = {path.partition("://")[0].lower() for path in inputs if "://" in path} - {"file"}
     keys = tuple(prefix for scheme in schemes for prefix in (*_OF_SCHEME.get(scheme, ()), *_OF_ANY_REMOTE))
@@ -59,9 +59,11 @@ def of_worker(inputs: Iterable[str], given: Mapping[str, str] | None = None) -> 
 
 
 def of_engine() -> dict[str, str]:
-    """What an engine has in any case, whatever was exported: a worker never spans hosts, so all of its processes meet
-    on this machine's loopback, and nothing of the jobs leaves the machine. By default gloo and vLLM listen at the
-    address that the host's name stands for, 13 ports per engine (vLLM 0.31)."""
+    """Variables that are always set for an engine, whatever was exported.
+
+    A worker never spans hosts, so its processes connect over loopback only and nothing leaves the machine. By default
+    gloo and vLLM listen on the address that the host name resolves to, on 13 ports per engine (vLLM 0.31).
+    """
     local = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
     if loopback := {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:  # Linux, macOS
         local |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback.pop())

@@ -1,10 +1,10 @@
-"""Processes of ours that must not outlast those that started them."""
+"""Child processes that must not outlive their parent."""
 
 import ctypes
 import signal
 
 
 def die_with_parent() -> None:
-    """Linux sends this process SIGKILL when its parent is gone: a kill -9 of that leaves nothing behind."""
+    """Has Linux send this process SIGKILL when its parent ends, so that even a `kill -9` leaves nothing behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

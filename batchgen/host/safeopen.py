@@ -1,5 +1,5 @@
-"""How files are opened where others may write, or where a stranger has made what is there: what stands in the place of
-a file of ours is never followed, waited for or read without end.
+"""Opening files in folders where others may write: whatever is in a file's place (a link, a pipe, a device) is never
+followed, waited for or read without end.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..errors import JobError
 
-SMALL = 1 << 20  # bytes, at most, of what holds facts of one shard or worker
-RECORD = 1 << 30  # of a job: some 100 bytes for a file or shard, 8 for a row that a retry has picked
-# What the system says to us of links, sockets, pipes that nobody reads, and folders.
+SMALL = 1 << 20  # bytes: limit for a file about one shard or worker
+RECORD = 1 << 30  # bytes: limit for a job's record, about 100 per file or shard and 8 per row picked by a retry
+# What open() fails with for a link, a socket, a pipe without a reader, and a folder.
 _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 _KINDS = {
     stat.S_IFLNK: "a link",
@@ -30,23 +30,23 @@ StrPath = str | Path
 
 
 def create(path: StrPath) -> int:
-    """Makes a file, to be written to. Raises FileExistsError if anything has its name."""
+    """Creates a file for writing and returns its descriptor. Raises FileExistsError if anything has that name."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
 
 def write_again(path: StrPath, flags: int = 0) -> int:
-    """Opens a file of ours once more, or makes it. Raises JobError if it is somebody else's, or has a second name."""
+    """Reopens a file of ours for writing, or creates it. Raises JobError if it is somebody else's, or a hard link."""
     file = _open(path, os.O_WRONLY | os.O_CREAT | flags)
     about = os.fstat(file)
-    # On a network share our own files may have another owner's number; that of the folder is then the same.
+    # On a network share our own files may have another owner's number; the folder then has the same.
     if about.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid) or about.st_nlink > 1:
         os.close(file)
-        raise JobError(f"{path}: another user made it, or it has a second name; remove it and run the same again")
+        raise JobError(f"{path}: belongs to another user, or is a hard link; remove it and run the same command again")
     return file
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole, in the place of what has its name; a link is not followed but replaced."""
+    """Writes a file atomically, replacing whatever has its name; a link is replaced, not followed."""
     temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with open(create(temporary), "wb") as stream:
@@ -57,7 +57,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read(path: StrPath, most: int = SMALL) -> bytes:
-    """All of a regular file. Raises JobError if it is none, or has more than `most` bytes."""
+    """The content of a regular file. Raises JobError if it is not one, or has more than `most` bytes."""
     file = _open(path, os.O_RDONLY)
     try:
         parts = [os.read(file, _size(path, os.fstat(file), most) + 1)]
@@ -70,7 +70,7 @@ def read(path: StrPath, most: int = SMALL) -> bytes:
 
 @contextlib.contextmanager
 def reading(path: StrPath, most: int | None = None) -> Iterator[io.BufferedReader]:
-    """The same, to be read bit by bit; of any length, if `most` is not given."""
+    """The same as a stream; of any length if `most` is not given."""
     with open(_open(path, os.O_RDONLY), "rb") as stream:
         _size(path, os.fstat(stream.fileno()), most)
         yield stream
@@ -78,13 +78,13 @@ def reading(path: StrPath, most: int | None = None) -> Iterator[io.BufferedReade
 
 @contextlib.contextmanager
 def updating(path: StrPath) -> Iterator[io.BufferedRandom]:
-    """A file that may be somebody else's, for its lock."""
+    """A file to lock, which may be somebody else's."""
     with open(_open(path, os.O_RDWR), "r+b") as stream:
         yield stream
 
 
 def size(path: StrPath) -> int:
-    """Of a regular file. Raises JobError if it is none."""
+    """The size of a regular file in bytes. Raises JobError if it is not one."""
     return _size(path, os.stat(path, follow_symlinks=False), None)
 
 
@@ -107,11 +107,11 @@ def _size(path: StrPath, about: os.stat_result, most: int | None) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise _no_file(path, about)
     if most is not None and about.st_size > most:
-        raise JobError(f"{path}: has {about.st_size:,} bytes, where {most:,} are the most that can be; remove it")
+        raise JobError(f"{path}: has {about.st_size:,} bytes, but cannot have more than {most:,}; remove it")
     return about.st_size
 
 
 def _no_file(path: StrPath, about: os.stat_result) -> JobError:
-    kind = _KINDS.get(stat.S_IFMT(about.st_mode), "no file")
-    advice = ", or copy the folder by cp -rL, without its links" if kind == "a link" else ""
-    return JobError(f"{path}: is {kind}, where a file belongs; remove it{advice}")
+    kind = _KINDS.get(stat.S_IFMT(about.st_mode), "not a file")
+    advice = ", or copy the folder with cp -rL, which resolves links" if kind == "a link" else ""
+    return JobError(f"{path}: is {kind}, but must be a regular file; remove it{advice}")

@@ -1,4 +1,4 @@
-"""What a stranger's file may do to a library that reads it is tried in a child process first."""
+"""Reading an untrusted file with a library is tried in a child process first, as it may crash, hang or eat memory."""
 
 import faulthandler
 import os
@@ -10,13 +10,19 @@ from collections.abc import Callable
 from ..errors import in_one_line
 from .lifeline import die_with_parent
 
-MEMORY = 1 << 30  # bytes that a child may take beside what this process has
-PATIENCE = 20  # times the seconds of computing: a busy machine, or a library that waits for ever
+MEMORY = 1 << 30  # bytes that the child may take on top of what this process has
+PATIENCE = 20  # wall-clock limit as a multiple of the CPU limit: the machine may be busy, or the library may wait
 
 
 def failure(work: Callable[[], object], seconds: int) -> str | None:
-    """Why it cannot be done within so many seconds of computing and MEMORY, in one line; None if it can. What it does
-    to its process (a crash, a hang, a panic that no `except Exception` holds) it does to a copy of this one."""
+    """Runs `work` in a forked copy of this process, and says in one line why it failed; None if it succeeded.
+
+    Whatever it does to its process (a crash, a hang, a panic that `except Exception` does not catch) happens to the
+    copy.
+
+    Args:
+        seconds: limit of CPU time. MEMORY is the limit of additional memory.
+    """
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -38,21 +44,21 @@ def failure(work: Callable[[], object], seconds: int) -> str | None:
 
 
 def _run(work: Callable[[], object], seconds: int, to: int) -> None:
-    """In the child. Writes `-`, and behind it what went wrong."""
+    """In the child. Writes `-`, followed by what went wrong."""
     code = 0
     try:
         die_with_parent()
-        faulthandler.disable()  # a crash here is nobody's news
+        faulthandler.disable()  # a crash here is expected: no dump
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each thread reserves 64 MiB of addresses
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each thread reserves 64 MiB of address space
         _limit(seconds)
         work()
         os.write(to, b"-")
     except MemoryError:
         code = 1
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         os.write(to, f"-{in_one_line(error)}".encode(errors="replace"))
     finally:
         os._exit(code)
@@ -62,11 +68,11 @@ def _limit(seconds: int) -> None:
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     memory = addresses() + MEMORY
     for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
-        _, hard = resource.getrlimit(what)  # which only root may raise
+        _, hard = resource.getrlimit(what)  # only root may raise it
         resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def addresses() -> int:
-    """Bytes of memory that this process has, as RLIMIT_AS counts them."""
+    """Bytes of address space of this process, as RLIMIT_AS counts them."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

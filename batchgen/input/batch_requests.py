@@ -1,6 +1,6 @@
-"""Lines of batch files: what a request asks, and what its parameters are called in vLLM's words.
+"""Requests in batch files: their conversation, and their parameters under vLLM's names.
 
-Read are OpenAI's chat completions, completions and responses, and Anthropic's messages.
+Supported are OpenAI's chat completions, completions and responses, and Anthropic's messages.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,13 @@ from .turns import conversation_of, joined
 
 
 class Request(NamedTuple):
-    """kind: chat, completions, responses or anthropic; where: the column that holds the body."""
+    """The request in a line of a batch file.
+
+    Attributes:
+        kind: chat, completions, responses or anthropic.
+        where: the column that holds the body.
+        body: the request's body.
+    """
 
     kind: str
     where: str
@@ -28,7 +34,7 @@ def request_of(record: dict[str, Any], where: str) -> Request:
     if not isinstance(body, dict):
         raise Reject("bad_shape", f"{where} is {kind_of(body)}, not an object")
     body = {name: value for name, value in body.items() if value is not None}  # null is as good as absent
-    if isinstance(more := body.pop("extra_body", None), dict):  # what OpenAI's client would have merged
+    if isinstance(more := body.pop("extra_body", None), dict):  # OpenAI's client would have merged it into the body
         body |= {name: value for name, value in more.items() if value is not None}
     if where == "params":
         return Request("anthropic", where, body)
@@ -36,20 +42,20 @@ def request_of(record: dict[str, Any], where: str) -> Request:
     if isinstance(url, str) and "/v1/" in url:
         endpoint = url.partition("/v1/")[2].strip("/")
         if endpoint not in _KINDS:
-            raise Reject("bad_shape", f"url {url:.80}: no requests of this endpoint; chat/completions and kin are read")
+            raise Reject("bad_shape", f"url {url:.80}: endpoint not supported; valid are {', '.join(_KINDS)}")
         return Request(_KINDS[endpoint], where, body)
     return Request(next((kind for name, kind in _ASKED_IN.items() if name in body), "chat"), where, body)
 
 
 def conversation_of_request(request: Request, drop_last_response: bool = False) -> Conversation:
-    """What a request asks, system messages first. Raises Reject(bad_shape | unknown_speaker | empty)."""
+    """A request's conversation, system messages first. Raises Reject(bad_shape | unknown_speaker | empty)."""
     kind, where, body = request
     if kind == "completions":
         return [Utterance(USER, _only_text(body.get("prompt"), f"{where}.prompt"))]
     if kind == "responses":
         asked = body.get("input")
         if body.get("previous_response_id") or body.get("conversation"):
-            raise Reject("bad_shape", f"{where} goes on with an earlier response, which is not here")
+            raise Reject("bad_shape", f"{where} continues an earlier response, which is not available here")
         system = _system(body.get("instructions"), f"{where}.instructions")
         if isinstance(asked, str):
             return [*system, Utterance(USER, text_of(asked, f"{where}.input"))]
@@ -67,7 +73,7 @@ def _only_text(prompt: Any, where: str) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if isinstance(prompt, list):
-        raise Reject("bad_shape", f"{where} holds several prompts or token ids; one text a row is read")
+        raise Reject("bad_shape", f"{where} has several prompts or token ids; a row must have one text")
     return text_of(prompt, where)
 
 
@@ -84,7 +90,7 @@ _PASSED_OVER = frozenset(
     detokenize
     """.split()
 )
-# Of these only the values that change nothing are taken. Beside them: null, and what is empty.
+# Parameters of which only the values that change nothing are accepted; also null and empty values.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "best_of": (1,),
@@ -143,7 +149,7 @@ def parameters(request: Request) -> dict[str, Any]:
 
 
 def _with_logprobs(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """logprobs as a number: the chat API has true and top_logprobs, the one for completions a number."""
+    """logprobs as a number: the chat API has `logprobs: true` and top_logprobs, the completions API a number."""
     most, wanted = values.pop("top_logprobs", 0), values.pop("logprobs", False)
     if isinstance(wanted, bool):
         if most and not wanted:
@@ -153,7 +159,7 @@ def _with_logprobs(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _structured(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Takes all that says what the response must look like out of the values."""
+    """structured_outputs for the request. Takes every parameter that it comes from out of `values`."""
     wanted = values.pop("structured_outputs", None)
     if wanted is not None and not isinstance(wanted, dict):
         raise Reject("bad_sampling", f"{where}.structured_outputs is {kind_of(wanted)}, not an object")
@@ -163,7 +169,7 @@ def _structured(values: dict[str, Any], where: str) -> dict[str, Any]:
             found[ours] = value
     asked = values.pop("response_format", None)
     text = values.pop("text", None)
-    if asked is None and isinstance(text, dict):  # of the responses API
+    if asked is None and isinstance(text, dict):  # the responses API
         asked = text.get("format")
     match asked:
         case None | {"type": "text"}:
@@ -178,5 +184,5 @@ def _structured(values: dict[str, Any], where: str) -> dict[str, Any]:
             raise Reject("bad_sampling", f"{where}: response_format of type json_schema has no schema")
         case other:
             what = f"{where}: response_format {other!r:.80}"
-            raise Reject("bad_sampling", f"{what} is of none of the types text, json_object and json_schema")
+            raise Reject("bad_sampling", f"{what}: the type must be text, json_object or json_schema")
     return found

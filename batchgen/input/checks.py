@@ -1,4 +1,4 @@
-"""What is asked of the whole input before a job begins: that its columns are there; and what the user is warned of."""
+"""Checks of the whole input before a job begins: missing columns are errors, odd ids and unused columns warnings."""
 
 import itertools
 from collections.abc import Collection, Iterable
@@ -14,21 +14,21 @@ from .plan import SAMPLE_ROWS, InputFile, Plan, locate
 from .rows import Reader
 from .template import Template
 
-FILES, HEAD_ROWS = 100, 20  # whose first rows are looked at for columns that are left aside
+FILES, HEAD_ROWS = 100, 20  # how much is searched for system columns that are not used
 FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
 
 
 def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:
-    """Every file with rows must have the columns of the template or, columnar ones, of some shape. Raises JobError.
+    """Raises JobError unless every file with rows has the template's columns or, if columnar, those of some shape.
 
-    The lines that an incremental job has got since are judged one by one.
+    Lines that an incremental job gained later are not checked here: each row is judged when it is read.
     """
     for file in files:
         has_schema = file.is_columnar or file.format[0] == "csv"
-        if not file.rows or (file.generation and not has_schema) or not (template or has_schema):
+        if not file.rows or (file.growth and not has_schema) or not (template or has_schema):
             continue
         names = passthrough.column_names(file)
-        if template and template.missing(names):  # they may come later; rows without them are rejected one by one
+        if template and template.missing(names):  # later rows may have them; rows that do not are rejected
             names = passthrough.column_names(file, rows=None)
         if template and (missing := template.missing(names)):
             raise JobError(
@@ -44,13 +44,13 @@ def check_columns(files: Iterable[InputFile], format: str, template: Template | 
 
 
 def check_names(files: Collection[InputFile], table: InputTable) -> None:
-    """The columns that the user named must be in some file: in its schema, or in one of its rows. The default names
-    need not be. Raises JobError."""
+    """Raises JobError unless the columns that the user named are in some file: in its schema or in one of its rows.
+    Columns with default names may be missing."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(InputTable)}
     asked = {key: getattr(table, key) for key in FLAGS}
     left = {key: name for key, name in asked.items() if name and name != defaults[key]}
     seen: dict[str, None] = {}
-    for rows in (SAMPLE_ROWS, None):  # most often the first rows tell
+    for rows in (SAMPLE_ROWS, None):  # usually the first rows are enough
         for file in files:
             if not left:
                 return
@@ -58,29 +58,28 @@ def check_names(files: Collection[InputFile], table: InputTable) -> None:
             left = {key: name for key, name in left.items() if name not in seen}
     for key, name in left.items():
         has = ", ".join(seen) or "none"
-        raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; there are {has}{_hint(name, seen)}")
+        raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; found {has}{_hint(name, seen)}")
 
 
 def _hint(name: str, seen: Iterable[str]) -> str:
-    """The name that comes closest; all of them have been told."""
+    """A hint at the closest name, if one is close; the message lists all names anyway."""
     close = nearest(name, seen)
     return close if "did you mean" in close else ""
 
 
 def tell(plan: Plan, table: InputTable, has_template: bool) -> None:
-    """Warns of ids that name two rows, or nothing, and of system columns that are not used."""
+    """Warns of ids that several rows share, of ids that cannot be used, and of system columns that are not used."""
     if table.system is None and not has_template and (found := unused_system(plan, table.format)):
         row, name, why = found
         warn(
-            f"{locate(plan, row)}: column {name} is not used, as {why}; --system-column names the column of "
-            "system messages, --system-column '' says that there is none"
+            f"{locate(plan, row)}: column {name} is not used because {why}; name the column of system messages with "
+            "--system-column, or give --system-column '' if there is none"
         )
     _tell_of_ids(plan, table.id)
 
 
 def unused_system(plan: Plan, format: str) -> tuple[int, str, str] | None:
-    """(row, column, why) of a system column whose text does not get into the prompt, as far as the first rows of the
-    files tell."""
+    """(row, column, why) of a system column whose text does not reach the prompt, going by the first rows of files."""
     reader = Reader(plan, shapes.COLUMNS)
     heads = {planned.file: planned for planned in reversed(plan.shards)}  # the first shard of each file
     for planned in sorted(heads.values(), key=lambda planned: planned.file)[:FILES]:
@@ -103,10 +102,10 @@ def _tell_of_ids(plan: Plan, column: str) -> None:
         first, second, id = found.twice
         warn(
             f"{found.repeated:,} row(s) have the id of an earlier row, such as {id!r:.80} at "
-            f"{locate(plan, first)} and {locate(plan, second)}: one id and one prompt get one response"
+            f"{locate(plan, first)} and {locate(plan, second)}: rows with the same id and prompt get the same response"
         )
     if found.first_nameless is not None:
         warn(
-            f"the column id of {found.nameless:,} row(s) names nothing, the first at "
-            f"{locate(plan, found.first_nameless)}: they go by their number (--id '' for all rows)"
+            f"the id of {found.nameless:,} row(s) cannot be used, the first at "
+            f"{locate(plan, found.first_nameless)}: their row numbers are used instead (for all rows with --id '')"
         )

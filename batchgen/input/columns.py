@@ -1,7 +1,8 @@
-"""Passed-through columns: what they are called, their types, and whether a value has a place in them.
+"""Passed-through columns: their names, their types, and whether a value fits.
 
-All that is known before generation, row by row. Values of columnar files stay in Arrow's hands from file to shard, so
-that what Python cannot hold comes out as it went in; those of text are Python's and are checked one by one.
+A value that does not fit is found before anything is generated, row by row. Values of columnar files stay Arrow values
+from file to shard, so that those that Python cannot represent come out unchanged; values of text files are Python
+values and are checked one by one.
 """
 
 import functools
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from ..errors import JobError, Reject
+from .conversation import PartlyReadable, Unreadable
 
-# name of a type in the job file -> Arrow type; json is any value, written as JSON text
+# Type name in the job file -> Arrow type. json takes any value and writes it as JSON text.
 TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -35,7 +37,14 @@ _ARROW_SAYS_NO = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 class Column(NamedTuple):
-    """A passed-through column: its name in the output and in the input, and its type in both."""
+    """A passed-through column.
+
+    Attributes:
+        name: its name in the output.
+        source: its name in the input.
+        type: its Arrow type in the output.
+        is_json: whether values are written as JSON text.
+    """
 
     name: str
     source: str
@@ -44,12 +53,18 @@ class Column(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """As `_job.json` has it."""
+        """The name of the type, as recorded in `_job.json`."""
         return "json" if self.is_json else str(self.type)
 
 
 class Wanted(NamedTuple):
-    """What `[output] columns` says of a column; declared: a name of TYPES, or nothing."""
+    """What `[output] columns` says about a column.
+
+    Attributes:
+        name: its name in the output.
+        source: its name in the input.
+        declared: its type by a name of TYPES; "" if not declared.
+    """
 
     name: str
     source: str
@@ -57,7 +72,7 @@ class Wanted(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value in Arrow's hands: the one at `place` of an array. size: bytes that it takes where it is not shared."""
+    """A value that stays in Arrow: the one at `place` of `array`. size: bytes that it takes if it is not shared."""
 
     array: pa.Array
     place: int
@@ -68,9 +83,9 @@ class Cell(NamedTuple):
 
 
 def parse(texts: Iterable[str], known: Iterable[str]) -> list[Wanted]:
-    """`COLUMN`, `COLUMN=NAME`, each perhaps with `:TYPE` behind it; what is the name of a column as a whole is that.
+    """Parses `COLUMN` and `COLUMN=NAME`, each with an optional `:TYPE`. A text that is a column's whole name means it.
 
-    known: the names of the input's columns, as far as they can be seen. Raises JobError.
+    known: the names of the input's columns, as far as they are known. Raises JobError.
     """
     known = set(known)
     found: dict[str, Wanted] = {}
@@ -102,12 +117,12 @@ def _parse(text: str, known: set[str]) -> Wanted:
 
 
 def check_names(wanted: Iterable[Column], written: Iterable[str]) -> None:
-    """No column may have the name of one that batchgen writes in this job. Raises JobError."""
+    """Raises JobError if a column has the name of one that batchgen itself writes in this job."""
     own = set(written)
     for each in wanted:
         if each.name in own:
             raise JobError(
-                f"[output] columns: {each.name} is a column of batchgen's own; pass it under another name: "
+                f"[output] columns: {each.name} is one of batchgen's own columns; pass yours under another name: "
                 f"--column {each.source}=other"
             )
 
@@ -116,13 +131,14 @@ def check_names(wanted: Iterable[Column], written: Iterable[str]) -> None:
 
 
 class Seen:
-    """What kinds of values a key of JSON has, over all rows."""
+    """The types of the values that a JSON key has, over all rows."""
 
     def __init__(self) -> None:
         self.types: set[type] = set()
         self.is_wide = False  # a whole number beyond 64 bits
 
     def add(self, value: Any) -> None:
+        """Takes note of a value."""
         kind = type(value)
         self.types.add(kind)
         if kind is int and not -(2**63) <= value < 2**63:
@@ -130,19 +146,19 @@ class Seen:
 
     @property
     def kind(self) -> pa.DataType | None:
-        """The type that holds all of them, null if there were none but nulls; None for JSON."""
+        """The type that holds all of them; Arrow's null type if there were only nulls; None if only JSON text does."""
         seen = self.types - {type(None)}
         if not seen:
             return pa.null()
         if seen == {float} or seen == {int, float}:
             return pa.float64()
         if seen == {int}:
-            return None if self.is_wide else pa.int64()  # as JSON a long number keeps all its digits
+            return None if self.is_wide else pa.int64()  # as JSON text a long number keeps all its digits
         return {str: pa.string(), bool: pa.bool_()}.get(seen.pop()) if len(seen) == 1 else None
 
 
 def widest(types: Sequence[pa.DataType]) -> pa.DataType | None:
-    """The type that holds the values of all these; None if there is none."""
+    """The type that holds the values of all these types; None if there is none."""
     if all(kind == types[0] for kind in types):
         return types[0]
     plain = [_family(kind) for kind in types]
@@ -158,7 +174,7 @@ def widest(types: Sequence[pa.DataType]) -> pa.DataType | None:
 
 
 def _family(kind: pa.DataType) -> pa.DataType:
-    """Without what makes types of the same values differ: dictionaries, large and view types."""
+    """The type without what only concerns storage: dictionaries, large and view types, fixed sizes."""
     kind = dense(kind)
     if kinds.is_large_string(kind):
         return pa.string()
@@ -168,15 +184,15 @@ def _family(kind: pa.DataType) -> pa.DataType:
 
 
 def settled(kind: pa.DataType) -> pa.DataType:
-    """A type as the output has it: dictionaries with indices that are enough for any shard, and no views inside of
-    others, which Arrow cannot write."""
+    """A type as it is written: dictionaries with indices wide enough for any shard, and no views inside other types,
+    which Arrow cannot write."""
     if kinds.is_dictionary(kind):
         return pa.dictionary(pa.int32(), dense(kind.value_type), kind.ordered)
     return _inside(kind, lambda part: settled(part) if part.id not in _VIEWS else dense(part))
 
 
 def dense(kind: pa.DataType) -> pa.DataType:
-    """The type in which values are collected: without dictionaries and views, which Arrow cannot put together."""
+    """The type in which values are collected: without dictionaries and views, which Arrow cannot concatenate."""
     if kinds.is_dictionary(kind):
         return dense(kind.value_type)
     if kinds.is_string_view(kind):
@@ -187,7 +203,7 @@ def dense(kind: pa.DataType) -> pa.DataType:
 
 
 def _inside(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with its parts changed."""
+    """The type with `change` applied to the types nested in it."""
 
     def changed(field: pa.Field) -> pa.Field:
         return field.with_type(change(field.type))
@@ -210,7 +226,7 @@ def _inside(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> 
 
 
 def check_type(column: Column, sources: Iterable[pa.DataType]) -> None:
-    """Tries on no values what will be done to all. Raises JobError."""
+    """Tries on an empty array what will be done to all values. Raises JobError."""
     for source in (*sources, column.type):
         try:
             if not column.is_json:
@@ -232,30 +248,35 @@ def _write(array: pa.Array) -> None:
 
 
 def cast(array: pa.Array, column: Column) -> pa.Array:
-    """A whole array as its column's values are collected. Raises what Arrow raises."""
-    if kinds.is_dictionary(array.type) and not kinds.is_nested(array.type.value_type):  # as it is held, each once
+    """An array in the type in which its column's values are collected. Raises what Arrow raises."""
+    if kinds.is_dictionary(array.type) and not kinds.is_nested(array.type.value_type):  # each value only once
         array.validate(full=True)
         return pa.DictionaryArray.from_arrays(array.indices, cast(array.dictionary, column))
     array.validate(full=True)
     target = dense(column.type)
     if array.type == target:
         return array
-    if kinds.is_integer(array.type) and kinds.is_floating(target):  # numbers are rounded, as readers of JSON do
+    if kinds.is_integer(array.type) and kinds.is_floating(target):  # rounds large integers, as JSON parsers do
         return array.cast(options=pc.CastOptions(target, allow_float_truncate=True))
     return array.cast(target)
 
 
 class Fitted(NamedTuple):
-    """A column of a batch: its values, nulls in place of those that have no place in it, and why not."""
+    """A column of a batch.
+
+    Attributes:
+        array: its values, with null for each that does not fit.
+        unfit: row of the batch -> why its value does not fit.
+    """
 
     array: pa.Array
     unfit: dict[int, Reject]
 
 
 def fit(array: pa.Array, column: Column, is_parquet: bool) -> Fitted:
-    """All at once, and one by one only if something is wrong.
+    """A batch's values in the type of their column: converted all at once, and one by one only if that fails.
 
-    is_parquet: the values are out of a Parquet file, so they can be written to one; others are tried.
+    is_parquet: the values come from a Parquet file, so they can be written to one; for others that is tried.
     """
     if column.is_json:
         return _as_json_column(array, column)
@@ -283,15 +304,15 @@ def fit(array: pa.Array, column: Column, is_parquet: bool) -> Fitted:
 
 
 def dense_values(array: pa.Array) -> pa.Array:
-    """Without a dictionary."""
+    """The array without dictionary encoding."""
     return array.dictionary_decode() if kinds.is_dictionary(array.type) else array
 
 
 def alone(array: pa.Array, index: int) -> pa.Array:
-    """One value by itself: a slice of lists would keep what belongs to the others."""
+    """An array of one value only. (A slice of lists would keep the values of all the others.)"""
     try:
         return array.take(pa.array([index]))
-    except pa.ArrowNotImplementedError:  # views, of which there is nothing to keep
+    except pa.ArrowNotImplementedError:  # views, which share nothing
         return array.slice(index, 1)
 
 
@@ -322,35 +343,26 @@ def _as_json_column(array: pa.Array, column: Column) -> Fitted:
     return Fitted(pa.array(texts, pa.string()), unfit)
 
 
-class Unreadable(NamedTuple):
-    """A value that Python cannot hold."""
-
-    reason: str
-    detail: str
-
-    def why(self, column: str) -> Reject:
-        return Reject(self.reason, f"{column}: {self.detail}")
-
-
 def pythons(array: pa.Array) -> list[Any]:
-    """The values as Python's, for columns whose text is looked at; binary ones are text too. None stops the others:
-    one that Python cannot hold is an Unreadable."""
+    """The values as Python values; binary ones are decoded as text. One that Python cannot represent is an Unreadable
+    and does not affect the others."""
     kind = array.type
     if kinds.is_dictionary(kind) and not kinds.is_nested(kind.value_type):
         return pythons_of_dictionary(array)
     if any(is_one(kind) for is_one in _BINARY):
         return [_decoded(value) for value in array.to_pylist()]
-    if getattr(kind, "unit", "") == "ns":  # more than Python's types hold
+    if getattr(kind, "unit", "") == "ns":  # more precise than Python's types
         return (
             array.cast(pa.string()).to_pylist() if not kinds.is_duration(kind) else array.cast(pa.int64()).to_pylist()
         )
     try:
         return array.to_pylist()
-    except Exception:  # whatever a type's own conversion raises
+    except Exception:  # each type's conversion raises errors of its own
         return [_python(value) for value in array]
 
 
 def pythons_of_dictionary(array: pa.DictionaryArray) -> list[Any]:
+    """The same for a dictionary-encoded array: each of its values is converted once."""
     values = pythons(array.dictionary)
     return [None if index is None else values[index] for index in array.indices.to_pylist()]
 
@@ -374,7 +386,7 @@ def _decoded(value: bytes | None) -> Any:
 
 
 def readable(value: pa.Scalar) -> Any:
-    """A value for people."""
+    """A value to show to people."""
     found = _python(value)
     return f"a value of type {value.type}" if isinstance(found, Unreadable) else found
 
@@ -386,12 +398,12 @@ def as_json(value: Any) -> str:
     """Any value as JSON text."""
     try:
         return msgspec.json.encode(value, enc_hook=str).decode()
-    except (UnicodeEncodeError, TypeError, OverflowError, ValueError):  # half a surrogate pair; odd keys of a map
+    except (UnicodeEncodeError, TypeError, OverflowError, ValueError):  # a lone surrogate; unusual keys of a map
         return json.dumps(value, default=str, separators=(",", ":"))
 
 
 def fit_value(value: Any, column: Column, is_text: bool = False) -> Any:
-    """A value of JSON, or of CSV (is_text), as its column takes it. Raises Reject(bad_shape | invalid_utf8)."""
+    """A value from JSON, or from CSV (is_text), in its column's type. Raises Reject(bad_shape | invalid_utf8)."""
     if value is None:
         return None
     if column.is_json:
@@ -402,14 +414,14 @@ def fit_value(value: Any, column: Column, is_text: bool = False) -> Any:
             return pa.scalar(value.strip()).cast(column.type).as_py() if value.strip() else None
         return check(value)
     except UnicodeEncodeError:
-        raise Reject("invalid_utf8", f"column {column.source}: half of a surrogate pair") from None
+        raise Reject("invalid_utf8", f"column {column.source}: a lone surrogate") from None
     except _ARROW_SAYS_NO:
         raise _unfit(value, column) from None
 
 
 @functools.cache
 def _checks(kind: pa.DataType) -> Callable[[Any], Any]:
-    """What makes a value of JSON one of this type, or raises."""
+    """A function that converts a JSON value to this type, or raises."""
     if kinds.is_boolean(kind):
         return _boolean
     if kinds.is_integer(kind):
@@ -467,13 +479,13 @@ def _arrow(value: Any, kind: pa.DataType) -> Cell:
 
 
 def assemble(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """One array of cells and Python's values, all of which have been fitted."""
+    """One array of a shard's values: cells and Python values, all of which fit."""
     inner = dense(kind)
     try:
         array = _joined(values, inner)
         if not kinds.is_dictionary(kind):
             array = dense_values(array)
-    except pa.ArrowException:  # more than 2 GiB of text, which an array cannot hold
+    except pa.ArrowException:  # more than 2 GiB of text, the limit of an array
         if len(values) < 2:
             raise
         halves = [assemble(half, kind) for half in (values[: len(values) // 2], values[len(values) // 2 :])]
@@ -495,7 +507,7 @@ def _joined(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _encoded(array: pa.Array) -> pa.DictionaryArray:
-    """Values as a dictionary that has each once, in the order in which they come, whatever dictionary they had."""
+    """The array dictionary-encoded, with each value once and in order of appearance, whatever its encoding was."""
     if not kinds.is_dictionary(array.type):
         return array.dictionary_encode()
     first = array.indices.unique().drop_null()
@@ -505,7 +517,7 @@ def _encoded(array: pa.Array) -> pa.DictionaryArray:
 
 
 def _run(run: list[Any], kind: pa.DataType) -> pa.Array:
-    """Cells of the same array, or values that are no cells."""
+    """The array of a run of cells that share one array, or of values that are not cells."""
     if isinstance(run[0], Cell):
         return run[0].array.take(pa.array([cell.place for cell in run], pa.int64()))
     made = pa.array(run, kind)
@@ -514,21 +526,9 @@ def _run(run: list[Any], kind: pa.DataType) -> pa.Array:
     return made
 
 
-class Record(dict[str, Any]):
-    """A row with values that Python cannot hold: whoever looks at one rejects the row. Raises Reject."""
-
-    def __getitem__(self, name: str) -> Any:
-        return self._checked(name, super().__getitem__(name))
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._checked(name, super().get(name, default))
-
-    @staticmethod
-    def _checked(name: str, value: Any) -> Any:
-        if isinstance(value, Unreadable):
-            raise value.why(name)
-        return value
-
-
 class TextRow(dict[str, Any]):
-    """A row of CSV: all its values are texts, which become what their column is declared as."""
+    """A row of CSV: all its values are strings, which are converted to the declared type of their column."""
+
+
+class PartlyReadableText(PartlyReadable, TextRow):
+    """A row of CSV in which some values are not UTF-8."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-# How a file of each kind begins. Of zstd, also a frame to be skipped.
+# The first bytes of each kind of file. (zstd may also begin with a skippable frame.)
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -18,28 +18,28 @@ _MAGIC = {
     b"\xfd7zXZ\0": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
-_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # of a block and, where there is none, of the end
-_PIECE = 1 << 18  # bytes read at once
-_MOST = 1 << 20  # bytes of text made at once
+_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # begins a block, or the end of a stream without blocks
+_PIECE = 1 << 18  # bytes read at a time
+_MOST = 1 << 20  # bytes of text returned at a time
 _LONGEST_WINDOW = 31  # log2 of bytes; what `zstd --long=31` needs
 _D_WINDOW_LOG_MAX = 100  # ZSTD_dParameter
 
 
 class Damaged(Exception):
-    """The bytes are not what such a file holds, or end too early."""
+    """The bytes are not valid for the compression, or end too early."""
 
 
 def compression_of(head: bytes) -> str:
-    """By the first bytes; empty if it is not compressed."""
+    """The compression of a file, by its first bytes; "" if it is not compressed."""
     if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
         return "zstd"
     if head.startswith(b"BZh") and head[4:10] not in _BZ2_BLOCKS:
-        return ""  # three letters that any text may begin with
+        return ""  # just a text that begins with these letters
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
 class _Decoder(Protocol):
-    """What bz2 and lzma have: of one member, with a bound on what comes out at once."""
+    """The interface of bz2's and lzma's decompressors: one member, with a limit on the output of each call."""
 
     eof: bool
     needs_input: bool
@@ -49,9 +49,9 @@ class _Decoder(Protocol):
 
 
 def decompressed(raw: Any, compression: str) -> Iterator[bytes]:
-    """The text of a stream in pieces of at most 1 MiB. Raises Damaged, and what reading raises.
+    """The text of a stream, in pieces of at most 1 MiB. Raises Damaged, and what reading raises.
 
-    Zeros between and behind the members, with which tapes and clouds fill blocks, are passed over.
+    Zeros between and after the members are skipped: tapes and some cloud stores pad blocks with them.
     """
     make = _DECODERS[compression]
     if make is None or (make is _zstd and not _libzstd()):
@@ -87,7 +87,7 @@ def _by_arrow(raw: Any, compression: str) -> Iterator[bytes]:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            hint = "; its window is too long: unpack it with zstd -d --long=31" if "memory" in str(error) else ""
+            hint = "; its window is too large: unpack it with zstd -d --long=31" if "memory" in str(error) else ""
             raise Damaged(f"{error}{hint}") from None
         if not text:
             return
@@ -106,7 +106,7 @@ class _Gzip:
         return text
 
 
-# --- zstd, by the system's library: pyarrow's refuses windows of more than 128 MiB
+# --- zstd through the system's library, as pyarrow's refuses windows of more than 128 MiB
 
 
 class _Buffer(ctypes.Structure):
@@ -128,7 +128,7 @@ def _libzstd() -> ctypes.CDLL | None:
         library.ZSTD_isError.argtypes = [ctypes.c_size_t]
         library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
         library.ZSTD_getErrorName.restype = ctypes.c_char_p
-    except (OSError, AttributeError):  # none, or one from before 1.4
+    except (OSError, AttributeError):  # not installed, or older than 1.4
         return None
     return library
 

@@ -1,4 +1,4 @@
-"""Rows, ids and conversations, and the texts in them. Which records are understood stands in shapes.py."""
+"""Rows, their ids, their texts, and conversations. `shapes` knows which records hold a conversation."""
 
 import json
 import math
@@ -16,10 +16,12 @@ from ..errors import Reject
 
 USER = "ユーザー"
 ASSISTANT = "システム"
-SYSTEM = "system"  # has no speaker of its own in the series' prompts: see with_system_ahead
+SYSTEM = "system"  # not a speaker in the series' prompt formats: see with_system_ahead
 
 
 class Utterance(NamedTuple):
+    """What somebody said. speaker: USER, ASSISTANT, or SYSTEM for a system message."""
+
     speaker: str
     text: str
 
@@ -29,10 +31,14 @@ Conversation = list[Utterance]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input record: its number over all files, and the record as read (a JSON line, or a dict).
+    """One input record.
 
-    cells: of a columnar file, its passed-through values, by Column; fault: what is wrong with it already; size: in
-    bytes, where `raw` is only what it begins with.
+    Attributes:
+        number: its number over all files, from 0.
+        raw: the record as read: a JSON line, or a dict.
+        cells: passed-through value by Column, for a row of a columnar file.
+        fault: why the row cannot be read, if that is known already.
+        size: its size in bytes, if `raw` holds only its beginning.
     """
 
     number: int
@@ -50,39 +56,51 @@ class Row:
         return _parse_line(self.raw)
 
     def raw_text(self) -> str:
-        """The record for people and for `_rejects/`; bytes that are not UTF-8 show as `\\xNN`."""
+        """The record as text, for people and for `_rejects/`. Bytes that are not UTF-8 appear as `\\xNN`."""
         if isinstance(self.raw, bytes):
             return self.raw.decode("utf-8", "backslashreplace")
         return msgspec.json.encode(self.raw, enc_hook=str).decode()
 
 
-# Windows programs put it at the head of a file; it stands within one that `cat` made of several.
+# Windows programs write it at the head of a file; in a file that `cat` made of several it may come anywhere.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class PartlyReadable(dict[str, Any]):
-    """A record some of whose columns hold half a surrogate pair, which no encoding of Unicode can write. Whoever asks
-    for one of these columns gets a Reject; a column that nobody uses costs the row nothing."""
+class Unreadable(NamedTuple):
+    """A value that Python, or any text encoding, cannot represent.
 
-    def __init__(self, record: dict[str, Any], unreadable: set[str]):
-        super().__init__((name, value) for name, value in record.items() if not _SURROGATE.search(name))
-        self._unreadable = unreadable
+    reason, detail: those of the Reject for a row that needs the value.
+    """
+
+    reason: str
+    detail: str
+
+    def why(self, column: str) -> Reject:
+        """The Reject of a row that needs this value."""
+        return Reject(self.reason, f"{column}: {self.detail}")
+
+
+class PartlyReadable(dict[str, Any]):
+    """A record in which some values are Unreadable. Asking for one of them raises its Reject; as long as nobody does,
+    the row is fine."""
 
     def __getitem__(self, name: str) -> Any:
-        self._check(name)
-        return super().__getitem__(name)
+        return self._checked(name, super().__getitem__(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        self._check(name)
-        return super().get(name, default)
+        """The value of a column. Raises Reject if it is Unreadable."""
+        return self._checked(name, super().get(name, default))
 
-    def _check(self, name: str) -> None:
-        if name in self._unreadable:
-            raise Reject(
-                "invalid_json", f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
-            )
+    @staticmethod
+    def _checked(name: str, value: Any) -> Any:
+        if isinstance(value, Unreadable):
+            raise value.why(name)
+        return value
+
+
+_LONE_SURROGATE = Unreadable("invalid_json", "a lone surrogate (\\ud800 to \\udfff), which is not valid text")
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
@@ -104,19 +122,22 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _parse_leniently(line: bytes, complaint: str) -> Any:
-    """As Python's own reader has it, which takes NaN, Infinity, numbers beyond a double and half surrogate pairs."""
+    """By Python's own parser, which accepts NaN, Infinity, numbers beyond a double and lone surrogates."""
     try:
-        record = json.loads(line.decode())  # of bytes it would guess the encoding
+        record = json.loads(line.decode())  # given bytes, it would guess the encoding
     except (ValueError, RecursionError, MemoryError):
         raise Reject("invalid_json", f"{complaint}{_utf16(line)}") from None
-    if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
-        broken = {name for name, value in record.items() if _has_surrogate(name, value)}
-        return PartlyReadable(record, broken) if broken else record
+    if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line) and _has_surrogate(record):
+        return PartlyReadable(
+            (name, _LONE_SURROGATE if _has_surrogate(value) else value)
+            for name, value in record.items()
+            if not _SURROGATE.search(name)
+        )
     return record
 
 
-def _has_surrogate(*values: Any) -> bool:
-    left = list(values)
+def _has_surrogate(whole: Any) -> bool:
+    left = [whole]
     while left:
         value = left.pop()
         if isinstance(value, str) and _SURROGATE.search(value):
@@ -129,7 +150,7 @@ def _has_surrogate(*values: Any) -> bool:
 
 
 def _utf16(line: bytes) -> str:
-    """A hint for files that some Windows programs write: every other byte of plain text is 0 in them."""
+    """A hint for UTF-16, as some Windows programs write it: every other byte of plain ASCII text is 0."""
     is_likely = line.startswith((b"\xff\xfe", b"\xfe\xff")) or line.count(0) > len(line) // 4
     return "; the file looks like UTF-16: write it as UTF-8 (iconv -f UTF-16 -t UTF-8)" if is_likely else ""
 
@@ -140,10 +161,16 @@ DEFAULT_ID = "id"
 
 
 def row_id(record: dict[str, Any], column: str, number: int) -> str:
-    """The row's id: its id column, the custom_id of a line of a batch file, else its number.
+    """The row's id: from its id column, or the custom_id of a batch file's line, or else its number as text.
 
-    column: a name that the user gave binds: Raises Reject(bad_shape) for a value that names nothing. A column that is
-    just called `id` may hold whatever it likes: of such a value the row goes by its number. Empty: no column is asked.
+    Args:
+        record: the row's record.
+        column: the id column. "" for none. If the user named it, a value that cannot be an id rejects the row; in the
+            default column `id` such a value is ignored.
+        number: the row's number.
+
+    Raises:
+        Reject: bad_shape
     """
     given = _given_id(record, column)
     if given is None:
@@ -156,7 +183,7 @@ def row_id(record: dict[str, Any], column: str, number: int) -> str:
 
 
 def names_nothing(record: dict[str, Any]) -> bool:
-    """Whether a row has an `id` that names nothing, so that it goes by its number."""
+    """Whether a row has an `id` that cannot be used, so that its row number is used instead."""
     given = _given_id(record, DEFAULT_ID)
     return given is not None and _id_text(given) is None
 
@@ -171,7 +198,7 @@ def _given_id(record: dict[str, Any], column: str) -> Any:
 
 
 def is_request(body: Any) -> bool:
-    """Whether a value is the request in a line of a batch file: an object that asks something."""
+    """Whether a value is the request in a line of a batch file: an object with messages, a prompt or an input."""
     return isinstance(body, dict) and any(body.get(name) is not None for name in ("messages", "prompt", "input"))
 
 
@@ -180,8 +207,8 @@ def _is_no_id(value: Any) -> bool:
 
 
 def _id_text(value: Any) -> str | None:
-    """An id as text. What is no text by itself is written as it is everywhere: 17.0 is 17, as pandas makes the one of
-    the other; MongoDB's {"$oid": ...} is its hexadecimal digits."""
+    """An id as text; None if the value cannot be one. 17.0 is "17", because pandas turns integers into floats;
+    MongoDB's {"$oid": ...} is its hexadecimal digits."""
     match value:
         case str():
             return value
@@ -211,18 +238,18 @@ def _id_text(value: Any) -> str | None:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text with something in it; Parquet files of Impala, old Spark and TensorFlow have text as
-    bytes."""
+    """Whether a value is text that is not blank. Bytes count as text: Parquet files of Impala, old Spark and TensorFlow
+    hold text that way."""
     return isinstance(value, str | bytes) and bool(value.strip())
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value is as good as none: null or blank text."""
+    """Whether a value is null or blank text."""
     return value is None or (isinstance(value, str | bytes) and not value.strip())
 
 
 def text_of(value: Any, where: str) -> str:
-    """A text with something in it. Raises Reject(bad_shape | invalid_utf8 | empty)."""
+    """A text that is not blank. `where` names it in the reject. Raises Reject(bad_shape | invalid_utf8 | empty)."""
     if isinstance(value, bytes):
         value = decoded(value, where)
     if not isinstance(value, str):
@@ -241,7 +268,7 @@ def decoded(value: bytes, where: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for people."""
+    """The kind of a value, in words."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", bytes: "bytes", list: "a list"}
     return kinds.get(type(value), "null" if value is None else "an object")
 
@@ -250,13 +277,13 @@ def kind_of(value: Any) -> str:
 
 
 def split_system(turns: Conversation) -> tuple[str, Conversation]:
-    """The system messages of a conversation as one text, and what is said."""
+    """The system messages of a conversation joined into one text, and the other turns."""
     system = [turn.text for turn in turns if turn.speaker == SYSTEM]
     return "\n".join(system), [turn for turn in turns if turn.speaker != SYSTEM] if system else turns
 
 
 def with_system_ahead(system: str, turns: Conversation) -> Conversation:
-    """For prompt formats that have no place for a system message: it becomes the head of the first user's utterance."""
+    """For prompt formats without a system message: it is put at the start of the user's first utterance."""
     if not system:
         return turns
     first = next(position for position, turn in enumerate(turns) if turn.speaker == USER)

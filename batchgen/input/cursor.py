@@ -1,4 +1,4 @@
-"""A place in one input file, from which its rows are read on: shards that follow each other need no new beginning."""
+"""A position in one input file from which rows are read on, so that consecutive shards do not start over."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from ..errors import JobError, Reject, shown
 from ..host import arrow_sizes
 from ..job.row_limits import USUAL, RowLimits, has_too_many_values, too_large, too_many_values
 from . import columns
-from .columns import Cell, Column, Fitted, Record, Unreadable
-from .conversation import BYTE_ORDER_MARK, Row
+from .columns import Cell, Column, Fitted, PartlyReadableText, TextRow
+from .conversation import BYTE_ORDER_MARK, PartlyReadable, Row, Unreadable
 from .file_formats import (
     BY_BYTE,
     CHUNK,
@@ -30,17 +30,22 @@ from .file_formats import (
 
 
 class Cursor(Protocol):
-    """position: of the next row, as shards have it: a byte of the text or a row of the file."""
+    """Reads the rows of a file in order.
+
+    Attributes:
+        position: of the next row, as in Shard: a byte of the text, or a row number.
+    """
 
     position: int
 
     def go_to(self, position: int) -> None:
-        """On to a row that comes later, the cheapest way. Raises JobError or Stopped."""
+        """Moves forward to a row, in the cheapest way. Raises JobError or Stopped."""
 
     def take(self, rows: int, number: int) -> Iterator[Row]:
-        """The next so many rows, or those that are left; number: of the first. Raises JobError or Stopped."""
+        """The next `rows` rows, or as many as are left. number: row number of the first. Raises JobError or Stopped."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the file."""
 
 
 def cursor_at(
@@ -53,15 +58,25 @@ def cursor_at(
     running: bool = False,
     limits: RowLimits = USUAL,
 ) -> Cursor:
-    """used: columns that are looked at, passed: those that are passed through; of columnar files no others are read.
-    running: the job is under way, so that a file that cannot be read is the machine's fault; limits: rows that are
-    beyond them are known for it, and not held."""
+    """The cursor for a file of this kind.
+
+    Args:
+        path: the file.
+        kind, compression: see `file_formats.detect`.
+        position: where to begin.
+        used: columns whose values are looked at. Of columnar files only these and `passed` are read.
+        passed: columns to pass through.
+        running: the job is under way, so a file that cannot be read raises Stopped.
+        limits: rows beyond them become rejects, and are never held in memory whole.
+    """
     if kind in COLUMNAR:
         return TableCursor(path, kind, position, used, passed, running, limits)
     return TextCursor(path, kind, compression, position, running, limits)
 
 
 class TextCursor:
+    """The Cursor of a text format: JSONL, JSON or CSV, perhaps compressed."""
+
     def __init__(
         self,
         path: str,
@@ -83,7 +98,7 @@ class TextCursor:
         self.go_to(position)
 
     def _read(self) -> Iterator[tuple[int, Any]]:
-        """(position of the next, row)"""
+        """(position of the next row, this row)"""
         if self._kind == "jsonl":
             position = self.position
             for line in lines(self._pieces, self._limits.row_bytes):
@@ -101,7 +116,9 @@ class TextCursor:
         while self.position < position:
             self.position, _ = next(self._rows, (position + 1, None))
         if self.position != position:
-            raise JobError(f"{shown(self._path)}: no row begins where it did; the input changed while the job ran")
+            raise JobError(
+                f"{shown(self._path)}: a row no longer begins where it did; the input changed during the job"
+            )
 
     def take(self, rows: int, number: int) -> Iterator[Row]:
         for number, (self.position, raw) in enumerate(itertools.islice(self._rows, rows), number):  # noqa: B020
@@ -135,12 +152,12 @@ class TextCursor:
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
-    """A row of CSV; a value that is not UTF-8 rejects it only if somebody looks at it."""
+    """A row of CSV. A value that is not UTF-8 rejects the row only if it is looked at."""
     try:
         "".join(record.values()).encode()
         return record
     except UnicodeEncodeError:
-        return Record((name, _checked_text(value)) for name, value in record.items())
+        return PartlyReadableText((name, _checked_text(value)) for name, value in record.items())
 
 
 def _checked_text(value: str) -> Any:
@@ -148,10 +165,12 @@ def _checked_text(value: str) -> Any:
         value.encode()
         return value
     except UnicodeEncodeError as error:
-        return Unreadable("invalid_utf8", f"letter {error.start} of the text is not UTF-8")
+        return Unreadable("invalid_utf8", f"character {error.start} of the text is not UTF-8")
 
 
 class TableCursor:
+    """The Cursor of a columnar format: Parquet or Arrow."""
+
     def __init__(
         self,
         path: str,
@@ -176,7 +195,7 @@ class TableCursor:
         return self._table.batches(position, wanted)
 
     def go_to(self, position: int) -> None:
-        """Row groups in between are not read."""
+        """Row groups in between are skipped."""
         if self._table.group_begin(position) > max(self.position, self._end()):
             self._batches = self._from(position)
         self.position = position
@@ -198,7 +217,7 @@ class TableCursor:
                 left -= part.num_rows
 
     def _find_batch(self) -> bool:
-        """Reads on to the batch that the position is in; False at the end of the file."""
+        """Reads on to the batch that contains the position. False at the end of the file."""
         while self.position >= self._end():
             begin, batch = next(self._batches, (0, None))
             if batch is None:
@@ -207,11 +226,11 @@ class TableCursor:
         return True
 
     def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The batch in parts that are small enough to be held as Python's values, of at least a row."""
+        """(size in bytes, part) of the batch in parts of at least one row, small enough to convert to Python values."""
         try:
             ends = np.cumsum(arrow_sizes.of_rows(batch, batch.schema.names))
-        except (IndexError, ValueError):  # offsets that point nowhere
-            raise JobError(f"{shown(self._table.path)}: damaged at row {self.position} or behind it") from None
+        except (IndexError, ValueError):  # offsets out of range
+            raise JobError(f"{shown(self._table.path)}: damaged at row {self.position} or after it") from None
         begin = 0
         while begin < batch.num_rows:
             before = ends[begin - 1] if begin else 0
@@ -221,7 +240,7 @@ class TableCursor:
 
     def _rows(self, batch: pa.RecordBatch, number: int, size: int) -> Iterator[Row]:
         most = self._limits.row_bytes
-        if size > most and batch.num_rows > 1:  # each by itself
+        if size > most and batch.num_rows > 1:  # one by one
             for index, one in enumerate(arrow_sizes.of_rows(batch, batch.schema.names).tolist()):
                 yield from self._rows(batch.slice(index, 1), number + index, one)
             return
@@ -230,7 +249,7 @@ class TableCursor:
             return
         values = [columns.pythons(self._plain(batch, name)) for name in self._used]
         are_readable = not any(type(value) is Unreadable for column in values for value in column)
-        make = dict if are_readable else Record
+        make = dict if are_readable else PartlyReadable
         is_parquet = self._table.kind == "parquet"
         fitted = {
             column.name: columns.fit(self._plain(batch, column.source), column, is_parquet) for column in self._passed
@@ -250,18 +269,18 @@ class TableCursor:
         return None
 
     def _plain(self, batch: pa.RecordBatch, name: str) -> pa.Array:
-        """A column of nested values as the file's schema has it; one of texts stays packed."""
+        """A column in the type of the file's schema; dictionary-encoded text stays encoded."""
         kind, array = self._table.schema.field(name).type, batch[name]
         if array.type == kind or pa.types.is_dictionary(array.type):
             return array
-        return array.take(pa.array(np.arange(len(array)))).cast(kind)  # of a slice, all that it is a slice of is cast
+        return array.take(pa.array(np.arange(len(array)))).cast(kind)  # casting a slice would cast the whole array
 
     def close(self) -> None:
         self._batches.close()  # type: ignore[attr-defined]
 
 
 class _Cells:
-    """The passed-through values of one row; size: bytes that they may take each."""
+    """The passed-through values of one row, by Column. size: bytes to account for each."""
 
     __slots__ = ("_fitted", "_index", "_size")
 
@@ -279,7 +298,7 @@ class _Cells:
 
 
 def passed_value(row: Row, record: dict[str, Any], column: Column) -> Any:
-    """A passed-through value, as a Cell or Python's. Raises Reject."""
+    """A passed-through value: a Cell, or a Python value. Raises Reject."""
     if row.cells is not None:
         return row.cells(column)
-    return columns.fit_value(record.get(column.source), column, isinstance(record, columns.TextRow | Record))
+    return columns.fit_value(record.get(column.source), column, isinstance(record, TextRow))

@@ -1,8 +1,7 @@
-"""What a file holds, told by its content, and how its rows are read one after the other.
+"""File formats: recognising a file by its content, and reading its rows one after the other.
 
-Text formats are cut into rows at byte positions of the (decompressed) text: jsonl at newlines; json, one array, and
-objects, JSON values over several lines each, at the ends of values. Rows of csv and of the columnar
-formats go by number.
+Rows of text formats begin at byte positions of the (decompressed) text. `jsonl` has a row per line; `json` is one array
+of rows; `objects` are JSON objects that span several lines each. Rows of `csv` and of the columnar formats are counted.
 """
 
 import csv
@@ -24,27 +23,27 @@ from .conversation import BYTE_ORDER_MARK
 from .files import CSV_ENDINGS, JSON_ENDINGS, base_ending, failure, name_of, open_arrow, open_raw, reading
 
 CHUNK = 1 << 20
-HEAD = 1 << 20  # bytes of text that tell what the text is
+HEAD = 1 << 20  # bytes of text that are looked at to recognise a format
 COLUMNAR = frozenset(["parquet", "arrow", "arrows"])
 BY_BYTE = frozenset(["jsonl", "json", "objects"])  # kinds whose positions are bytes of the text
-KINDS = COLUMNAR | BY_BYTE | {"csv", ""}  # "" in records of the first version, which went by the ending
+KINDS = COLUMNAR | BY_BYTE | {"csv", ""}  # "" in records of 0.1.0, which went by the ending
 BATCH_ROWS = 1024
-FEW_ROWS = 8  # of texts that Arrow expands as it reads them
-MOST_ROWS = 1 << 31  # of a file
-PART_BYTES = 64 << 20  # of a table's rows, of which so many are Python's values at a time, but a row at least
+FEW_ROWS = 8  # rows of a batch whose texts Arrow expands while reading
+MOST_ROWS = 1 << 31  # rows of a file
+PART_BYTES = 64 << 20  # bytes of a table's rows that are converted to Python values at a time (at least one row)
 
 HEAD_SHOWN = 1 << 13  # bytes that are kept of a row that is too large
 TOO_LONG = " "
 
-csv.field_size_limit(ROW_BYTES)  # characters; without a closing quote a file is one field
+csv.field_size_limit(ROW_BYTES)  # characters; a file with an unclosed quote is a single field
 
 # --- what a file is
 
-# Beginnings of files that are refused by name, with the way out.
+# The first bytes of formats that are refused by name, with what to do instead.
 _REFUSED = {
-    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; fetch that with git lfs pull",
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; fetch the data with git lfs pull",
     b"PARE": "Parquet with an encrypted footer; write it unencrypted",
-    b"FEA1": "a file of Feather's first version; write it anew with pyarrow.feather",
+    b"FEA1": "a Feather V1 file; rewrite it with pyarrow.feather",
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel or Word file; save the sheet as CSV",
     b"%PDF": "a PDF; extract its text into JSONL",
@@ -55,12 +54,15 @@ _REFUSED = {
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a RAR archive; unpack it",
 }
-_UTF16 = "UTF-16, and text is read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+_UTF16 = "encoded as UTF-16, but must be UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
 
 
 def detect(path: str, running: bool = False) -> tuple[str, str]:
-    """(kind, compression) of a file: parquet, arrow (the IPC file format), arrows (its stream format), jsonl, json,
-    objects or csv; compression is empty if there is none. Raises JobError or Stopped."""
+    """(kind, compression) of a file, going by its content.
+
+    The kind is parquet, arrow (the IPC file format), arrows (the IPC stream format), jsonl, json, objects or csv. The
+    compression is "" if there is none. Raises JobError or Stopped.
+    """
     raw = open_raw(path, running)
     with reading(path, running):
         try:
@@ -85,7 +87,7 @@ def _columnar(head: bytes) -> str:
 
 
 def _head(path: str, compression: str, running: bool) -> bytes:
-    """The first HEAD bytes from the first that is no blank."""
+    """The first HEAD bytes of the text, without leading white space."""
     head = b""
     for chunk in chunks(path, compression, running=running):
         head += chunk if head else chunk.removeprefix(BYTE_ORDER_MARK).lstrip()
@@ -100,7 +102,7 @@ def _text_kind(path: str, head: bytes) -> str:
     what = next((what for magic, what in _REFUSED.items() if head.startswith(magic)), "")
     if head[257:262] == b"ustar":
         what = "a tar archive; unpack it"
-    if re.match(rb"ORC[^ -~\s]", head):  # and not a CSV of orchids
+    if re.match(rb"ORC[^ -~\s]", head):  # but not a CSV about ORCHIDS
         what = "an ORC file; write it as Parquet"
     if ending in CSV_ENDINGS and head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as Excel writes text
         what = _UTF16
@@ -117,13 +119,13 @@ def _text_kind(path: str, head: bytes) -> str:
     if not head or ending in JSON_ENDINGS:
         return "jsonl"
     raise JobError(
-        f"{shown(path)}: holds neither JSONL, JSON, Parquet nor Arrow (CSV and TSV go by their endings); "
-        "of plain text make a row a line: jq -Rc '{text: .}' FILE > FILE.jsonl"
+        f"{shown(path)}: is not JSONL, JSON, Parquet or Arrow (CSV and TSV are recognised by their endings); "
+        "turn plain text into one row per line: jq -Rc '{text: .}' FILE > FILE.jsonl"
     )
 
 
 def _is_array(head: bytes) -> bool:
-    """Whether the text is one JSON array of objects, and not lines of which the first is an array."""
+    """Whether the text is one JSON array of objects, rather than lines of which the first is an array."""
     if re.match(rb"\[\s*\]\s*$", head):
         return True
     if not re.match(rb"\[\s*\{", head):
@@ -136,7 +138,7 @@ def _is_array(head: bytes) -> bool:
 
 
 def _is_spread(head: bytes) -> bool:
-    """Whether the first object goes over several lines."""
+    """Whether the first object spans several lines."""
     line, newline, _ = head.partition(b"\n")
     if not newline or _is_json(line):
         return False
@@ -153,7 +155,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def looks_like_data(head: bytes) -> bool:
-    """Whether a file of no telling name, which begins so, is worth a look: compressed, columnar or JSON."""
+    """Whether a file without a known ending that begins like this may be data: compressed, columnar or JSON."""
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     return bool(compression_of(head) or _columnar(head) or re.match(rb"\[?\s*\{", text))
 
@@ -191,20 +193,25 @@ def chunks(
 def _sought(raw: Any, position: int) -> bool:
     try:
         raw.seek(position)
-    except (OSError, ValueError, NotImplementedError):  # a web server that gives no ranges
+    except (OSError, ValueError, NotImplementedError):  # a web server without range requests
         return False
     return True
 
 
 class Cut(NamedTuple):
-    """A row of more bytes than a row may have: what it begins with, and how many it has."""
+    """A row that is larger than a row may be.
+
+    Attributes:
+        head: its first HEAD_SHOWN bytes.
+        size: its length in bytes.
+    """
 
     head: bytes
     size: int
 
 
 class Held:
-    """A row whose end is still to come, or only its head once it is too long."""
+    """A row that is still being read; once it is too long, only its head is kept."""
 
     def __init__(self, most: int):
         self._most = most
@@ -212,13 +219,14 @@ class Held:
         self.size = 0
 
     def add(self, part: bytes) -> None:
+        """Appends to the row."""
         self.size += len(part)
         self._parts.append(part)
         if self.size > self._most:
             self._parts = [b"".join(self._parts)[:HEAD_SHOWN]]
 
     def take(self) -> bytes | Cut:
-        """The row, of which nothing is held from now on: so a long one is there once."""
+        """The row, which is no longer held here: so that a long one is in memory only once."""
         whole, size = b"".join(self._parts), self.size
         self._parts, self.size = [], 0
         return whole if size <= self._most else Cut(whole, size)
@@ -240,10 +248,10 @@ def lines(pieces: Iterator[bytes], most: int = ROW_BYTES) -> Iterator[bytes | Cu
 
 
 class Marks:
-    """Where the elements of a JSON array (level 1) or JSON values one behind the other (level 0) end, chunk by chunk
-    from the beginning of any of them on."""
+    """Finds where JSON values end, chunk by chunk: the elements of an array (level 1), or values that follow each other
+    (level 0). The first chunk must begin where a value does."""
 
-    # Of the bytes that matter, +1 opens, -1 closes, 2 is a comma, 3 a quote.
+    # What the bytes that matter mean: +1 opens, -1 closes, 2 is a comma, 3 a quote.
     _meanings = np.zeros(256, np.int8)
     for _signs, _meaning in ((b"[{", 1), (b"]}", -1), (b",", 2), (b'"', 3)):
         _meanings[list(_signs)] = _meaning
@@ -255,10 +263,10 @@ class Marks:
         self._escaped = False
 
     def find(self, chunk: bytes) -> list[tuple[int, bool]]:
-        """(position in the chunk, whether a bracket is there) of each mark: a comma between elements or the bracket
-        that ends the array; at level 0, the bracket that ends a value."""
+        """(position in the chunk, whether it is a closing bracket) of each mark: at level 1 a comma between elements or
+        the bracket that ends the array; at level 0 the bracket that ends a value."""
         text = b" " + chunk[1:] if self._escaped and chunk else chunk
-        text = text.replace(rb"\\", b"  ")  # pairs of backslashes: what is left of a run escapes what follows it
+        text = text.replace(rb"\\", b"  ")  # pairs of backslashes; a single one that is left escapes the next byte
         self._escaped = text.endswith(b"\\")
         meaning = self._meanings[np.frombuffer(text.replace(rb"\"", b"  "), np.uint8)]
         places = np.flatnonzero(meaning)
@@ -270,7 +278,7 @@ class Marks:
         outside = (inside == 0) & ~quotes
         places, meaning = places[outside], meaning[outside]
         depth = self._depth + np.cumsum(np.where(meaning == 2, 0, meaning))
-        # Brackets that close nothing do not count.
+        # Ignore brackets that close nothing.
         depth += np.maximum(0, np.maximum.accumulate(self._level - depth)) if len(depth) else 0
         closes = (meaning == -1) & (depth == self._level)
         if self._level:
@@ -287,15 +295,15 @@ class Marks:
 def elements(
     pieces: Iterator[bytes], kind: str, position: int, most: int = ROW_BYTES
 ) -> Iterator[tuple[int, int, bytes | Cut]]:
-    """(where it begins, where the next one begins, text) of the elements of an array, or of values one behind the
-    other, from `position` on. What stands behind the last is one too: nothing that JSON knows."""
+    """(where it begins, where the next one begins, text) of the elements of an array, or of consecutive values, from
+    `position` on. Text after the last one is returned as one more, which is not valid JSON."""
     is_array = kind == "json"
     marks = Marks(level=int(is_array))
     if is_array and not position:
         position, pieces = _behind_bracket(pieces)
     held = Held(most)
 
-    def hold(part: bytes) -> None:  # whatever stands ahead of a row, blanks of any number count as none
+    def hold(part: bytes) -> None:  # white space before a row does not count
         held.add(part if held.size else part.lstrip())
 
     first = begin = position
@@ -319,7 +327,7 @@ def _stripped(text: bytes | Cut) -> bytes | Cut:
 
 
 def _behind_bracket(pieces: Iterator[bytes]) -> tuple[int, Iterator[bytes]]:
-    """The text behind the bracket that begins the array, and where that is."""
+    """(position, text) right after the bracket that opens the array."""
     read = 0
     for piece in pieces:
         place = piece.find(b"[")
@@ -330,7 +338,12 @@ def _behind_bracket(pieces: Iterator[bytes]) -> tuple[int, Iterator[bytes]]:
 
 
 class UnfitRow(dict[str, Any]):
-    """A row whose fields do not fit the header; `text` for people."""
+    """A row of CSV that does not match the header.
+
+    Attributes:
+        why: the reject.
+        text: the row, for people.
+    """
 
     def __init__(self, why: Reject, text: str):
         super().__init__()
@@ -338,13 +351,13 @@ class UnfitRow(dict[str, Any]):
 
 
 def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
-    """The rows of CSV or TSV with a header, by the names of their columns. Raises JobError."""
+    """The rows of CSV or TSV, as dicts with the header's names. Raises JobError."""
     tab = base_ending(name_of(path)) == ".tsv"
     delimiter = "\t" if tab else ","
     read = 0  # bytes since the last row
 
     def text() -> Iterator[str]:
-        """Line by line. What is too large for a row gets a field that csv does not take, so that it ends there."""
+        """Line by line. A row that is too large is replaced by a field that the csv module refuses, which ends it."""
         nonlocal read
         for number, line in enumerate(lines(pieces)):
             read += line.size if isinstance(line, Cut) else len(line)
@@ -364,8 +377,9 @@ def csv_rows(pieces: Iterator[bytes], path: str) -> Iterator[dict[str, Any]]:
             return
         except csv.Error as error:
             if names is None:
-                raise JobError(f"{shown(path)}: its header is no {'TSV' if tab else 'CSV'}: {error}") from None
-            why = Reject("too_large", too_large(read)) if read > ROW_BYTES else Reject("bad_shape", f"no CSV: {error}")
+                raise JobError(f"{shown(path)}: its header is not valid {'TSV' if tab else 'CSV'}: {error}") from None
+            is_large = read > ROW_BYTES
+            why = Reject("too_large", too_large(read)) if is_large else Reject("bad_shape", f"invalid CSV: {error}")
             yield UnfitRow(why, "")
             continue
         if not fields:
@@ -384,14 +398,14 @@ def check_names(path: str, names: list[str]) -> None:
     """Raises JobError if two columns have the same name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise JobError(f"{shown(path)}: has two columns {twice!r}; give each a name of its own")
+        raise JobError(f"{shown(path)}: has two columns named {twice!r}; rename one of them")
 
 
 # --- columnar files
 
 
 class Table:
-    """An open Parquet or Arrow file, read batch by batch from a row on."""
+    """An open Parquet or Arrow file, read in batches from any row on."""
 
     def __init__(self, path: str, kind: str, running: bool = False):
         """Raises JobError or Stopped."""
@@ -421,16 +435,17 @@ class Table:
         return _reading_columns(self.path, self.kind, self._running)
 
     def rows(self) -> int:
+        """The number of rows: from the footer of Parquet, counted in Arrow. Raises JobError or Stopped."""
         if self.kind == "parquet":
             about = self._file.metadata
             rows = sum(about.row_group(group).num_rows for group in range(about.num_row_groups))
             if rows != about.num_rows or not 0 <= rows < MOST_ROWS:
-                raise self._damaged(f"its footer tells of {about.num_rows:,} rows")
+                raise self._damaged(f"its footer says {about.num_rows:,} rows")
             return rows
         return sum(batch.num_rows for _, batch in self.batches(0, []))
 
     def batches(self, row: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(number of its first row, batch) of at most BATCH_ROWS rows, from the batch that has this row on."""
+        """(number of the first row, batch) of at most BATCH_ROWS rows each, beginning with the batch that has `row`."""
         wanted = [number for number, name in enumerate(self.schema.names) if name in columns]
         source = self._of_parquet(row, wanted) if self.kind == "parquet" else self._of_arrow(wanted)
         while True:
@@ -445,7 +460,7 @@ class Table:
                     yield begin + offset, batch.slice(offset, BATCH_ROWS)
 
     def group_begin(self, row: int) -> int:
-        """The first row of the row group that a row stands in: where reading can begin."""
+        """The first row of the row group that contains a row: where reading can begin."""
         begin = 0
         if self.kind == "parquet":
             for group in range(self._file.num_row_groups):
@@ -456,8 +471,10 @@ class Table:
         return begin
 
     def _of_parquet(self, row: int, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Group by group: of lists of dictionaries Arrow reads no batch out of two. A text that many rows share is held
-        once, as the file has it: expanded, a kilobyte of file may be any number of gigabytes."""
+        """Group by group, because Arrow cannot read a batch of dictionaries inside lists across two groups.
+
+        A text that many rows share is kept once, as in the file: expanded, a kilobyte of file may become gigabytes.
+        """
         begin = 0
         names = [self.schema.names[number] for number in wanted]
         for group in range(self._file.num_row_groups):
@@ -468,7 +485,7 @@ class Table:
             end = begin + rows
             try:
                 for batch in self._file.iter_batches(self._step, [group], columns=names):
-                    yield begin, batch.select(names)  # `a.b` is also a part of a column `a` to it
+                    yield begin, batch.select(names)  # Arrow also takes `a.b` for a field of a column `a`
                     begin += batch.num_rows
             except OSError as error:
                 if "DeltaByteArray" not in str(error):
@@ -485,7 +502,7 @@ class Table:
         return JobError(f"{shown(self.path)}: a damaged Parquet file: {what}")
 
     def _of_arrow(self, wanted: list[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        # A batch without columns has no rows, so it is counted by its first column.
+        # A batch without columns has no rows, so one column is read in order to count them.
         self._file = self._open(wanted or ([0] if self.schema.names else []))
         begin = 0
         count = self._file.num_record_batches if self.kind == "arrow" else None
@@ -499,8 +516,8 @@ class Table:
 
 
 def _texts(file: pq.ParquetFile) -> tuple[list[str], bool]:
-    """The columns of texts that can be read as dictionaries, and whether these are all. By the schema alone: asked for
-    more, Arrow ends the process where the footer is damaged."""
+    """The text columns that can be read as dictionaries, and whether that is all of them. Only the schema is used:
+    asked for anything else, Arrow crashes the process if the footer is damaged."""
     fields = file.schema_arrow
     views = tuple(f"{field.name}." for field in fields if "_view" in str(field.type))
     leaves = [file.schema.column(leaf) for leaf in range(len(file.schema))]
@@ -514,7 +531,7 @@ def _texts(file: pq.ParquetFile) -> tuple[list[str], bool]:
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """With the number of each one's first row."""
+    """(number of the first row, batch)"""
     begin = 0
     for batch in batches:
         yield begin, batch
@@ -522,7 +539,7 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Recor
 
 
 class _reading_columns:
-    """Around what pyarrow reads: an error with a number is the file system's, one without is the file's own."""
+    """Wraps reading by pyarrow: an error with an errno is the file system's; one without means a damaged file."""
 
     def __init__(self, path: str, kind: str, running: bool):
         self._path, self._kind, self._running = path, kind, running

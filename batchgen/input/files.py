@@ -1,4 +1,4 @@
-"""Where input lies: files, folders, globs and URIs. Finding and opening them, and what their errors mean."""
+"""Where the input is: files, folders, globs and URIs. Finding them, opening them, and what their errors mean."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from ..errors import JobError, MissingInput, Stopped, shown, warn
 from ..host import safeopen
 from ..job.spec import recordable_path
 
-GLOB_SIGNS = "*?["  # of these a URI can only hold `*`: the others are not letters of a URI's path
+GLOB_SIGNS = "*?["  # in a URI only `*` works: `?` begins the query, and `[` is not allowed in a path
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 # --- what is data, by name
@@ -31,9 +31,9 @@ COMPRESSION_ENDINGS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4", "
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json", ".jl", ".jsonlines")
 CSV_ENDINGS = (".csv", ".tsv")
 _DATA_ENDINGS = (*JSON_ENDINGS, *CSV_ENDINGS, *".parquet .pq .parq .arrow .arrows .ipc .feather".split())
-# Files that Hugging Face datasets writes beside the data.
+# Files that Hugging Face datasets writes next to the data.
 _METADATA = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
-# What people keep data in and batchgen does not read: a folder with such files is told of.
+# Formats in which people keep data and which batchgen does not read: it warns of them in a folder.
 _OTHER_DATA = frozenset(
     """
     .txt .yaml .yml .xml .html .htm .xlsx .xls .ods .doc .docx .pdf .zip .tar .tgz .7z .rar .pkl .pickle .npy .npz .h5
@@ -49,7 +49,7 @@ _NO_DATA = frozenset(
 
 
 def base_ending(name: str) -> str:
-    """The ending that tells a file's format, in small letters: `.jsonl` of `A.JSONL.gz`."""
+    """The ending that tells a file's format, in lower case: `.jsonl` for `A.JSONL.gz`."""
     stem, ending = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] if ending in COMPRESSION_ENDINGS else ending
 
@@ -68,7 +68,7 @@ def local(path: str) -> str | None:
     if path.startswith("file://"):
         host, _, rest = path.removeprefix("file://").partition("/")
         if host not in ("", "localhost"):
-            raise JobError(f"{shown(path)}: a file:// URI names a file of this machine: file:///folder/file")
+            raise JobError(f"{shown(path)}: a file:// URI must name a file on this machine: file:///folder/file")
         return os.fsdecode(unquote_to_bytes("/" + rest))
     return None if "://" in path else os.path.abspath(os.path.expanduser(path))
 
@@ -90,14 +90,14 @@ def failure(path: str, error: BaseException, running: bool) -> JobError | Stoppe
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
     where = shown(path)
     if running or _is_passing(error):
-        return Stopped(f"{where}: cannot be read now ({reason}); mend that and run the same command again")
+        return Stopped(f"{where}: cannot be read now ({reason}); fix that and run the same command again")
     if isinstance(error, FileNotFoundError):
         return MissingInput(f"{where}: no such file or folder")
     return JobError(f"{where}: cannot be read: {reason}")
 
 
 def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, FileNotFoundError) and error.__cause__:  # what fsspec makes of whatever a web server does
+    if isinstance(error, FileNotFoundError) and error.__cause__:  # fsspec raises it for any failure of a web server
         return _is_passing(error.__cause__)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
@@ -112,12 +112,12 @@ def _is_passing(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def reading(path: str, running: bool = False) -> Iterator[None]:
-    """Around all that asks a file system for something. Raises JobError or Stopped for whatever it says."""
+    """Wraps calls of a file system: what they raise becomes JobError or Stopped."""
     try:
         yield
     except (JobError, Stopped):
         raise
-    except Exception as error:  # aiohttp and the hub have classes of their own, which are no OSErrors
+    except Exception as error:  # aiohttp and the hub raise classes of their own, which are not OSErrors
         if isinstance(error, OSError | pa.ArrowException) or local(path) is None:
             raise failure(path, error, running) from error
         raise
@@ -127,7 +127,7 @@ def reading(path: str, running: bool = False) -> Iterator[None]:
 
 
 def open_raw(path: str, running: bool = False) -> Any:
-    """A file's bytes, as something with read(size), seek and close. Raises JobError or Stopped."""
+    """A file's bytes, as an object with read(size), seek and close. Raises JobError or Stopped."""
     inner = local(path)
     with reading(path, running):
         if inner is not None:
@@ -137,7 +137,7 @@ def open_raw(path: str, running: bool = False) -> Any:
 
 
 def open_arrow(path: str, running: bool = False) -> pa.NativeFile:
-    """The same for pyarrow's readers, which seek. Raises JobError or Stopped."""
+    """The same for pyarrow's readers, which need to seek. Raises JobError or Stopped."""
     inner = local(path)
     with reading(path, running):
         if inner is not None:
@@ -150,7 +150,7 @@ def open_arrow(path: str, running: bool = False) -> pa.NativeFile:
 
 
 def _open_regular(path: str, inner: str) -> io.FileIO:
-    """A pipe that came in the place of a file would be waited for."""
+    """Opened without blocking: if the file has been replaced by a pipe, open() would wait for a writer."""
     file = io.FileIO(os.open(inner, os.O_RDONLY | os.O_NONBLOCK))
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -159,7 +159,7 @@ def _open_regular(path: str, inner: str) -> io.FileIO:
 
 
 def _is_without_ranges(system: fs.FileSystem, inner: str) -> bool:
-    """Whether it is a web server that gives a file only from its beginning."""
+    """Whether it is on a web server that does not support range requests."""
     return inner.startswith("http") and not system.handler.fs.info(inner).get("partial")
 
 
@@ -168,7 +168,7 @@ def _open_stream(system: fs.FileSystem, inner: str) -> Any:
 
 
 def facts(path: str, running: bool = False) -> tuple[int, int]:
-    """(size in bytes, time of change in ns). What has no time has a number that changes with its content's tag."""
+    """(size in bytes, modification time in ns). A remote file without a time has a hash of its ETag in place of it."""
     inner = local(path)
     with reading(path, running):
         if inner is not None:
@@ -204,7 +204,7 @@ def _open_system(path: str) -> tuple[fs.FileSystem, str]:
 
 def _fsspec(path: str, scheme: str) -> tuple[fs.FileSystem, str]:
     if scheme == "http" and urlsplit(path).hostname not in LOOPBACK:
-        raise JobError(f"{shown(path)}: http is read from this machine only; use https://")
+        raise JobError(f"{shown(path)}: http:// works for this machine only; use https://")
     try:
         import fsspec
 
@@ -224,22 +224,37 @@ class _Found(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What holds for all of a search. out: the job's own output folder, which is no input; follow_links: in folders and
-    globs; known: files that the job has read before, by whatever links, and the folders above them."""
+    """Settings of a search.
+
+    Attributes:
+        out: the job's own output folder, which is never input.
+        follow_links: whether to follow links in folders and globs.
+        known: files that the job has read before (through links too), and the folders above them.
+    """
 
     out: str | None = None
     follow_links: bool = False
     known: Collection[str] = ()
 
     def follows(self, link: str) -> bool:
+        """Whether a link in a folder or glob is followed."""
         return self.follow_links or recordable_path(link) in self.known
 
 
 def find(
     paths: Iterable[str], out: str | None = None, follow_links: bool = False, known: Iterable[str] = ()
 ) -> list[str]:
-    """Every input file of files, folders, globs and URIs, in the order given, each sorted by name; the rest as in
-    _Asked. Raises JobError or Stopped."""
+    """All input files, in the order of `paths`; those of one folder or glob by name.
+
+    Args:
+        paths: files, folders, globs and URIs.
+        out: the job's own output folder, which is never input.
+        follow_links: whether to follow links in folders and globs.
+        known: files that the job has read before: links that lead to them are followed anyway.
+
+    Raises:
+        JobError, Stopped
+    """
     above = {str(each) for path in known for each in (path, *PurePosixPath(path).parents)}
     asked = _Asked(out, follow_links, above)
     listings = [_find_one(path, asked) for given in paths for path in _braces(given)]
@@ -251,26 +266,26 @@ def find(
             if key in seen:
                 twice = seen[key].path
                 same = "named twice in the input" if twice == file.path else f"the same file as {shown(twice)}"
-                raise JobError(f"{shown(file.path)}: {same}; each row is answered once")
+                raise JobError(f"{shown(file.path)}: {same}; name each file once")
             seen[key] = file
             found.append(file.path)
     return found
 
 
 def _once(listing: list[_Found]) -> list[_Found]:
-    """A folder's files without second names of the same file; the name that is no link stays."""
+    """A folder's files, each under one name only: one that is not a link, if there is one."""
     kept: dict[Any, _Found] = {}
     for file in sorted(listing, key=lambda file: (file.is_link, file.path)):
         key = file.identity or file.path
         if key in kept:
-            warn(f"{shown(file.path)}: the same file as {shown(kept[key].path)}; its rows are taken once")
+            warn(f"{shown(file.path)}: the same file as {shown(kept[key].path)}; its rows are read once")
         else:
             kept[key] = file
     return sorted(kept.values(), key=lambda file: file.path)
 
 
 def _braces(path: str) -> list[str]:
-    """`{a,b}` as shells have it, unless a file has that very name."""
+    """`{a,b}` expanded as in a shell, unless a file has exactly this name."""
     match = re.search(r"\{([^{}]*,[^{}]*)\}", path)
     inner = local(path)
     if not match or (inner is not None and os.path.lexists(inner)):
@@ -289,16 +304,16 @@ def _find_one(path: str, asked: _Asked) -> list[_Found]:
             files = _find_local(path, inner, asked, links)
     if not files:
         what = "no file matches" if _is_glob(path) else f"folder without {', '.join(_DATA_ENDINGS)} files"
-        raise JobError(f"{shown(path)}: {what}{f', but for {_passed_over(links)}' if links else ''}")
+        raise JobError(f"{shown(path)}: {what}{f'; {_passed_over(links)}' if links else ''}")
     if links:
         warn(f"{shown(path)}: {_passed_over(links)}")
     return files
 
 
 def _passed_over(links: list[str]) -> str:
-    """Whoever may put a link into a folder could have any file read that we can read."""
+    """Links are not followed, because whoever can create one in the folder could have us read any file that we can."""
     number = "1 link" if len(links) == 1 else f"{len(links):,} links"
-    return f"{number} passed over ({shown(min(links))}): name the files, or give --follow-links ([input] follow_links)"
+    return f"{number} skipped ({shown(min(links))}): name the files, or give --follow-links ([input] follow_links)"
 
 
 def _is_glob(path: str) -> bool:
@@ -306,7 +321,7 @@ def _is_glob(path: str) -> bool:
 
 
 def _find_local(path: str, inner: str, asked: _Asked, links: list[str]) -> list[_Found]:
-    """links: those that are passed over are added to it."""
+    """Links that are skipped are appended to `links`."""
     if not os.path.exists(inner):
         if _is_glob(inner):
             return _glob(inner, asked, links)
@@ -335,8 +350,11 @@ def _found(path: str) -> _Found:
 
 
 def _walk(folder: str, patterns: list[str], asked: _Asked, passed_over: list[str]) -> Iterator[str]:
-    """The files of a folder and those below it that match the patterns; without results of batchgen, and without names
-    that begin with `.` or `_` where no pattern asks for them. No folder is entered twice."""
+    """The files in and below a folder that match the patterns.
+
+    Output folders of batchgen are skipped, and so are names that begin with `.` or `_` unless a pattern asks for them.
+    No folder is entered twice.
+    """
     above = itertools.accumulate(folder.split("/")[1:], lambda left, part: f"{left}/{part}", initial="")
     seen = {_identity(part or "/") for part in above}
     own = _identity(asked.out) if asked.out and os.path.isdir(asked.out) else None
@@ -365,8 +383,8 @@ def _walk(folder: str, patterns: list[str], asked: _Asked, passed_over: list[str
                 if parts is None or entry.name in parts:
                     yield entry.path
             elif entry.is_symlink() and _may_be_data(entry.name):
-                warn(f"{shown(entry.path)}: a link to nothing; passed over")
-    _tell(folder, "an output folder of batchgen in the input; passed over", outputs)
+                warn(f"{shown(entry.path)}: a broken link; skipped")
+    _tell(folder, "an output folder of batchgen in the input; skipped", outputs)
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -375,12 +393,12 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _is_output(folder: str) -> bool:
-    """Whether batchgen made it: its shards would be rows of the next run."""
+    """Whether batchgen made the folder: its shards would become rows of the next run."""
     return os.path.isfile(f"{folder}/_job.json") and os.path.isdir(f"{folder}/_state")
 
 
 def _saved_parts(folder: str) -> set[str] | None:
-    """The data files of a folder that `datasets.save_to_disk` made (caches may lie beside them); None of another."""
+    """The data files of a folder that `datasets.save_to_disk` wrote, which may hold caches too; None for others."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, JobError, RecursionError):
         state = json.loads(safeopen.read(f"{folder}/state.json"))
         return {str(part["filename"]) for part in state["_data_files"]}
@@ -393,14 +411,14 @@ def _glob(pattern: str, asked: _Asked, links: list[str]) -> list[_Found]:
 
 
 def _fixed(pattern: str) -> tuple[str, list[str]]:
-    """The folder in which a glob looks, and the patterns of what is below it."""
+    """The folder that a glob searches, and the patterns for the path below it, one per segment."""
     parts = pattern.split("/") + ["*"] * pattern.endswith("/**")
     fixed = next(number for number, part in enumerate(parts) if _is_glob(part))
     return "/".join(parts[:fixed]) or "/", parts[fixed:]
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
-    """Segment by segment; `**` stands for any number of folders."""
+    """Whether a path matches, segment by segment; `**` matches any number of folders."""
     if not patterns or not names:
         return names == patterns
     if patterns[0] == "**":
@@ -409,7 +427,7 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
 
 
 def _matches_name(name: str, pattern: str) -> bool:
-    """As in a shell, a name that begins with `.` (here also with `_`) needs a pattern that does."""
+    """As in a shell, a name that begins with `.` (here `_` too) only matches a pattern that begins with the same."""
     return (name[:1] not in "._" or pattern[:1] == name[:1]) and fnmatch.fnmatchcase(name, pattern)
 
 
@@ -424,13 +442,13 @@ def _may_match_below(folders: list[str], patterns: list[str]) -> bool:
 
 
 def _may_be_meant(names: list[str], patterns: list[str]) -> bool:
-    """Whether a link could give something that the patterns ask for, be it to a file or to a folder."""
+    """Whether a link could lead to something that the patterns ask for, a file or a folder."""
     is_file = _matches(names, patterns) and _may_be_data(names[-1])
     return is_file or (not os.path.splitext(names[-1])[1] and _may_match_below(names, patterns))
 
 
 def _data_of(folder: str, files: Iterable[str]) -> list[_Found]:
-    """Those of a listing that are data; what may be data of another kind is told of once."""
+    """The data files of a listing. Warns once of files that may be data in a format that is not read."""
     found, others = [], []
     for file in files:
         if _is_data(file):
@@ -442,9 +460,9 @@ def _data_of(folder: str, files: Iterable[str]) -> list[_Found]:
 
 
 def _tell_of_others(folder: str, names: list[str], is_more: bool) -> None:
-    """is_more: there are files that are read; without any there will be an error anyway."""
+    """is_more: there are files that are read; if there are none, an error follows anyway."""
     if is_more:
-        _tell(folder, "batchgen does not read such files; passed over", names)
+        _tell(folder, "batchgen does not read such files; skipped", names)
 
 
 def _tell(folder: str, what: str, names: list[str]) -> None:
@@ -465,7 +483,7 @@ def _may_be_data(name: str) -> bool:
 
 
 def _looks_like_data(path: str) -> bool:
-    """A file whose name says nothing, such as Spark's part-00000 or the hub's blobs."""
+    """For a file whose name has no known ending, such as Spark's part-00000 or the hub's blobs."""
     from .file_formats import looks_like_data
 
     with open(path, "rb") as stream:
@@ -501,7 +519,7 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _is_remote_data(name: str) -> bool:
-    """By name alone: to look into each file may cost as much as to read it."""
+    """By name alone: looking into each file may cost as much as reading it."""
     return _may_be_data(name) and base_ending(name) in _DATA_ENDINGS
 
 
@@ -519,7 +537,7 @@ def _remote_glob(system: fs.FileSystem, pattern: str) -> list[str]:
 
 
 def _full_name(path: str, inner: str, file: str) -> str:
-    """`file`, found in the file system of `path`, named so that it opens from anywhere: with the URI's query."""
+    """The URI of `file`, found in the file system of `path`, with the query that is needed to open it."""
     if path.startswith("hf://"):
         return f"hf://{file}"
     before, _, query = path.partition("?")

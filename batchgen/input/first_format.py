@@ -1,8 +1,8 @@
-"""What folders of format 1, which batchgen 0.1.0 began, make of a row. Frozen: their shards have one fingerprint, so
-rows that are still to be answered must become the prompts that they would have become then.
+"""The rules by which batchgen 0.1.0 turned rows into prompts, for folders of format 1, which it began. Frozen: all
+shards of such a folder have one fingerprint, so its remaining rows must become the prompts that 0.1.0 would have made.
 
-That version left aside system columns, contexts and histories, and had other rules for parts of a text, for roles, for
-ids and for where a text is clipped. Folders of later formats go by shapes.py, conversation.py and prompt/fit.py.
+0.1.0 ignored system columns, contexts and histories, and had other rules for content parts, roles, ids and clipping.
+Its rejects keep their wording too. Folders of later formats go by shapes.py, conversation.py and prompt/fit.py.
 """
 
 import re
@@ -16,7 +16,7 @@ from ..job.sampling import Sampling
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance, kind_of
 
 FORMAT = 1
-CLIP = "clip@1"  # what clip meant then, as prompt.fit.fit takes it
+CLIP = "clip@1"  # the name of 0.1.0's clipping, as an on_overlength policy of prompt.fit.fit
 Record = dict[str, Any]
 
 _SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT}
@@ -32,7 +32,7 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def shape_of(record: Record, format: str) -> str:
-    """The name of the first shape whose columns the record has; `format` if that is not auto. Raises Reject."""
+    """The name of the first shape whose columns the record has, or `format` if that is not auto. Raises Reject."""
     if format != "auto":
         missing = [column for column in _SHAPES[format].columns if record.get(column) is None and format != "hh"]
         if missing:
@@ -48,7 +48,7 @@ def shape_of(record: Record, format: str) -> str:
 
 
 def read(record: Record, shape: str, drop_last_response: bool) -> Conversation:
-    """The conversation of a record, system messages included, ending with the user. Raises Reject."""
+    """The conversation of a record, system messages included, which ends with the user's turn. Raises Reject."""
     turns = _SHAPES[shape].parse(record)
     if turns and turns[-1].speaker == ASSISTANT and drop_last_response:
         turns.pop()
@@ -90,7 +90,7 @@ def _hh(record: Record) -> Conversation:
         Utterance(USER if who == "Human" else ASSISTANT, said.strip())
         for who, said in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    if turns[-1] == (ASSISTANT, ""):  # the transcript ends where the answer is to begin
+    if turns[-1] == (ASSISTANT, ""):  # only says that the answer comes next
         turns.pop()
     return [Utterance(speaker, _text(said, column)) for speaker, said in turns]
 
@@ -164,7 +164,7 @@ _SHAPES = {
 
 
 def clip(conversation: Conversation, fitting: Callable[[Conversation], Any], limit: int) -> Any:
-    """As prompt.fit.fit asks it of its ways to shorten: cut between characters that no accent follows."""
+    """0.1.0's way to shorten, with the arguments of those in prompt.fit: it only keeps combining accents together."""
     last = conversation[-1].text
 
     def cut(start: int) -> Any:

@@ -1,4 +1,4 @@
-"""Names over the whole input: columns that the user names are there, no two rows have one id, none is left aside."""
+"""The ids of all rows of an input: which are repeated, and which cannot be used."""
 
 import hashlib
 from array import array
@@ -18,8 +18,14 @@ from .rows import Reader
 
 @dataclass(frozen=True)
 class Survey:
-    """repeated: rows whose id an earlier row has too; twice: two rows of one id, and this; nameless: rows whose `id`
-    names nothing, so that they go by their number; first_nameless: the first of them."""
+    """What the ids of an input look like.
+
+    Attributes:
+        repeated: number of rows whose id an earlier row has too.
+        twice: two rows with the same id, and that id.
+        nameless: number of rows whose `id` cannot be used, so that they go by their row number.
+        first_nameless: number of the first such row.
+    """
 
     repeated: int = 0
     twice: tuple[int, int, str] | None = None
@@ -28,7 +34,7 @@ class Survey:
 
 
 def survey(plan: Plan, column: str) -> Survey:
-    """Reads the ids of all rows; of JSONL nothing else. Takes 8 bytes of memory a row."""
+    """Reads the ids of all rows (of JSONL nothing else), in 8 bytes of memory per row."""
     if not column or not _has_ids(plan, column):
         return Survey()
     digests = array("q")
@@ -45,19 +51,19 @@ def survey(plan: Plan, column: str) -> Survey:
 
 
 def digest(id: str) -> int:
-    """64 bits that stand for an id."""
+    """A 64-bit hash of an id."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def repeats(digests: "array[int]") -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """One for each digest beyond the first of its value; sorts them where they are."""
+    """The digests that repeat an earlier one. Sorts the array in place."""
     ordered = np.asarray(digests)
     ordered.sort()
     return ordered[1:][ordered[1:] == ordered[:-1]]
 
 
 def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
-    """The first two rows with the id of a digest, and the id."""
+    """The first two rows whose id has this digest, and that id."""
     first = None
     for row, id, _ in _named_rows(plan, column):
         if digest(id) == wanted:
@@ -68,13 +74,13 @@ def _twice(plan: Plan, column: str, wanted: int) -> tuple[int, int, str] | None:
 
 
 def _has_ids(plan: Plan, column: str) -> bool:
-    """Whether there are ids but row numbers, as far as the first rows of each file tell."""
+    """Whether any row has an id of its own, going by the first rows of each file."""
     names = {column, "custom_id"} if column == DEFAULT_ID else {column}
     return any(not names.isdisjoint(passthrough.column_names(file)) for file in plan.files)
 
 
 def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
-    """(row number, id, whether its column `id` names nothing) of all rows that can be read."""
+    """(row number, id, whether its column `id` cannot be used) of every row that can be read."""
     wanted = [column, "custom_id", "body", "params"] if column == DEFAULT_ID else [column]
     decoder = _decoder(column)
     reader = Reader(plan, wanted)
@@ -85,13 +91,13 @@ def _named_rows(plan: Plan, column: str) -> Iterator[tuple[int, str, bool]]:
                 id = row_id(record, column, row.number)
                 is_text = type(record.get(column)) is str  # as nearly all are
                 is_nameless = not is_text and column == DEFAULT_ID and names_nothing(record)
-            except Reject:  # of the whole record, or of this column alone
+            except Reject:  # the record, or this column of it, cannot be read
                 continue
             yield row.number, id, is_nameless
 
 
 def _decoder(column: str) -> "msgspec.json.Decoder[Any]":
-    """Of a JSON line, what names its row; the rest is passed over, at a GB a second."""
+    """Decodes only what names the row of a JSON line, and skips the rest at 1 GB/s."""
     fields: list[Any] = [("own", Any, None)]
     if column == DEFAULT_ID:
         request = dict[str, msgspec.Raw] | None
@@ -100,7 +106,7 @@ def _decoder(column: str) -> "msgspec.json.Decoder[Any]":
 
 
 def _head(row: Row, column: str, decoder: "msgspec.json.Decoder[Any]") -> dict[str, Any]:
-    """Of a record, what names it. Raises Reject."""
+    """The part of a record that names it. Raises Reject."""
     if isinstance(row.raw, bytes):
         try:
             named = decoder.decode(row.raw)
@@ -108,5 +114,5 @@ def _head(row: Row, column: str, decoder: "msgspec.json.Decoder[Any]") -> dict[s
                 return {column: named.own}
             return {column: named.own, "custom_id": named.custom_id, "body": named.body, "params": named.params}
         except (msgspec.DecodeError, RecursionError, UnicodeError):
-            pass  # not as expected: read like any other
+            pass  # read it in full below
     return row.record()

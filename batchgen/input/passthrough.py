@@ -1,5 +1,5 @@
-"""Which columns a job passes through, and their types: as declared, as they were at the job's first run, or the widest
-of all that the input has."""
+"""Which columns a job passes through, and their types: as declared, as recorded by the job's first run, or the widest
+type that the input needs."""
 
 import base64
 import itertools
@@ -19,14 +19,22 @@ from .plan import SAMPLE_ROWS, InputFile
 
 
 def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted, Column] | None = None) -> list[Column]:
-    """The columns that `[output] columns` names. An incremental job keeps the types of the files that it began with,
-    as its shards are one dataset; later values that do not fit reject their rows.
+    """The columns that `[output] columns` names, with their types.
 
-    recorded: types that the job has already. Raises JobError or Stopped.
+    An incremental job keeps the types of the files it began with, because its shards form one dataset; rows whose
+    values do not fit are rejected.
+
+    Args:
+        files: the input.
+        texts: `[output] columns`.
+        recorded: columns whose types the job has already.
+
+    Raises:
+        JobError, Stopped
     """
     wanted = wanted_of(files, texts)
     recorded = recorded or {}
-    first = [file for file in files if not file.generation and file.rows]
+    first = [file for file in files if not file.growth and file.rows]
     unknown = [each for each in wanted if not each.declared and each not in recorded]
     seen = _seen(first, [each.source for each in unknown])
     found = []
@@ -44,13 +52,13 @@ def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted,
 
 
 def wanted_of(files: list[InputFile], texts: Sequence[str]) -> list[Wanted]:
-    """What `[output] columns` says, for this input. Raises JobError."""
+    """`[output] columns`, parsed for this input. Raises JobError."""
     signs = any(":" in text or "=" in text for text in texts)
     return columns.parse(texts, _some_names(files) if signs else ())
 
 
 def _some_names(files: list[InputFile]) -> Iterator[str]:
-    """Names of columns, of the first columnar file and of the head of the first text file."""
+    """Column names of the first columnar file and of the head of the first text file."""
     for is_columnar in (True, False):
         for file in files:
             if file.rows and file.is_columnar == is_columnar:
@@ -59,7 +67,7 @@ def _some_names(files: list[InputFile]) -> Iterator[str]:
 
 
 def column_names(file: InputFile, rows: int | None = SAMPLE_ROWS) -> list[str]:
-    """The columns of a columnar file, or the keys of the first `rows` rows of another (None: of all)."""
+    """The columns of a columnar file, or the keys in the first `rows` rows (None: all rows) of another."""
     kind, _ = file.format
     if file.is_columnar:
         return list(Table(file.path, kind).schema.names)
@@ -76,7 +84,7 @@ def _raws(file: InputFile) -> Iterator[Any]:
 
 
 def _decoded(line: bytes, kind: Any) -> Any:
-    """A line as JSON, NaN and halves of surrogate pairs included, which msgspec does not know; None if it is none."""
+    """A line of JSON, which may hold what msgspec does not accept (NaN, Infinity, lone surrogates); None if invalid."""
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError):
@@ -89,7 +97,7 @@ def _decoded(line: bytes, kind: Any) -> Any:
 
 
 def _seen(files: Iterable[InputFile], names: Sequence[str]) -> dict[str, dict[str, Seen]]:
-    """column -> path -> the values that it has in this file of text, over all its rows."""
+    """column -> path -> the kinds of values that the column has in this text file, over all its rows."""
     found: dict[str, dict[str, Seen]] = {name: {} for name in names}
     if not found:
         return found
@@ -121,7 +129,7 @@ def _arrow_types(files: Iterable[InputFile], name: str) -> list[pa.DataType]:
 
 
 def _widest(files: list[InputFile], wanted: Wanted, seen: dict[str, Seen]) -> Column:
-    """Raises JobError if the files have nothing in common."""
+    """The column with the widest type of all files. Raises JobError if their types have none in common."""
     name, source, _ = wanted
     found: dict[str, pa.DataType | None] = {path: values.kind for path, values in seen.items()}
     for file in files:
@@ -133,8 +141,8 @@ def _widest(files: list[InputFile], wanted: Wanted, seen: dict[str, Seen]) -> Co
                 )
             found[file.path] = columns.settled(schema.field(source).type)
     if not found:
-        raise JobError(f"column {source}: not in the input; if it comes later, give its type: {source}:string")
-    if None in found.values():  # values of several kinds even within a file
+        raise JobError(f"column {source}: not in the input; if later rows have it, give its type: {source}:string")
+    if None in found.values():  # values of several kinds within one file
         return Column(name, source, TYPES["json"], is_json=True)
     types = [kind for kind in found.values() if kind is not None]
     kind = columns.widest(list(dict.fromkeys(types)))
@@ -142,11 +150,11 @@ def _widest(files: list[InputFile], wanted: Wanted, seen: dict[str, Seen]) -> Co
         some = {str(kind): f"{kind} in {shown(path)}" for path, kind in found.items()}
         advice = "int64" if all(pa.types.is_integer(each) for each in types) else "json"
         raise JobError(
-            f"column {source}: {', '.join(some.values())}; give one type for all, such as {source}:string "
+            f"column {source}: {', '.join(some.values())}; give one type for all files, such as {source}:string "
             f"or {source}:{advice}"
         )
     if pa.types.is_null(kind) and seen:
-        kind = pa.string()  # nulls of JSON, which say nothing
+        kind = pa.string()  # only nulls, in JSON, which has no type for them
     return Column(name, source, kind)
 
 
@@ -154,16 +162,19 @@ def _widest(files: list[InputFile], wanted: Wanted, seen: dict[str, Seen]) -> Co
 
 
 def written(found: Iterable[Column]) -> str:
-    """The Arrow types as `_job.json` keeps them."""
+    """The Arrow types in the form in which `_job.json` holds them."""
     schema = pa.schema([pa.field(column.name, column.type) for column in found])
     return base64.b64encode(schema.serialize()).decode()
 
 
 def read(files: list[InputFile], texts: Sequence[str], kinds: dict[str, str], schema: str) -> dict[Wanted, Column]:
-    """The columns that a job of the past has.
+    """The columns, with their types, that a job has recorded.
 
-    kinds: name -> type as `results` has it; schema: what `written` gave, empty in a job of the first version, whose
-    Arrow types are those of its Parquet files.
+    Args:
+        files: the input.
+        texts: `[output] columns`.
+        kinds: name -> type, as in the job's `results`.
+        schema: what `written` returned; empty in a job of 0.1.0, whose Arrow types are those of its Parquet files.
     """
     types = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(schema))) if schema else None
     found = {}
@@ -176,7 +187,7 @@ def read(files: list[InputFile], texts: Sequence[str], kinds: dict[str, str], sc
         elif kind in TYPES:
             found[wanted] = Column(wanted.name, wanted.source, TYPES[kind], kind == "json")
         else:
-            first = [file for file in files if not file.generation]
+            first = [file for file in files if not file.growth]
             same = [each for each in _arrow_types(first, wanted.source) if str(each) == kind]
             found |= {wanted: Column(wanted.name, wanted.source, same[0])} if same else {}
     return found

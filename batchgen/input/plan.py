@@ -1,8 +1,8 @@
 """The shard plan: every row of the input counted and digested, and cut into shards.
 
-The plan of an incremental job grows by generations. What a run finds beyond the plan (new files, lines behind those
-that are known) goes to its end, as new entries of `files` and new shards over them. So rows keep their numbers and
-shards their names, wherever in the input's order a new row stands; the last shard of a generation may be short.
+The plan of an incremental job grows. What a run finds beyond the plan (new files, lines appended to known ones) is
+added at its end, as new entries of `files` and new shards over them. So rows keep their numbers and shards their names,
+wherever the new rows are in the input; the last shard before each growth may be short.
 """
 
 import bisect
@@ -22,20 +22,28 @@ from .file_formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
 from .files import find
 
 NEWLINE = ord("\n")
-# Names of the columns of JSONL are read off this many rows at the head of each file.
+# The column names of a JSONL file are taken from this many rows at its head.
 SAMPLE_ROWS = 1000
-# Compressions by ending, as the first version knew them; exports are written by them too.
+# Compression by file ending, as 0.1.0 recognised it; exports still choose theirs this way.
 COMPRESSION_BY_ENDING = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
 class InputFile(msgspec.Struct, frozen=True):
-    """A file, or what a later generation found behind the part that was known: its rows from byte `start` of its text
-    to byte `end`.
+    """An input file, or the part that a growth found appended to it: the rows between two bytes of its text.
 
-    path: absolute path or URI; size, mtime_ns: of the whole file when it was read; digest: SHA-256 of the content up to
-    `end` (of the text, if it was compressed), so that the last entry of a path vouches for all of them; kind,
-    compression: as its content says (file_formats.detect). The first version recorded neither: it went by the ending.
+    Attributes:
+        path: absolute path, or URI.
+        size: of the whole file when it was read, in bytes.
+        mtime_ns: its modification time at that moment.
+        digest: SHA-256 of the content up to `end` (of the text, if compressed), so that the last entry of a path covers
+            the earlier ones.
+        rows: number of rows between `start` and `end`.
+        end: byte of the text at which the rows end.
+        start: byte of the text at which the rows begin.
+        growth: number of the growth that added it; 0 if it was there when the job began. `generation` in `_job.json`.
+        kind: file format by content, see `file_formats.detect`. Empty in plans of 0.1.0, which went by file endings.
+        compression: likewise.
     """
 
     path: str
@@ -45,7 +53,7 @@ class InputFile(msgspec.Struct, frozen=True):
     rows: int
     end: int
     start: int = 0
-    generation: int = 0
+    growth: int = msgspec.field(default=0, name="generation")
     kind: str = ""
     compression: str = ""
 
@@ -56,16 +64,17 @@ class InputFile(msgspec.Struct, frozen=True):
 
     @property
     def is_columnar(self) -> bool:
+        """Whether it is a Parquet or Arrow file, which has a schema and whose rows are counted."""
         return self.format[0] in COLUMNAR
 
     @property
     def may_grow(self) -> bool:
-        """Whether it can get longer and still hold what it held: only lines that are not compressed can."""
+        """Whether the file may get longer while its known part stays: true of uncompressed JSONL only."""
         return self.format == ("jsonl", "")
 
 
 def _first_format(path: str) -> tuple[str, str]:
-    """What the first version took a file for."""
+    """(kind, compression) as 0.1.0 took them from the file's ending."""
     ending = _ending(path)
     return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSION_BY_ENDING.get(ending, ""))
 
@@ -75,11 +84,16 @@ def _ending(path: str) -> str:
 
 
 class Shard(msgspec.Struct, frozen=True, array_like=True):
-    """Rows first_row .. first_row + rows - 1, which start in file `file` of the plan at `position`: a byte of
-    the text of JSONL and JSON, a row of all others. A shard may go on into the next files.
+    """A run of consecutive rows, which may span several files.
 
-    of: how many shards the job had when this one was planned, as its name says; picked: if given, the shard has only
-    these of its rows (`batchgen retry`).
+    Attributes:
+        index: number of the shard, from 0.
+        of: how many shards the job had when this one was planned; part of its name.
+        first_row: number of its first row.
+        rows: how many rows it spans.
+        file: index in `Plan.files` of the file in which it starts.
+        position: where it starts in that file: a byte of the text for JSONL and JSON, a row number for all others.
+        picked: the row numbers to take, if not all of them (`batchgen retry`).
     """
 
     index: int
@@ -92,25 +106,35 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def name(self) -> str:
+        """The name of its output file, without the ending."""
         return f"part-{self.index:05}-of-{self.of:05}"
 
     @property
     def row_numbers(self) -> Sequence[int]:
+        """The numbers of its rows: all of them, or those that were picked."""
         return range(self.first_row, self.first_row + self.rows) if self.picked is None else self.picked
 
 
 class Plan(msgspec.Struct, frozen=True):
+    """The input of a job.
+
+    Attributes:
+        files: the files, and what growths have added, in the order of the row numbers.
+        shards: the shards, which cover the rows of the files in order.
+    """
+
     files: list[InputFile]
     shards: list[Shard]
 
     @property
     def rows(self) -> int:
+        """The number of rows of all shards."""
         return sum(len(shard.row_numbers) for shard in self.shards)
 
     @property
-    def generation(self) -> int:
-        """How often it has grown."""
-        return self.files[-1].generation
+    def growth(self) -> int:
+        """How often the plan has grown."""
+        return self.files[-1].growth
 
     @property
     def latest(self) -> dict[str, InputFile]:
@@ -122,7 +146,14 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class _Part(NamedTuple):
-    """A file from a byte of its text on, and the digest of what stands before; old: what is known of the file."""
+    """A file from a byte of its text on.
+
+    Attributes:
+        path: absolute path, or URI.
+        start: the byte.
+        digest: digest so far, of everything before `start`.
+        old: the last known entry of the file, if there is one.
+    """
 
     path: str
     start: int
@@ -138,11 +169,19 @@ def plan_input(
     out: str | None = None,
     follow_links: bool = False,
 ) -> Plan:
-    """Counts and digests every file, one pass each, and cuts the rows into shards of shard_rows.
+    """Counts and digests every file, in one pass each, and cuts the rows into shards.
 
-    known: an earlier plan with the same shard_rows. If every file still has its path, size and time of
-    change, it is returned as it is, without reading anything. incremental: the plan is going to grow; out and
-    follow_links: as files.find has them. Raises JobError or Stopped.
+    Args:
+        paths: files, folders, globs and URIs.
+        shard_rows: rows of a shard.
+        known: an earlier plan with the same shard_rows. If every file still has its path, size and modification time,
+            it is returned unchanged, without reading anything.
+        incremental: whether the plan will grow, so that an unfinished last line is left for later.
+        out: see `files.find`.
+        follow_links: see `files.find`.
+
+    Raises:
+        JobError, Stopped
     """
     paths = list(paths)
     latest = known.latest if known else {}
@@ -157,8 +196,7 @@ def plan_input(
 
 
 def _as_before(found: list[str], named: list[str], latest: dict[str, InputFile]) -> list[str]:
-    """The input of a job that the first version began is what that would find: in folders files by their endings,
-    metadata too."""
+    """The input of a job that 0.1.0 began, as 0.1.0 would find it: files of a folder by their endings, metadata too."""
     if not any(not file.kind for file in latest.values()):
         return found
     taken = [path for path in found if path in latest or path in named or _first_took(path)]
@@ -182,11 +220,17 @@ def _is_still_there(path: str) -> bool:
 def grow(
     paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = None, follow_links: bool = False
 ) -> tuple[Plan, list[str]]:
-    """The known plan with a generation more for what the input has got since, or as it is if there is nothing; and, one
-    line each, what of the known part is not as it was: then there is no plan. A file is known by its path.
+    """The known plan, grown by what the input has gained since.
 
-    Only uncompressed JSONL may get longer. If size or time of change are others, the known part is read again.
-    Raises JobError.
+    Only uncompressed JSONL files may get longer. Where a file's size or modification time differs, its known part is
+    read again and compared.
+
+    Returns:
+        The plan, unchanged if the input has gained nothing; and one line for each known file whose known part has
+        changed. If there are such lines, the plan has not been grown.
+
+    Raises:
+        JobError, Stopped
     """
     paths = list(paths)
     latest = known.latest
@@ -201,11 +245,11 @@ def grow(
         elif not _is_untouched(old):
             digest = _digest(old, old.end if old.may_grow else None)
             if digest.hexdigest() != old.digest:
-                changed.append(f"{shown(path)}: the {old.end:,} bytes that were read are not what they were")
+                changed.append(f"{shown(path)}: the {old.end:,} bytes that were read before have changed")
             elif old.may_grow:
                 between = _line_end(old)
                 if between is None:
-                    changed.append(f"{shown(path)}: its last line, which was read without an end, goes on now")
+                    changed.append(f"{shown(path)}: its last line, read when it had no newline, has been continued")
                 else:
                     digest.update(between)
                     parts.append(_Part(path, old.end + len(between), digest, old))
@@ -215,15 +259,15 @@ def grow(
 
 
 def _extend(known: Plan, parts: Iterable[_Part], shard_rows: int, incremental: bool) -> Plan:
-    """The plan with a generation more over these parts, or as it is if they have no rows."""
+    """The plan grown by these parts, or unchanged if they have no rows."""
     files = list(known.files)
-    generation = known.generation + 1 if files else 0
+    growth = known.growth + 1 if files else 0
     begin = rows = sum(file.rows for file in files)
     starts: list[tuple[int, int]] = []
     for part in parts:
         first = (begin - rows) % shard_rows  # the first row of this part that begins a shard
-        file, positions = _scan(part, first, shard_rows, generation, incremental)
-        if file.rows or not generation:
+        file, positions = _scan(part, first, shard_rows, growth, incremental)
+        if file.rows or not growth:
             starts += [(len(files), position) for position in positions]
             files.append(file)
             rows += file.rows
@@ -238,8 +282,15 @@ def _extend(known: Plan, parts: Iterable[_Part], shard_rows: int, incremental: b
 
 
 def changed_files(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
-    """The files of a plan whose content is not what it was. trust_times: files of the same size and time of change
-    count as unchanged without being read; growing: they may have got longer. Raises JobError."""
+    """The files of a plan whose content has changed, as shown to people.
+
+    Args:
+        trust_times: take files of the same size and modification time as unchanged, without reading them.
+        growing: files may have got longer.
+
+    Raises:
+        JobError, Stopped
+    """
     return [
         shown(file.path)
         for file in plan.latest.values()
@@ -253,8 +304,8 @@ def _is_untouched(file: InputFile) -> bool:
 
 
 def _line_end(file: InputFile) -> bytes | None:
-    """What ends the last line of the known part of a file, if that had no end when it was read: a newline, or nothing
-    yet. None if the line has got longer."""
+    """What has been appended to end the last line of a file's known part: a newline, or nothing if it had one before or
+    has none yet. None if the line itself has got longer."""
     last, more = b"\n", b""
     if file.end:
         around = b"".join(chunks(file.path, position=file.end - 1, end=file.end + 2))
@@ -264,13 +315,13 @@ def _line_end(file: InputFile) -> bytes | None:
     return next((end for end in (b"\n", b"\r\n") if more.startswith(end)), None)
 
 
-def _scan(part: _Part, first: int, step: int, generation: int, incremental: bool) -> tuple[InputFile, list[int]]:
-    """A part's facts, and the positions of its rows first, first + step, first + 2 step, ..."""
+def _scan(part: _Part, first: int, step: int, growth: int, incremental: bool) -> tuple[InputFile, list[int]]:
+    """A part as an InputFile, and the positions of its rows first, first + step, first + 2 * step, ..."""
     path = part.path
     size, mtime_ns = filing.facts(path)
     known_kind = part.old is not None and (part.start or not part.old.kind)
     kind, compression = part.old.format if part.old and known_kind else detect(path)
-    file = InputFile(path, size, mtime_ns, "", 0, size, part.start, generation, kind, compression)
+    file = InputFile(path, size, mtime_ns, "", 0, size, part.start, growth, kind, compression)
     if part.old and not part.old.kind:
         file = msgspec.structs.replace(file, kind="", compression="")
     if file.is_columnar:
@@ -285,7 +336,7 @@ def _scan(part: _Part, first: int, step: int, generation: int, incremental: bool
 
 
 def _scan_rows(file: InputFile, first: int, step: int) -> tuple[int, list[int], int, str]:
-    """Rows, positions, where the text ends, and the digest of all of it, of JSON and CSV."""
+    """(rows, positions, end of the text, digest of the text) of JSON and CSV."""
     kind, compression = file.format
     digest = hashlib.sha256()
     end = 0
@@ -312,20 +363,20 @@ def _scan_rows(file: InputFile, first: int, step: int) -> tuple[int, list[int], 
 def _scan_lines(
     part: _Part, file: InputFile, first: int, step: int, incremental: bool
 ) -> tuple[int, list[int], int, str]:
-    """Lines, positions, where the text ends, and the digest of all of it.
+    """(lines, positions, end of the text, digest of the text) of JSONL.
 
-    A last line without an end is a row like any other. Not so if the job is incremental and the line is no whole object
-    yet: a writer may be in the midst of it, so it is left for the run that finds its end. (An object ends with its
-    closing bracket: no line that goes on passes for a whole one.)
+    A last line without a newline is a row like any other, unless the job is incremental and the line is not a complete
+    object: a writer may be in the middle of it, so it is left for the run that finds it complete. (An object ends with
+    its closing brace, so an unfinished line is never taken for a complete one.)
     """
     path, start, digest, _ = part
-    # Of a file that is being written to, what was there when its size was asked for.
+    # A file that is being written to counts as far as it went when its size was read.
     until = file.size if file.may_grow else None
-    lines, end = 0, start  # whole lines, and where the text ends, before this chunk
+    lines, end = 0, start  # complete lines, and the end of the text, before this chunk
     positions = [start] if first == 0 else []
-    wanted = first or step  # the next line, counted from 0, whose first byte is asked for
-    tail = bytearray()  # what stands behind the last newline, of which an incremental job may leave it out
-    is_open = False  # whether there is any
+    wanted = first or step  # the next line, counted from 0, whose position is wanted
+    tail = bytearray()  # text after the last newline, which an incremental job may leave out
+    is_open = False  # whether there is such text
     for chunk in chunks(path, file.format[1], position=start, end=until):
         newlines = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE)
         asked = newlines[wanted - lines - 1 :: step]
@@ -350,7 +401,7 @@ def _scan_lines(
     elif is_open:
         digest.update(tail)
         lines += 1
-    # A position right behind the last newline begins no line.
+    # A position right after the last newline is not the start of a line.
     return lines, [position for position in positions if position < end], end, digest.hexdigest()
 
 
@@ -363,12 +414,12 @@ def _is_object(line: bytes) -> bool:
 
 
 def _warn_of_unfinished(path: str) -> None:
-    warn(f"{shown(path)}: its last line has no newline and is no whole object yet; it is left for a later run")
+    warn(f"{shown(path)}: the last line has no newline and is not a complete JSON object yet; a later run will read it")
 
 
 def _digest(file: InputFile, end: int | None = None) -> "hashlib._Hash":
-    """Over a file's text, or that of a columnar one over its bytes; up to `end`, if given."""
-    digest = hashlib.sha256()  # processors have instructions for it: 2.3 times as fast as blake2b
+    """The digest of a file's text (of its bytes, if columnar), up to byte `end` if given."""
+    digest = hashlib.sha256()  # with SHA instructions 2.3 times as fast as blake2b
     for chunk in chunks(file.path, file.format[1], end=end):
         digest.update(chunk)
     return digest
@@ -378,7 +429,7 @@ def _digest(file: InputFile, end: int | None = None) -> "hashlib._Hash":
 
 
 def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
-    """The same plan with only these rows: each shard that has some of them, numbered anew."""
+    """The same plan with only these rows: the shards that have some of them, renumbered."""
     wanted = set(rows)
     picks = [(shard, [number for number in shard.row_numbers if number in wanted]) for shard in plan.shards]
     some = [(shard, picked) for shard, picked in picks if picked]
@@ -390,9 +441,9 @@ def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
 
 
 def locator(plan: Plan) -> Callable[[int], str]:
-    """What says where a row stands, for people: `file:line` of JSONL (from 1), `file row N` of others (from 0)."""
+    """A function that says where a row is: `file:line` in JSONL (counted from 1), `file row N` elsewhere (from 0)."""
     ends = list(itertools.accumulate(file.rows for file in plan.files))
-    before: list[int] = []  # rows of the same file in the generations before
+    before: list[int] = []  # rows of the same file in earlier entries
     counted: dict[str, int] = {}
     for file in plan.files:
         before.append(counted.get(file.path, 0))
@@ -401,7 +452,7 @@ def locator(plan: Plan) -> Callable[[int], str]:
     def place(row: int) -> str:
         index = bisect.bisect_right(ends, row)
         if index == len(ends):
-            return "beyond the input"
+            return "beyond the end of the input"
         file = plan.files[index]
         number = row - (ends[index] - file.rows) + before[index]
         path = shown(file.path)
@@ -411,5 +462,5 @@ def locator(plan: Plan) -> Callable[[int], str]:
 
 
 def locate(plan: Plan, row: int) -> str:
-    """Where one row stands; for many, ask `locator` once."""
+    """Where a row is. For many rows, call `locator` once."""
     return locator(plan)(row)

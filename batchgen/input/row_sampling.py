@@ -1,4 +1,4 @@
-"""What a row says of its own sampling: parameters, how many responses it gets, and its seed."""
+"""A row's own sampling: parameters, number of responses, and seed."""
 
 import difflib
 import math
@@ -18,7 +18,7 @@ from .turns import as_turn
 
 DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
 _KNOWN = (*NAMES, "n", "seed")
-MOSTNAMES = 64  # of an object, that are looked at to tell whether it holds parameters
+MOST_NAMES = 64  # names of an object that are looked at to tell whether it holds sampling parameters
 _WHOLE = (*(each.name for each in PARAMETERS if isinstance(each.kind, msgspec.inspect.IntType)), "n", "seed")
 
 
@@ -30,11 +30,21 @@ def of_row(
     seed: str = DEFAULT_SEED,
     sampling: str = DEFAULT_SAMPLING,
 ) -> tuple[Sampling, int, int | None]:
-    """The sampling parameters of one row, how many samples it gets, and its seed if it carries one.
+    """The sampling parameters of one row, its number of samples, and its seed if it has one of its own.
 
-    job, n: what holds for a row that says nothing itself; request: the row's, if it is a line of a batch file; seed,
-    sampling: the columns that may have the row's own, which win over the request's. Columns that the user named bind;
-    columns that are just called so may hold anything else, which is passed over. Raises Reject(bad_sampling).
+    Args:
+        job: parameters for rows without their own.
+        n: number of samples for rows without their own.
+        record: the row's record.
+        request: the row's request, if it is a line of a batch file.
+        seed: column of the row's own seed, which overrides the request's.
+        sampling: column of the row's own parameters, which override the request's.
+
+    A column with a default name may hold something unrelated, which is ignored; in a column that the user named, such a
+    value rejects the row.
+
+    Raises:
+        Reject: bad_sampling
     """
     changes = parameters(request) if request else {}
     changes |= _own_parameters(record.get(sampling), sampling) if sampling else {}
@@ -45,7 +55,7 @@ def of_row(
     if "logprobs" in values and job.logprobs is None:
         most = values["logprobs"]
         hint = f"; set logprobs = {most} there (--logprobs {most})" if isinstance(most, int) else ""
-        raise Reject("bad_sampling", f"logprobs: a row has them only if the job's own [sampling] asks for them{hint}")
+        raise Reject("bad_sampling", f"logprobs: a row can only ask for them if the job's [sampling] does{hint}")
     own = _checked("seed", values.pop("seed", own), Seed)
     n = _checked("n", values.pop("n", n), Number)
     if not values:
@@ -58,12 +68,12 @@ def of_row(
 
 
 def _own_parameters(value: Any, column: str) -> dict[str, Any]:
-    """What a row's column says, by vLLM's names; without nulls, as a Parquet struct has every field in every row: null
-    means "as the job says"."""
+    """The parameters in a row's column, by vLLM's names. Nulls are left out and mean "as in the job": in a Parquet
+    struct every row has every field."""
     if is_blank(value):
         return {}
     given = _as_object(value)
-    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOSTNAMES)))):
+    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOST_NAMES)))):
         return {}
     if given is None:
         raise Reject("bad_sampling", f"{column} is {kind_of(value)}, not an object")
@@ -71,7 +81,7 @@ def _own_parameters(value: Any, column: str) -> dict[str, Any]:
 
 
 def _as_object(value: Any) -> dict[str, Any] | None:
-    """An object; also as JSON text, as a CSV file may have it."""
+    """An object; it may come as JSON text, as in a CSV file. None otherwise."""
     if isinstance(value, str | bytes):
         try:
             value = msgspec.json.decode(value)
@@ -82,7 +92,7 @@ def _as_object(value: Any) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=1024)
 def _is_meant(names: tuple[str, ...]) -> bool:
-    """Whether an object holds sampling parameters: one of its names is one, or nearly."""
+    """Whether an object holds sampling parameters: one of its names is that of a parameter, or close to one."""
     return any(name in _KNOWN or difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8) for name in names)
 
 
@@ -94,11 +104,11 @@ def _own_seed(value: Any, column: str) -> int | None:
         return whole
     if column == DEFAULT_SEED:
         return None
-    raise Reject("bad_sampling", f"{column} {value!r:.80} is no whole number")
+    raise Reject("bad_sampling", f"{column} {value!r:.80} is not a whole number")
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value in vLLM's own form: 64.0 is a whole number, one stop text a list, and a list of pairs (Arrow's maps, and
+    """A value in vLLM's form: 64.0 becomes an integer, a single stop text a list, and a list of pairs (an Arrow map, or
     the column `sampling` of our own shards) an object."""
     if name in _WHOLE and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -117,7 +127,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _readable(error: str, values: dict[str, Any]) -> str:
-    """msgspec's "Expected `float` <= 2.0 - at `$.temperature`" with the name and the value ahead."""
+    """msgspec's "Expected `float` <= 2.0 - at `$.temperature`", with the name and the value in front."""
     message, _, path = error.partition(" - at ")
     place = re.search(r"\$\.(\w+)", path)
     name = place[1] if place else ""

@@ -12,13 +12,13 @@ from .plan import Plan, Shard
 
 
 def read_rows(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
-    """The rows of one shard in order; of columnar files only the given columns. Raises JobError or Stopped."""
+    """The rows of one shard in order, with only the given columns of columnar files. Raises JobError or Stopped."""
     return Reader(plan, columns).read(shard)
 
 
 class Reader:
-    """Reads shards, one that follows another without a new beginning: a file is decompressed or decoded once, whatever
-    the number of its shards."""
+    """Reads shards. Consecutive ones are read in one go, so that a file is decompressed or decoded only once however
+    many shards it has."""
 
     def __init__(
         self,
@@ -28,12 +28,18 @@ class Reader:
         running: bool = False,
         limits: RowLimits = USUAL,
     ):
-        """used: columns that are looked at; passed: those that are passed through; running: a file that cannot be read
-        stops the run, resumable, as it was there before; limits: of rows."""
+        """
+        Args:
+            plan: the input.
+            used: columns whose values are looked at.
+            passed: columns to pass through.
+            running: whether the job is under way: a file that cannot be read was there before, so it raises Stopped.
+            limits: how large a row may be.
+        """
         self._plan, self._limits = plan, limits
         self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
         self._ends = list(itertools.accumulate(file.rows for file in plan.files))
-        self._left: tuple[int, Cursor] | None = None  # where the last shard ended, and in which file
+        self._left: tuple[int, Cursor] | None = None  # (file, cursor) where the last shard ended
 
     def read(self, shard: Shard) -> Iterator[Row]:
         """The rows of a shard in order. Raises JobError or Stopped."""
@@ -62,7 +68,7 @@ class Reader:
                 return
 
     def _cursor(self, index: int, position: int) -> Cursor:
-        left, self._left = self._left, None  # two shards that are read at once do not share it
+        left, self._left = self._left, None  # taken away, so that two shards read at the same time do not share it
         if left and left[0] == index and left[1].position <= position:
             left[1].go_to(position)
             return left[1]

@@ -1,4 +1,4 @@
-"""Record shapes: which columns of a record make a conversation, and what is wrong with records that have none."""
+"""Record shapes: which columns of a record hold its conversation, and what is wrong with a record that has none."""
 
 from collections.abc import Callable, Collection
 from functools import cache, lru_cache
@@ -23,21 +23,28 @@ from .conversation import (
 Record = dict[str, Any]
 AUTO = "auto"
 
-# Columns in which lists of turns are looked for, and those in which lists of texts are, user and assistant by turns.
+# Columns that may hold a list of turns, and those that may hold a list of texts in which user and assistant alternate.
 TURNS = ("conversation", "messages", "conversations", "items", "chat", "dialogue", "turns", "data")
 TEXTS = ("conversations", "data")
-# The row's system message, where the shape of the record is one that may have it there.
+# Columns that may hold the row's system message, in shapes that have one.
 SYSTEMS = ("system", "system_prompt", "system_message", "meta_instruction")
-# Beside turns, these change what the assistant is to do. (`tools` may be JSON text.)
+# Columns that change what the assistant is supposed to do. (`tools` may be JSON text.)
 _TOOLS = ("tools", "functions")
 _MEDIA = {"<image>": ("image", "images"), "<video>": ("video", "videos"), "<audio>": ("audio", "audios")}
 
 
 class Shape(NamedTuple):
-    """columns: those that a record of this shape is known by, all of them; alternatives: others that do as well;
-    optional: further ones that it uses; fits: whether a record's columns have the right types; parse: its conversation,
-    system messages included (record, drop_last_response); system: whether SYSTEMS belong to it; looks: what a record of
-    it looks like, for the manual."""
+    """One kind of record that holds a conversation.
+
+    Attributes:
+        columns: the columns that identify it; a record needs all of them.
+        fits: whether a record's columns have the right types.
+        parse: (record, drop_last_response) -> its conversation, system messages included.
+        looks: what such a record looks like, for the manual.
+        optional: further columns that it uses.
+        alternatives: sets of columns that identify it as well.
+        system: whether the columns SYSTEMS belong to it.
+    """
 
     columns: tuple[str, ...]
     fits: Callable[[Record], bool]
@@ -48,7 +55,7 @@ class Shape(NamedTuple):
     system: bool = True
 
     def can_read(self, names: Collection[str]) -> bool:
-        """Whether records with columns of these names may be of this shape."""
+        """Whether a record with these columns may have this shape."""
         return any(all(name in names for name in columns) for columns in (self.columns, *self.alternatives))
 
 
@@ -56,8 +63,7 @@ class Shape(NamedTuple):
 
 
 def _turns_in(record: Record, first: str) -> tuple[str, Any, str | None]:
-    """The column that holds turns, these, and the key that names their speakers; if there is none, the first of the
-    columns that has anything."""
+    """(column, turns, key of their speakers). Without turns: the first of the columns that has a value, and None."""
     names = _turn_columns(first)
     for name in names:
         if (value := record.get(name)) is not None and (key := turns.first_speaker_key(value)):
@@ -75,7 +81,7 @@ def _turn_columns(first: str) -> tuple[str, ...]:
 
 
 def _list_of_turns(column: str, key: str, looks: str) -> Shape:
-    """A list of objects, by the key that names the speaker in the first of them."""
+    """The shape of a list of objects, recognised by the key that names the speaker in the first one."""
 
     def fits(record: Record) -> bool:
         return _turns_in(record, column)[2] == key
@@ -101,7 +107,7 @@ def _refuse_tools(record: Record, names: tuple[str, ...]) -> None:
 def _refuse_media(record: Record, said: Conversation) -> None:
     for sign, names in _MEDIA.items():
         if (there := [name for name in names if record.get(name)]) and any(sign in turn.text for turn in said):
-            raise Reject("bad_shape", f"{sign} stands for what is in {there[0]}: only text is read")
+            raise Reject("bad_shape", f"{sign} refers to the column {there[0]}, but only text is supported")
 
 
 def _request(where: str) -> Callable[[Record, bool], Conversation]:
@@ -109,7 +115,7 @@ def _request(where: str) -> Callable[[Record, bool], Conversation]:
 
 
 def _preference_input(record: Record, drop: bool) -> Conversation:
-    """OpenAI's preference fine-tuning: what both answers answer."""
+    """OpenAI's preference fine-tuning: the conversation that both answers reply to."""
     asked = record["input"]
     if not isinstance(asked, dict):
         raise Reject("bad_shape", f"input is {kind_of(asked)}, not an object with messages")
@@ -118,8 +124,8 @@ def _preference_input(record: Record, drop: bool) -> Conversation:
 
 
 def _tree(record: Record, drop: bool) -> Conversation:
-    """OpenAssistant's trees: the path of the best-ranked replies, down to the last. The others are other answers, or go
-    on from them: a row has one prompt."""
+    """OpenAssistant's trees: the path of the best-ranked replies, down to the last. The other branches are left out, as
+    a row has one prompt."""
     node, path = record["prompt"], []
     while isinstance(node, dict):
         path.append(node)
@@ -143,7 +149,7 @@ def _is_tree(record: Record) -> bool:
 
 
 def _has_preferences(record: Record) -> bool:
-    """The prompt is a list of messages, or is what two lists of messages begin with."""
+    """Whether the prompt is a list of messages, or the common beginning of two lists of messages."""
     if turns.looks_like_turns(record.get("prompt")):
         return True
     chosen = record.get("chosen")
@@ -151,7 +157,7 @@ def _has_preferences(record: Record) -> bool:
 
 
 def _preferences(record: Record, drop: bool) -> Conversation:
-    """TRL's forms. The answers are left out: one of a pair is no part of the conversation."""
+    """TRL's forms. The two answers are left out: neither is part of the conversation."""
     prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if turns.looks_like_turns(prompt):
         return [*turns.conversation_of(prompt, "prompt", drop), *_answer(record, ("completion",), drop)]
@@ -169,14 +175,14 @@ def _preferences(record: Record, drop: bool) -> Conversation:
 
 
 def _answer(record: Record, columns: tuple[str, ...], drop: bool) -> Conversation:
-    """An answer that is known already. What is to be left out may be of any type."""
+    """The answer that the record has already. If it is dropped, it may be of any type."""
     name = next((name for name in columns if not is_blank(record.get(name)) and record[name] != []), None)
     if name is None or drop:
         return []
     value = record[name]
     if turns.looks_like_turns(value):
         return turns.conversation_of(value, name)
-    if isinstance(value, list):  # several, as FLAN may have them
+    if isinstance(value, list):  # FLAN may have several
         return [Utterance(ASSISTANT, text_of(value[0], name))]
     return [Utterance(ASSISTANT, text_of(value, name))]
 
@@ -184,7 +190,7 @@ def _answer(record: Record, columns: tuple[str, ...], drop: bool) -> Conversatio
 def _question(
     questions: tuple[str, ...], answers: tuple[str, ...], more: tuple[str, ...] = (), strict_history: bool = False
 ) -> Callable[[Record, bool], Conversation]:
-    """A question, perhaps with more to it, perhaps what was said before it, perhaps an answer that is known already."""
+    """The parser of a shape with a question, and optionally more text, a history and a known answer."""
 
     def parse(record: Record, drop: bool) -> Conversation:
         name = next((name for name in questions if is_text(record.get(name))), questions[0])
@@ -204,8 +210,8 @@ def _is_history(value: Any) -> bool:
 
 
 def _transcript(kind: str, begin: str) -> Shape:
-    """One text, in whichever column has such a one. HH-RLHF's `chosen` is a conversation with the answer that was
-    liked, unless `prompt` holds the conversation."""
+    """The shape of a transcript: one text, in whichever column holds one. HH-RLHF's `chosen` is the conversation with
+    the preferred answer, unless `prompt` holds the conversation."""
     columns = ("prompt", "chosen", "text")
 
     def column(record: Record) -> str | None:
@@ -234,13 +240,13 @@ def _list_of_texts(record: Record) -> tuple[str, list[Any]] | None:
 def _texts(record: Record, drop: bool) -> Conversation:
     found = _list_of_texts(record)
     if found is None:
-        raise Reject("bad_shape", f"neither of {' and '.join(TEXTS)} is a list of texts")
+        raise Reject("bad_shape", f"neither {' nor '.join(TEXTS)} is a list of texts")
     name, texts = found
     return turns.alternating(texts[:-1] if drop and len(texts) % 2 == 0 else texts, name)
 
 
 def _first_question(record: Record, drop: bool) -> Conversation:
-    """FastChat's questions: the user's side alone, each to be asked when the one before it has its answer."""
+    """FastChat's questions: the user's turns only, each to be asked after the one before it has been answered."""
     value = turns.as_list(record.get("turns"))
     if not value:
         raise Reject("bad_shape", f"turns is {kind_of(record.get('turns'))}, not a list of texts")
@@ -256,7 +262,7 @@ def _text_in(*names: str) -> Callable[[Record], bool]:
     return lambda record: any(is_text(record.get(name)) for name in names)
 
 
-# By the name that `[input] format` takes, in the order in which a row is tried.
+# By their names in `[input] format`, in the order in which they are tried on a row.
 SHAPES = {
     "speaker": _list_of_turns("conversation", "speaker", '{"conversation": [{"speaker": "ユーザー", "text": "…"}]}'),
     "openai": _list_of_turns("messages", "role", '{"messages": [{"role": "user", "content": "…"}]}'),
@@ -365,7 +371,7 @@ SHAPES = {
         system=False,
     ),
 }
-# All that these shapes look at, for readers of columns.
+# Every column that a shape looks at, for reading columnar files.
 COLUMNS = tuple(
     dict.fromkeys(
         [
@@ -378,10 +384,10 @@ COLUMNS = tuple(
 
 
 def shape_of(record: Record, format: str = AUTO) -> str:
-    """The name of the first shape whose columns the record has, with the right types; if there is none, of the first
-    that has anything in its columns.
+    """The name of the first shape whose columns the record has with the right types; if there is none, of the first
+    whose columns have any value.
 
-    format: the shape that a record must have, if not any. Raises Reject(bad_shape).
+    format: the shape that the record must have; auto for any. Raises Reject(bad_shape).
     """
     if format != AUTO:
         if not SHAPES[format].can_read([name for name, value in record.items() if value is not None]):
@@ -392,7 +398,7 @@ def shape_of(record: Record, format: str = AUTO) -> str:
         if SHAPES[name].fits(record):
             return name
     if _has_questions(record):
-        raise Reject("bad_shape", "turns holds several questions; --input-format fastchat asks the first of them")
+        raise Reject("bad_shape", "turns has several questions; use --input-format fastchat to ask only the first")
     for name, shape in SHAPES.items():
         if None not in map(record.get, shape.columns):
             return name
@@ -404,7 +410,7 @@ def shape_of(record: Record, format: str = AUTO) -> str:
 
 
 def _known(record: Record) -> tuple[str, ...]:
-    """Of its columns, those that matter: a row may have a million."""
+    """The columns of a record that any shape looks at: the record may have a million others."""
     return tuple(name for name in COLUMNS if name in record)
 
 
@@ -418,19 +424,23 @@ def _possible(names: tuple[str, ...]) -> tuple[str, ...]:
 def from_record(
     record: Record, shape: str = AUTO, drop_last_response: bool = False, systems: tuple[str, ...] = SYSTEMS
 ) -> Conversation:
-    """The conversation of a record, of any shape or of the one given: see `read`. Raises Reject."""
+    """The conversation of a record of this shape (auto: of any). For the arguments see `read`. Raises Reject."""
     return read(record, shape_of(record, shape), drop_last_response, systems)
 
 
 def read(
     record: Record, shape: str, drop_last_response: bool = False, systems: tuple[str, ...] = SYSTEMS
 ) -> Conversation:
-    """The conversation of a record of a shape, system messages included, ending with the user.
+    """The conversation of a record, system messages included, which ends with the user's turn.
 
-    Raises Reject(bad_shape | unknown_speaker | empty | invalid_utf8).
+    Args:
+        record: the row's record.
+        shape: name of its shape.
+        drop_last_response: leave out an answer at the end, which would otherwise reject the row.
+        systems: columns that may hold the row's system message, if its shape allows them.
 
-    drop_last_response: an answer that stands at the end of the data is left out instead of a reject; systems: columns
-    that may hold the row's system message, if its shape is one that has them there.
+    Raises:
+        Reject: bad_shape, unknown_speaker, empty or invalid_utf8
     """
     said = SHAPES[shape].parse(record, drop_last_response)
     if SHAPES[shape].system and (system := _system_beside(record, systems, said)):
@@ -439,7 +449,7 @@ def read(
 
 
 def _system_beside(record: Record, columns: tuple[str, ...], said: Conversation) -> Conversation:
-    """The system messages in columns of their own, but for what the conversation has too. What is no text is none."""
+    """System messages from columns of their own, except those that the conversation has too. Non-text is ignored."""
     texts = [text_of(record[name], name) for name in columns if is_text(record.get(name))]
     if not texts:
         return []
@@ -448,7 +458,7 @@ def _system_beside(record: Record, columns: tuple[str, ...], said: Conversation)
 
 
 def system_in(record: Record, column: str) -> str:
-    """The row's system message in the column that the user named; empty if there is none. Raises Reject(bad_shape)."""
+    """The row's system message, from the column that the user named; "" if it has none. Raises Reject(bad_shape)."""
     value = record.get(column)
     return "" if is_blank(value) else text_of(value, column)
 
@@ -459,8 +469,8 @@ def _ending_with_user(said: Conversation, dropped: bool) -> Conversation:
     if said[-1].speaker == USER:
         return said
     if said[-1].speaker == ASSISTANT and dropped:
-        raise Reject("bad_shape", "the conversation ends with an answer even without its last response")
-    raise Reject("bad_shape", "the last utterance is not from the user (drop_last_response leaves an answer out)")
+        raise Reject("bad_shape", "the conversation ends with an answer even after dropping its last response")
+    raise Reject("bad_shape", "the last utterance is not the user's (drop_last_response drops an answer at the end)")
 
 
 def _names(record: Record) -> str:

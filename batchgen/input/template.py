@@ -1,4 +1,4 @@
-"""`[prompt] template`: the user's utterance out of any columns."""
+"""`[prompt] template`: the user's utterance, made from any columns."""
 
 import math
 import re
@@ -20,8 +20,15 @@ _KEY = re.compile(r"\.([^.\[\]]+)|\[([^\[\]]+)\]")
 
 
 class Field(NamedTuple):
-    """whole: all that stands between the brackets; path: without conversion and format; keys: the column, and the keys
-    of the objects in it, if the path has some."""
+    """A field of a template.
+
+    Attributes:
+        whole: everything between the braces.
+        path: `whole` without conversion and format.
+        keys: the column, and the keys of the objects inside it, if the path has some.
+        conversion: r, a, s, or "".
+        format: format specification, or "".
+    """
 
     whole: str
     path: str
@@ -31,19 +38,25 @@ class Field(NamedTuple):
 
     @property
     def column(self) -> str:
+        """The column that the path begins with."""
         return self.keys[0]
 
     def names(self) -> tuple[str, ...]:
-        """The columns that may be meant: a name with a dot, a bracket or a colon in it goes ahead of a path."""
+        """The columns that may be meant: a column whose name has a dot, a bracket or a colon wins over a path."""
         return self.whole, self.path, self.column
 
 
 class Template:
-    """A text with columns in braces, written as in Python's format strings. `{a.b}` and `{a[b]}` reach into objects,
-    and into nothing else."""
+    """A text with columns in braces, written like a Python format string. `{a.b}` and `{a[b]}` reach into objects, and
+    into nothing else.
+
+    Attributes:
+        columns: the columns that it uses.
+        candidates: every name that may be one of its columns, see `Field.names`.
+    """
 
     def __init__(self, template: str):
-        """Raises ValueError if it is no such template."""
+        """Raises ValueError if the template is invalid."""
         self._pieces: list[str | Field] = []
         position = 0
         for piece in _PIECE.finditer(template):
@@ -52,7 +65,7 @@ class Template:
             if piece[0] in ("{{", "}}"):
                 self._pieces.append(piece[0][0])
             elif piece[1] is None:
-                raise ValueError(f"a single {piece[0]}; write it twice if the text has it")
+                raise ValueError(f"a single {piece[0]}; write it twice to have it in the text")
             else:
                 self._pieces.append(_field(piece[1]))
         self._pieces.append(template[position:])
@@ -63,11 +76,11 @@ class Template:
         self.candidates = list(dict.fromkeys(name for field in self._fields for name in field.names()))
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """The columns of the template that are not among these."""
+        """The template's columns that are not among `names`."""
         return [field.column for field in self._fields if not any(name in names for name in field.names())]
 
     def fill(self, record: dict[str, Any]) -> Conversation:
-        """Raises Reject(bad_shape | empty | invalid_utf8)."""
+        """The conversation of a record. Raises Reject(bad_shape | empty | invalid_utf8)."""
         text = "".join(piece if isinstance(piece, str) else _filled(piece, record) for piece in self._pieces)
         return [Utterance(USER, text_of(text, "the filled template"))]
 
@@ -82,7 +95,7 @@ def _field(whole: str) -> Field:
     keys = [path]
     if reaching := _PATH.fullmatch(path):
         keys = [reaching["root"], *(dotted or bracketed for dotted, bracketed in _KEY.findall(reaching["keys"]))]
-        # Python's format strings would reach into a list or an object's insides here.
+        # Here Python's format strings would reach into lists and into attributes of objects.
         if reaching["root"].isdigit() or any(key.isdigit() or key.startswith("__") for key in keys[1:]):
             raise ValueError(f"{{{whole}}} is not the name of a column, or of a key in one")
     return Field(whole, path, tuple(keys), conversion, format)
@@ -112,7 +125,7 @@ def _is_null(value: Any) -> bool:
 
 
 def _reach(value: Any, keys: tuple[str, ...]) -> Any:
-    """What objects hold at the end of a path of keys; None if they do not."""
+    """The value at a path of keys into nested objects; None if there is none."""
     for key in keys:
         inner = as_turn(value)
         value = inner.get(key) if inner else None
@@ -120,7 +133,7 @@ def _reach(value: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _written(value: Any, name: str) -> str:
-    """A value as it stands in a prompt: bytes are text, lists and objects JSON."""
+    """A value as text for a prompt: bytes are decoded, lists and objects become JSON."""
     if isinstance(value, bytes):
         return decoded(value, name)
     if isinstance(value, list | dict | tuple):

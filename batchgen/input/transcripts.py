@@ -1,4 +1,4 @@
-"""Texts that hold a whole conversation, with the speakers' names in them."""
+"""Transcripts: texts that hold a whole conversation, with the speakers' names in them."""
 
 import re
 from typing import Any, NamedTuple
@@ -10,8 +10,13 @@ _NAMES = {"human": USER, "user": USER, "prompter": USER, "assistant": ASSISTANT,
 
 
 class Marks(NamedTuple):
-    """How the turns of a text are told apart: head, what such a text begins with; turn, what stands ahead of a turn,
-    group 1 its speaker; end, what may stand behind it."""
+    """How the turns of a transcript are told apart.
+
+    Attributes:
+        head: how such a text begins.
+        turn: what introduces a turn; group 1 is its speaker.
+        end: what may follow a turn.
+    """
 
     head: re.Pattern[str]
     turn: re.Pattern[str]
@@ -23,8 +28,8 @@ def _lines(user: str, assistant: str, system: str) -> Marks:
     return Marks(re.compile(rf"\s*{names}"), re.compile(f"^{names}", re.MULTILINE))
 
 
-# Each line that begins with a speaker's name begins a turn: HH-RLHF is copied with one newline, with CRLF, and with
-# a blank in the blank line between two turns. A text keeps to the words that it begins with.
+# Every line that begins with a speaker's name begins a turn: copies of HH-RLHF have one newline, CRLF, or a blank in
+# the empty line between two turns. Within a text the speakers' names are spelled one way.
 _HH = [
     _lines("Human", "Assistant", "System"),
     _lines("human", "assistant", "system"),
@@ -46,9 +51,9 @@ _BLANKS = re.compile(r"\s*")
 _LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
-# Name of the format -> what such a text begins with, for people.
+# Name of the shape -> how such a text begins, for people.
 TRANSCRIPTS = {"hh": "Human:", "guanaco": "### Human:", "chatml": "<|im_start|>", "llama2": "[INST]"}
-# The heads of all of them, for a cheap look ahead of the expressions: most texts are no transcripts.
+# How any transcript may begin, for a cheap check before the expressions: most texts are not transcripts.
 _HEADS = tuple(
     """Human: human: User: USER: user: Assistant: assistant: ASSISTANT: System: system: SYSTEM: ### <|im_start|> [INST]
     <s>""".split()
@@ -56,7 +61,7 @@ _HEADS = tuple(
 
 
 def kind_of_transcript(value: Any) -> str | None:
-    """The name of the format if a value is a transcript."""
+    """The name of the transcript's shape; None if the value is not a transcript."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str) or not value[:200].lstrip().startswith(_HEADS):
@@ -71,7 +76,7 @@ def kind_of_transcript(value: Any) -> str | None:
 
 
 def _is_hh(text: str) -> bool:
-    """Whether two speak in it. HH-RLHF's own texts begin with an empty line, which a lone question does not."""
+    """Whether there are two speakers. A text of HH-RLHF with a single question begins with an empty line."""
     marks = _hh_marks(text)
     text = _without_cue(text, "\nAssistant:")
     speakers = {mark[1] for mark in marks.turn.finditer(text)} if marks else set()
@@ -79,7 +84,10 @@ def _is_hh(text: str) -> bool:
 
 
 def _without_cue(text: str, instead: str = "") -> str:
-    """(An expression would try every newline of a run of them, each to the run's end.)"""
+    """The text without a final "Assistant:", which only says that the answer comes next.
+
+    (A regular expression would take quadratic time for a run of newlines.)
+    """
     bare = text.rstrip()
     before = bare.removesuffix(_HH_CUE)
     said = before.rstrip()
@@ -88,7 +96,7 @@ def _without_cue(text: str, instead: str = "") -> str:
 
 
 def _hh_marks(text: str) -> Marks | None:
-    """The marks of the words that a text has for its speakers: the ones it begins with, the user among them."""
+    """The marks for the speakers' names that a text begins with, if the user is among them."""
     for marks in _HH:
         if marks.head.match(text) and any(_NAMES[mark[1].lower()] == USER for mark in marks.turn.finditer(text)):
             return marks
@@ -96,8 +104,16 @@ def _hh_marks(text: str) -> Marks | None:
 
 
 def split(value: Any, name: str, where: str) -> Conversation:
-    """The conversation of a transcript; a turn of the assistant that is empty at its end is where the answer is to
-    begin. Raises Reject(bad_shape | empty | invalid_utf8)."""
+    """The conversation of a transcript. An empty turn of the assistant at its end only says that the answer comes next.
+
+    Args:
+        value: the transcript.
+        name: its shape.
+        where: its column, for the reject.
+
+    Raises:
+        Reject: bad_shape, empty, unknown_speaker or invalid_utf8
+    """
     text = decoded(value, where) if isinstance(value, bytes) else value
     if not isinstance(text, str):
         raise Reject("bad_shape", f"{where} is {kind_of(text)}, not text")
@@ -108,7 +124,7 @@ def split(value: Any, name: str, where: str) -> Conversation:
     else:
         turns = _marked_turns(text, {"guanaco": _GUANACO, "chatml": _CHATML}[name])
     if not turns:
-        raise Reject("bad_shape", f"{where} does not begin with {TRANSCRIPTS[name]} and go on in turns")
+        raise Reject("bad_shape", f"{where} does not consist of turns that begin with {TRANSCRIPTS[name]}")
     if turns[-1] == (ASSISTANT, ""):
         turns.pop()
     said = [turn for turn in turns if turn.speaker != SYSTEM or turn.text]
@@ -124,7 +140,7 @@ def _marked_turns(text: str, marks: Marks | None) -> Conversation:
     speakers = [_NAMES.get(mark[1].lower()) for mark in found]
     if None in speakers:
         odd = found[speakers.index(None)][1]
-        raise Reject("unknown_speaker", f"{odd!r:.40} is none of {', '.join(_NAMES)}")
+        raise Reject("unknown_speaker", f"{odd!r:.40} is not one of {', '.join(_NAMES)}")
     return [Utterance(who or USER, what.strip()) for who, what in zip(speakers, said, strict=True)]
 
 
@@ -142,8 +158,10 @@ def _llama_turns(text: str) -> Conversation:
 
 
 def _llama_turn(text: str, position: int) -> tuple[str, str, int] | None:
-    """Question, answer and where the next turn begins, of the turn that begins here. (No expression: those that know
-    where an answer ends take the square of a run of blanks.)"""
+    """(question, answer, position of the next turn) of the turn that begins here; None if none does.
+
+    (A regular expression that finds the end of an answer would take quadratic time for a run of blanks.)
+    """
     begin = _behind_blanks(text, position)
     if text.startswith("<s>", begin):
         begin = _behind_blanks(text, begin + len("<s>"))

@@ -1,4 +1,4 @@
-"""Lists of turns: who said what, in whatever words and containers a dataset has them."""
+"""Lists of turns: who said what, in the various words and containers that datasets use."""
 
 import re
 from functools import lru_cache
@@ -9,13 +9,13 @@ import msgspec
 from ..errors import Reject
 from .conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance, decoded, is_blank, kind_of, text_of
 
-# The keys of a turn, in the order in which they are looked for.
+# The keys of a turn, in the order in which they are tried.
 WHO = ("role", "from", "speaker")
 WHAT = ("content", "value", "text")
 
-# The model cards' own form, {"speaker": "ユーザー", "text": ...}, goes by its own words alone.
+# The speakers of the model cards' own form, {"speaker": "ユーザー", "text": ...}. No other names are valid there.
 SPEAKERS = {USER: USER, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
-# Elsewhere roles are compared without case, blanks, hyphens, dots and underscores.
+# Roles elsewhere, compared without case, white space, hyphens, dots and underscores.
 ROLES = {
     **{name: USER for name in ("user", "human", "prompter", "instruction", "question")},
     **{name: ASSISTANT for name in ("assistant", "gpt", "chatgpt", "bot", "chatbot", "ai", "model", "answer")},
@@ -23,16 +23,23 @@ ROLES = {
     **{name: SYSTEM for name in ("system", "developer")},
 }
 _MODEL = re.compile(r"(?:gpt|chatgpt|claude|gemini|llama|vicuna|mistral|qwen|palm)\d\w*")  # gpt4, claude2, llama270b
-LONGEST_ROLE = 100  # characters of a role that are looked at
+LONGEST_ROLE = 100  # characters of a role that are compared
 _TOOL = re.compile(r"tool\w*|function\w*|observation|ipython|environment")
 _MEDIA = re.compile(r"image|audio|video|file")
 
 
 def conversation_of(turns: Any, where: str, drop_last_response: bool = False) -> Conversation:
-    """The conversation of a list of objects with a speaker and a text each.
+    """The conversation of a list of objects, each with a speaker and a text.
 
-    Blank system turns and a blank turn of the assistant at the end are none. drop_last_response: so is the last turn
-    if it is the assistant's, whatever is in it. Raises Reject(bad_shape | unknown_speaker | empty | invalid_utf8).
+    Blank system turns, and a blank turn of the assistant at the end, are ignored.
+
+    Args:
+        turns: the list; see also `as_list`.
+        where: its column, for the reject.
+        drop_last_response: ignore the last turn if it is the assistant's, whatever it holds.
+
+    Raises:
+        Reject: bad_shape, unknown_speaker, empty or invalid_utf8
     """
     listed = as_list(turns)
     if listed is None:
@@ -56,7 +63,7 @@ def conversation_of(turns: Any, where: str, drop_last_response: bool = False) ->
 
 
 def alternating(texts: list[Any], where: str) -> Conversation:
-    """The conversation of a list of plain texts, in which user and assistant take turns. Raises Reject."""
+    """The conversation of a list of plain texts in which user and assistant alternate. Raises Reject."""
     if len(texts) % 2 == 0 and texts and is_blank(texts[-1]):
         texts = texts[:-1]
     return [
@@ -66,7 +73,7 @@ def alternating(texts: list[Any], where: str) -> Conversation:
 
 
 def history_of(value: Any, where: str) -> Conversation:
-    """The conversation so far: pairs of question and answer, as LLaMA-Factory has them, or turns. Raises Reject."""
+    """The conversation so far: pairs of question and answer, as in LLaMA-Factory, or turns. Raises Reject."""
     if is_blank(value):
         return []
     listed = as_list(value)
@@ -87,7 +94,7 @@ def history_of(value: Any, where: str) -> Conversation:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """A list, also as JSON text, or as a struct of lists (how datasets' Sequence has a list of objects)."""
+    """A list; it may come as JSON text, or as a struct of lists (the form of `datasets.Sequence`). None otherwise."""
     if isinstance(value, list):
         return value
     if isinstance(value, str | bytes):
@@ -110,7 +117,7 @@ def _list_in(text: str | bytes) -> list[Any] | None:
 
 
 def as_turn(value: Any) -> dict[str, Any] | None:
-    """An object, also as the list of pairs that Arrow makes of a map."""
+    """An object; it may come as the list of pairs into which Arrow turns a map. None otherwise."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
@@ -119,8 +126,8 @@ def as_turn(value: Any) -> dict[str, Any] | None:
 
 
 def keys_of(turn: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The keys of a turn that hold who speaks and what is said; of several the first with a value (a Parquet struct
-    has every key in every row)."""
+    """(key of the speaker, key of the text) of a turn: of several keys the first with a value, because in a Parquet
+    struct every row has every key."""
     return _first(turn, WHO), _first(turn, WHAT)
 
 
@@ -137,7 +144,7 @@ def looks_like_turns(value: Any) -> bool:
 
 
 def first_speaker_key(value: Any) -> str | None:
-    """`role`, `from` or `speaker` if a value is a list of turns."""
+    """`role`, `from` or `speaker` if a value is a list of turns, else None."""
     if not isinstance(value, list | dict | str | bytes):
         return None
     listed = as_list(value)
@@ -158,8 +165,8 @@ def _speaker(role: Any, place: str, known: dict[str, str]) -> str:
         if known is ROLES and (word in known or _MODEL.fullmatch(word)):
             return known.get(word, ASSISTANT)
         if _TOOL.fullmatch(word):
-            raise Reject("unknown_speaker", f"{place}: {role!r}: turns of tools are not supported")
-    raise Reject("unknown_speaker", f"{place}: {role!r:.80} is none of {', '.join(known)}")
+            raise Reject("unknown_speaker", f"{place}: {role!r}: tool turns are not supported")
+    raise Reject("unknown_speaker", f"{place}: {role!r:.80} is not one of {', '.join(known)}")
 
 
 @lru_cache(maxsize=256)
@@ -172,14 +179,14 @@ def _may_lack_text(turn: dict[str, Any]) -> bool:
 
 
 def _is_placeholder(turn: dict[str, Any], said: Any) -> bool:
-    """Whether a turn only marks where the answer is to begin."""
+    """Whether a turn only marks where the answer goes."""
     return is_blank(said) and not _may_lack_text(turn)
 
 
 def _said(turn: dict[str, Any], said: Any, where: str) -> str:
     """The text of a turn. Raises Reject(bad_shape | empty | invalid_utf8)."""
     if turn.get("tool_calls") or turn.get("function_call"):
-        raise Reject("bad_shape", f"{where}: calls of tools are not supported")
+        raise Reject("bad_shape", f"{where}: tool calls are not supported")
     if said is None and (refusal := turn.get("refusal")) is not None:
         return text_of(refusal, where)
     if isinstance(said, list):
@@ -188,23 +195,23 @@ def _said(turn: dict[str, Any], said: Any, where: str) -> str:
 
 
 def joined(parts: list[Any], where: str) -> str:
-    """OpenAI's content may be a list of parts: their texts, joined as vLLM's server joins them. Raises Reject."""
+    """The texts of OpenAI's content parts, joined the way vLLM's server does. Raises Reject."""
     texts = [_part(part, f"{where}[{position}]") for position, part in enumerate(parts)]
     return "\n".join(text for text in texts if text is not None)
 
 
 def _part(part: Any, where: str) -> str | None:
-    """The text of one part; None if it is null, which vLLM passes over."""
+    """The text of one part; None if it is null, which vLLM skips."""
     if isinstance(part, str | bytes):
         return text_of(part, where)
     part = as_turn(part)
     if part is None:
-        raise Reject("bad_shape", f"{where} is not a part of text")
+        raise Reject("bad_shape", f"{where} is not a text part")
     kind = part.get("type")
     if kind in (None, "text", "input_text", "output_text", "refusal"):
         text = part.get("refusal" if kind == "refusal" else "text")
         if isinstance(text, str) or (text is None and kind is not None):
             return text
         raise Reject("bad_shape", f"{where} has no text")
-    what = "only text is read" if isinstance(kind, str) and _MEDIA.search(kind) else "parts of this type are not read"
-    raise Reject("bad_shape", f"{where} is of type {kind!r:.40}: {what}")
+    what = "only text is" if isinstance(kind, str) and _MEDIA.search(kind) else "parts of this type are not"
+    raise Reject("bad_shape", f"{where} is of type {kind!r:.40}: {what} supported")

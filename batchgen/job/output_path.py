@@ -1,4 +1,4 @@
-"""Where results may go: a path of this machine whose name can be written into records and lines, and be read there."""
+"""Where results may go: a local path whose name can be written to records and printed on one line."""
 
 import errno
 import os
@@ -8,38 +8,44 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import JobError, shown
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
-_LONGEST_NAME = 240  # bytes, of the 255 that file systems take; a file is written under a longer name first
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash, as pathlib turns two into one
+_LONGEST_NAME = 240  # bytes; file systems allow 255, and a file is first written under a longer temporary name
 
 
 def check_output_path(what: str, path: str) -> None:
-    """Raises JobError, which begins with `what`, if results cannot go to a path, there or not; OSError if the
-    disk does not tell."""
-    if path.startswith("file:///") and not _is_utf8(unquote_to_bytes(path)):  # as such paths are recorded
-        raise JobError(f"{what}: {path}: its name is not UTF-8, which records are written in; name another place")
+    """Checks that results can go to a path, whether it exists or not.
+
+    Args:
+        what: where the path comes from; the error begins with it.
+        path: the path.
+
+    Raises:
+        JobError: they cannot.
+        OSError: the file system fails to say.
+    """
+    if path.startswith("file:///") and not _is_utf8(unquote_to_bytes(path)):  # see spec.recordable_path
+        raise JobError(f"{what}: {path}: its name is not UTF-8, as records have to be; choose another path")
     if _URI.match(path):
-        raise JobError(f"{what}: {shown(path)}: results go to this machine's files, not to a URI; copy them from there")
+        raise JobError(f"{what}: {shown(path)}: results go to local files, not to a URI; copy them from there")
     if any(ord(sign) < 32 or 127 <= ord(sign) < 160 for sign in path):
-        raise JobError(f"{what}: {shown(path)}: has a control character in its name; name another place")
+        raise JobError(f"{what}: {shown(path)}: has a control character in its name; choose another path")
     if not _is_utf8(os.fsencode(path)):
-        raise JobError(
-            f"{what}: {shown(path)}: its name is not UTF-8, which records are written in; name another place"
-        )
+        raise JobError(f"{what}: {shown(path)}: its name is not UTF-8, as records have to be; choose another path")
     if any(len(os.fsencode(name)) > _LONGEST_NAME for name in path.split("/")):
-        raise JobError(f"{what}: {path[:80]}...: has a name of more than {_LONGEST_NAME} bytes; name a shorter one")
+        raise JobError(f"{what}: {path[:80]}...: has a name of more than {_LONGEST_NAME} bytes; choose a shorter one")
     _check_links(what, path)
 
 
 def _check_links(what: str, path: str) -> None:
-    """A link in it must lead somewhere, or no folder can be made there."""
+    """Raises JobError for a broken link in the path: no folder could be made there."""
     while not _is_there(os.stat, path):
         if _is_there(os.lstat, path):
-            raise JobError(f"{what}: {path}: is a link to nothing, or to itself; mend it, or name another place")
+            raise JobError(f"{what}: {path}: is a broken link, or one to itself; fix it, or choose another path")
         path = os.path.dirname(path) or "."
 
 
 def _is_there(look: Callable[[str], object], path: str) -> bool:
-    """Raises OSError as the disk does: what cannot be looked at for a moment may be there."""
+    """Whether the path exists. Raises OSError if that cannot be told, say because a server does not answer."""
     try:
         look(path)
         return True

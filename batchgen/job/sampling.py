@@ -1,4 +1,4 @@
-"""Sampling parameters, those that a job gives, and the seed of every item."""
+"""Sampling parameters: those of a row, those of a job, and the seed of every item."""
 
 import hashlib
 import math
@@ -8,26 +8,26 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-MAX_SEED = 2**53 - 1  # whole numbers up to here survive JSON readers and pandas' float columns
+MAX_SEED = 2**53 - 1  # integers up to here survive JSON parsers and pandas' float columns
 
-Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the job; every item's own seed derives from it")]
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the job, from which every response's is derived")]
 Number = Annotated[int, Meta(ge=1, le=1024, description="responses per conversation")]
 Text = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
-INT32 = 2**31 - 1  # as the columns of the shards have them
+INT32 = 2**31 - 1  # the type of these columns in the shards
 FOLLOWED_BY_US = {"vllm": None}  # Meta's `extra` of a parameter that vLLM does not get
 
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy; otherwise from 0.01 to 2")]
-TopP = Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this share")]
+TopP = Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this total probability")]
 TopK = Annotated[int, Meta(ge=-1, le=INT32, description="keep this many of the likeliest tokens; 0 or -1 keeps all")]
-MinP = Annotated[float, Meta(ge=0, le=1, description="least probability, relative to the best")]
-RepetitionPenalty = Annotated[float, Meta(gt=0, le=10, description="above 1 makes repeats rarer")]
-MaxTokens = Annotated[int, Meta(ge=1, le=INT32, description="most tokens of one response")]
+MinP = Annotated[float, Meta(ge=0, le=1, description="minimum probability, relative to the likeliest token's")]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10, description="above 1 makes repetition less likely")]
+MaxTokens = Annotated[int, Meta(ge=1, le=INT32, description="maximum number of tokens of a response")]
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a response must look like: one of these, by the names of vLLM's StructuredOutputsParams."""
+    """What a response must look like: exactly one of these, by the names of vLLM's StructuredOutputsParams."""
 
     json: dict[str, Any] | str | None = None
     json_object: bool | None = None
@@ -40,7 +40,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         if len(given) != 1:
             raise ValueError(f"needs one of {', '.join(self.__struct_fields__)}; has {', '.join(given) or 'none'}")
         if self.json_object is False:
-            raise ValueError("json_object is true or left out")
+            raise ValueError("json_object must be true, or left out")
 
 
 class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,52 +57,56 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     top_k: TopK = 0
     min_p: MinP = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="once per token already there")] = 0.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="per count of tokens so far")] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="penalty for tokens that occurred already")] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="penalty per earlier occurrence of a token")] = (
+        0.0
+    )
     max_tokens: MaxTokens = 512
     min_tokens: Annotated[
-        int, Meta(ge=0, le=INT32, description="no end before this many tokens, but that of structured_outputs")
+        int, Meta(ge=0, le=INT32, description="minimum number of tokens, unless structured_outputs ends it earlier")
     ] = 0
-    ignore_eos: Annotated[bool, Meta(description="go on to max_tokens whatever comes")] = False
+    ignore_eos: Annotated[bool, Meta(description="do not stop at the end-of-text token")] = False
     stop: Annotated[
-        list[Text], Meta(description="texts that end a response; they do not stand in it", extra=FOLLOWED_BY_US)
+        list[Text], Meta(description="texts that end a response; they are not part of it", extra=FOLLOWED_BY_US)
     ] = []
     stop_token_ids: Annotated[list[int], Meta(max_length=120, description="more token ids that end a response")] = []
     include_stop_str_in_output: Annotated[
-        bool, Meta(description="leave the text of `stop` in the response", extra=FOLLOWED_BY_US)
+        bool, Meta(description="keep the text of `stop` in the response", extra=FOLLOWED_BY_US)
     ] = False
     bad_words: Annotated[
-        list[Text], Meta(max_length=128, description="texts that must not come, as the tokenizer splits them")
+        list[Text], Meta(max_length=128, description="texts that must not occur, as the tokenizer splits them")
     ] = []
     allowed_token_ids: Annotated[
-        list[int], Meta(max_length=1024, description="no other tokens than these; none means all")
+        list[int], Meta(max_length=1024, description="use only these tokens; empty allows all")
     ] = []
     logit_bias: Annotated[
-        dict[int, Bias], Meta(max_length=1024, description="token id -> what is added to its logit (JSON)")
+        dict[int, Bias], Meta(max_length=1024, description="token id -> value added to its logit (JSON)")
     ] = {}
     structured_outputs: (
         Annotated[StructuredOutputs, Meta(description="json (a schema), json_object, regex, choice or grammar")] | None
     ) = None
-    logprobs: Annotated[int, Meta(ge=0, le=20, description="log probabilities of so many tokens per step")] | None = (
-        None
-    )
+    logprobs: (
+        Annotated[int, Meta(ge=0, le=20, description="log probabilities to record, in tokens per step")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         for name in _FLOATS:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is not a finite number")
-        # vLLM quietly raises such temperatures to 0.01 (sampling_params.py); a job says what it ran with.
+        # vLLM silently raises such temperatures to 0.01 (sampling_params.py), but a job must record what it ran with.
         if 0 < self.temperature < 0.01:
             raise ValueError(f"temperature {self.temperature}: use 0 (greedy) or at least 0.01")
-        if self.top_k == -1:  # vLLM's older word for the same
+        if self.top_k == -1:  # older vLLM's value for "all"
             msgspec.structs.force_setattr(self, "top_k", 0)
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if self.structured_outputs and self.ignore_eos:
-            raise ValueError("structured_outputs with ignore_eos: it would go on freely behind its end; leave one out")
+            raise ValueError(
+                "structured_outputs and ignore_eos exclude each other: text would follow the structure's end"
+            )
 
     def check_ids(self, vocab_size: int) -> None:
-        """Raises ValueError if one of the token ids is none of the model's."""
+        """Raises ValueError if a token id is not one of the model's."""
         for name in _TOKEN_IDS:
             if unknown := [token for token in getattr(self, name) if not 0 <= token < vocab_size]:
                 raise ValueError(f"{name}: {unknown[0]} is not one of the model's {vocab_size} ids")
@@ -159,7 +163,7 @@ _TOKEN_IDS = [each.name for each in PARAMETERS if _holds_token_ids(each.kind)]
 
 
 class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The job's table: what a row may override, and the seed. None means as the model's card says."""
+    """`[sampling]`: parameters of rows that have none of their own, and the seed. None means as on the model card."""
 
     temperature: Temperature | None = None  # type: ignore[assignment]
     top_p: TopP | None = None  # type: ignore[assignment]
@@ -176,20 +180,20 @@ class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=Tru
             msgspec.structs.force_setattr(self, "top_k", 0)
 
     def for_rows(self) -> Sampling:
-        """What holds for a row that says nothing itself."""
+        """The parameters of a row that has none of its own."""
         values = {name: getattr(self, name) for name in NAMES}
         return Sampling(**{name: value for name, value in values.items() if value is not None})
 
     def with_defaults(self, card: dict[str, Any]) -> "JobSampling":
-        """The same with a card's values where the job gives none."""
+        """The same with the model card's values where the job gives none."""
         stated = msgspec.structs.asdict(Sampling()) | card
         open_names = [name for name in NAMES if getattr(self, name) is None]
         return msgspec.structs.replace(self, **{name: stated[name] for name in open_names})
 
 
 def item_seed(job_seed: int, id: str, sample: int, part: int = 0, attempt: int = 0) -> int:
-    """The seed of one request, 0 to 2**53 - 1: it depends on nothing but these values, of which the last two count only
-    where one of them is not 0."""
+    """The seed of one request, 0 to 2**53 - 1. It depends on these values only; part and attempt count where one of
+    them is not 0."""
     further = f"\0{part}\0{attempt}" if part or attempt else ""
     digest = hashlib.blake2b(f"{job_seed}\0{id}\0{sample}{further}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & MAX_SEED

@@ -1,4 +1,4 @@
-"""The job: its TOML file and flags as one typed spec, and what differs between two specs."""
+"""The job: its TOML file and flags as one typed spec, and the differences between two specs."""
 
 import difflib
 import hashlib
@@ -24,7 +24,7 @@ from .trust import refuse_risks
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
 
-# "auto", and the shapes that a record may have, in the order in which they are tried: shapes.py reads each.
+# "auto", and the shapes of records, in the order in which they are tried. input/shapes.py reads them.
 InputFormat = Literal[
     "auto",
     "speaker",
@@ -57,10 +57,12 @@ class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class InputTable(_Table, frozen=True):
+    """`[input]`: which rows, and what their columns mean."""
+
     path: Annotated[
         list[str], Meta(description="JSONL, JSON, Parquet, Arrow, CSV or TSV: files, folders, globs or URIs")
     ]
-    id: Annotated[str, Meta(description="column that names a row; rows without it go by their number; '' for none")] = (
+    id: Annotated[str, Meta(description="column with the row's id; rows without one use their number; '' for none")] = (
         "id"
     )
     seed: Annotated[str, Meta(description="column with the row's own seed; '' for none")] = "seed"
@@ -68,27 +70,33 @@ class InputTable(_Table, frozen=True):
         "sampling"
     )
     system: (
-        Annotated[str, Meta(description="column with the row's system message; '' for none; by default system and kin")]
+        Annotated[str, Meta(description="column of system messages; '' for none; default: system, system_prompt, ...")]
         | None
     ) = None
-    format: Annotated[InputFormat, Meta(description="shape of the records; auto looks at each row")] = "auto"
-    drop_last_response: Annotated[bool, Meta(description="leave out an answer that ends a conversation")] = False
-    incremental: Annotated[bool, Meta(description="go on with what new files and appended lines have brought")] = False
-    follow_links: Annotated[bool, Meta(description="read what links in folders and globs lead to, too")] = False
+    format: Annotated[InputFormat, Meta(description="shape of the records; auto decides for each row")] = "auto"
+    drop_last_response: Annotated[bool, Meta(description="drop an answer at the end of a conversation")] = False
+    incremental: Annotated[bool, Meta(description="continue with new files and with lines appended to old ones")] = (
+        False
+    )
+    follow_links: Annotated[bool, Meta(description="follow links in folders and globs")] = False
     row_sampling: Annotated[
-        Literal["on", "off"], Meta(description="off: rows that bring sampling parameters of their own are rejected")
+        Literal["on", "off"], Meta(description="off: reject rows that have sampling parameters of their own")
     ] = "on"
-    skip: Annotated[list[int], Meta(description="number of a row that is to be rejected, however far the job is")] = []
+    skip: Annotated[
+        list[int], Meta(description="number of a row to reject; may be added while the job is unfinished")
+    ] = []
 
     def __post_init__(self) -> None:
         if wrong := [number for number in self.skip if number < 0]:
-            raise ValueError(f"skip: {wrong[0]} is no row; they are numbered from 0")
+            raise ValueError(f"skip: {wrong[0]} is not a row number; rows are numbered from 0")
 
 
 class ModelTable(_Table, frozen=True):
-    path: Annotated[str, Meta(description="folder of the model, or its name on the hub (org/name)")]
+    """`[model]`: which model."""
+
+    path: Annotated[str, Meta(description="model folder, or name of a model on the hub (org/name)")]
     revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
-    allow_withdrawn: Annotated[bool, Meta(description="go on with the withdrawn weights of 2023-07-31")] = False
+    allow_withdrawn: Annotated[bool, Meta(description="allow the withdrawn weights of 2023-07-31")] = False
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -99,79 +107,84 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class PromptTable(_Table, frozen=True):
-    format: Annotated[PromptFormat, Meta(description="how a conversation becomes a prompt; auto asks the model")] = (
-        "auto"
-    )
-    template: Annotated[str, Meta(description="the user's utterance, from columns: 'Translate: {title}'")] = ""
+    """`[prompt]`: how a conversation becomes a prompt."""
+
+    format: Annotated[
+        PromptFormat, Meta(description="how a conversation becomes a prompt; auto: as the model needs")
+    ] = "auto"
+    template: Annotated[str, Meta(description="the user's utterance, made from columns: 'Translate: {title}'")] = ""
     system: Annotated[str, Meta(description="system message for rows that have none")] = ""
-    prefix: Annotated[list[Turn], Meta(description="fixed turns ahead of every conversation (as JSON in a flag)")] = []
+    prefix: Annotated[list[Turn], Meta(description="fixed turns before every conversation (as JSON in a flag)")] = []
     on_overlength: Annotated[
         Literal["reject", "drop-turns", "clip"], Meta(description="what to do with a prompt that is too long")
     ] = "reject"
     control_tokens: Annotated[
         Literal["text", "reject", "token"],
-        Meta(description="what control tokens of a Hugging Face tokenizer are where a row's text holds them"),
+        Meta(description="how to treat a Hugging Face tokenizer's control tokens in a row's text"),
     ] = "text"
-    date: Annotated[str, Meta(description="day that chat templates are told which ask for it: 2026-01-31")] = ""
+    date: Annotated[str, Meta(description="current date for chat templates that ask for it: 2026-01-31")] = ""
 
     def __post_init__(self) -> None:
         try:
             date.fromisoformat(self.date or "2026-01-31")
         except ValueError:
-            raise ValueError(f"date: {self.date!r} is no day: write 2026-01-31") from None
+            raise ValueError(f"date: {self.date!r} is not a date: write 2026-01-31") from None
 
 
 class OutputTable(_Table, frozen=True):
-    path: Annotated[str, Meta(description="folder of the results")]
-    shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows of one shard")] = 4096
+    """`[output]`: where results go, and how the run behaves."""
+
+    path: Annotated[str, Meta(description="output folder")]
+    shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows per shard")] = 4096
     columns: Annotated[
         list[str],
         Meta(
-            description="input columns to pass through: `name`, `name=other` to call it so in the output, each perhaps "
-            "with `:type`, one of string, int64, double, bool, json, int32, float"
+            description="input columns to pass through: `name`, or `name=other` to rename it; optionally with `:type`, "
+            "one of string, int64, double, bool, json, int32, float"
         ),
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
-    max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows are rejected")] | None = None
-    workers: Annotated[int, Meta(ge=1, description="worker processes; one per GPU if not given, or 1")] | None = None
-    drain: Annotated[float, Meta(ge=0, description="seconds that running requests may go on after a stop")] = 30.0
+    max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows than this are rejected")] | None = None
+    workers: Annotated[int, Meta(ge=1, description="worker processes; default: one per GPU, or 1")] | None = None
+    drain: Annotated[float, Meta(ge=0, description="seconds that running requests get to finish after a stop")] = 30.0
     stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
-    max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response between")] = 10
-    stale: Annotated[float, Meta(gt=0, description="seconds of silence before another worker counts as dead")] = 60.0
-    stop_at: Annotated[str, Meta(description="when to be over: HH:MM, an ISO time or epoch seconds; exit 75")] = ""
-    shared: Annotated[bool, Meta(description="a team's folder: others may have made it, and may write to it")] = False
-    requeue: Annotated[bool, Meta(description="under Slurm: when the time is up, have the job started again")] = False
+    max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response in between")] = 10
+    stale: Annotated[float, Meta(gt=0, description="seconds without a heartbeat before a worker counts as dead")] = 60.0
+    stop_at: Annotated[str, Meta(description="when to stop, with exit 75: HH:MM, an ISO time or epoch seconds")] = ""
+    shared: Annotated[bool, Meta(description="a team's folder: other users may own it and write to it")] = False
+    requeue: Annotated[bool, Meta(description="under Slurm: requeue the job when its time is up")] = False
 
     def __post_init__(self) -> None:
         try:
             clock.moment(self.stop_at or "0:00")
         except ValueError:
-            raise ValueError(f"stop_at: {self.stop_at!r} is no time: write 7:00, 2026-01-31T07:00 or seconds") from None
+            text = repr(self.stop_at)
+            raise ValueError(f"stop_at: {text} is not a time: write 7:00, 2026-01-31T07:00 or epoch seconds") from None
         if self.stop_at and self.requeue:
-            raise ValueError("stop_at and requeue exclude each other: Slurm would start the job again at once")
+            raise ValueError("stop_at and requeue exclude each other: Slurm would restart the job immediately")
 
 
 class LimitsTable(_Table, frozen=True):
-    """What one row may take and ask for, the numbers of other tables apart. The defaults are wider than any row that
-    somebody means, and narrow enough that no row takes the machine."""
+    """`[limits]`: how much one row may cost and ask for. The defaults are wider than any real row needs, and narrow
+    enough that no row can take down the machine."""
 
     row_bytes: Annotated[int, Meta(ge=1, description="bytes of a row")] = ROW_BYTES
-    row_values: Annotated[int, Meta(ge=1, description="values of a row: its commas and opening brackets")] = ROW_VALUES
+    row_values: Annotated[int, Meta(ge=1, description="values of a row, counted by commas and brackets")] = ROW_VALUES
     turns: Annotated[int, Meta(ge=1, description="utterances of a conversation")] = 10_000
     n: Annotated[int, Meta(ge=1, description="responses that a row may ask for")] = 1024
     max_tokens: Annotated[int, Meta(ge=1, description="max_tokens that a row may ask for")] = INT32
-    stop: Annotated[int, Meta(ge=0, description="stop texts that a row may bring")] = 128
+    stop: Annotated[int, Meta(ge=0, description="stop texts that a row may have")] = 128
     text_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's stop text or bad word")] = 4096
     schema_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's structured_outputs, as JSON")] = 1 << 16
-    schema_depth: Annotated[int, Meta(ge=1, description="objects and lists inside each other in a row's schema")] = 64
-    schema_properties: Annotated[int, Meta(ge=0, description="properties in a row's schema, in all")] = 1000
-    choices: Annotated[int, Meta(ge=0, description="choices of a row, or values of enum in its schema")] = 10_000
-    check_seconds: Annotated[float, Meta(gt=0, description="processor time of one check of schema or prompt")] = 4.0
-    check_mb: Annotated[int, Meta(ge=16, description="memory of one check of schema or prompt")] = 1024
+    schema_depth: Annotated[int, Meta(ge=1, description="nesting depth of a row's schema")] = 64
+    schema_properties: Annotated[int, Meta(ge=0, description="properties in a row's schema, in total")] = 1000
+    choices: Annotated[int, Meta(ge=0, description="choices of a row, or enum values in its schema")] = 10_000
+    check_seconds: Annotated[float, Meta(gt=0, description="CPU seconds to check one schema or prompt")] = 4.0
+    check_mb: Annotated[int, Meta(ge=16, description="megabytes of memory to check one schema or prompt")] = 1024
 
 
 class JobSpec(_Table, frozen=True):
-    """A whole job. `engine` holds vLLM's EngineArgs by name; engine.py checks them."""
+    """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
     input: InputTable
     model: ModelTable
@@ -190,18 +203,18 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "output": OutputTable,
     "limits": LimitsTable,
 }
-LATER = frozenset({"limits"})  # tables that older jobs know nothing of: with its defaults one changes no fingerprint
+LATER = frozenset({"limits"})  # tables that older versions do not have: with defaults they leave the fingerprint as is
 
-# What decides how fast, where and until when, not what: a job may go on with others of these. Every other key of these
-# tables is a result. Of the model its files' digests are results, whatever its path.
+# Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
+# Every other key of these tables is a result. (Of the model, the digests of its files are results; its path is not.)
 MEANS = {
     "input": frozenset({"path", "incremental", "follow_links", "skip"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
-    "limits": frozenset({"check_seconds", "check_mb"}),  # which a slower machine may need more of
+    "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
 }
-# The same of vLLM's EngineArgs; tests say of each name why. Some are names of older or newer vLLMs than that here.
+# The same for vLLM's EngineArgs. Tests say why for each name. Some exist in older or newer versions of vLLM only.
 ENGINE_MEANS = frozenset(
     """
     async_scheduling block_size compilation_config cpu_offload_gb disable_custom_all_reduce
@@ -211,14 +224,18 @@ ENGINE_MEANS = frozenset(
     stream_interval swap_space tensor_parallel_size
     """.split()
 )
-DUMMY = "dummy"  # the load_format that makes weights up: it is a result
+DUMMY = "dummy"  # the load_format with random weights: it does change results
 
 
 def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
-    """The spec of a TOML file, flags winning. Raises JobError naming file, key and the nearest valid key.
+    """The spec of a job file and flags; a flag overrides the file.
 
-    flags: table -> key -> value, only what was given. Paths in the file are relative to the file's folder,
-    those of flags to the current one.
+    Args:
+        job_file: path of the TOML file, if there is one. Paths in it are relative to its folder.
+        flags: table -> key -> value, for the flags that were given. Paths are relative to the current folder.
+
+    Raises:
+        JobError: it names the file, the key and the nearest valid key.
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
@@ -233,7 +250,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     for table in ("input", "model", "output"):
         if "path" not in data.get(table, {}):
             flag = "IN..." if table == "input" else f"--{table}"
-            raise JobError(f"{where}: [{table}] path is missing: name it there or give {flag}")
+            raise JobError(f"{where}: [{table}] path is missing: set it there or give {flag}")
     try:
         spec = msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
@@ -245,13 +262,13 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text("utf-8-sig"))  # some editors put a BOM ahead
+        data = tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not valid TOML: {error}; a job file looks like README's") from None
+        raise JobError(f"{path}: not valid TOML: {error}; the README has an example of a job file") from None
     _refuse_secrets(data, str(path))
     _make_absolute(data, as_opened(current_folder(), str(path.parent)))
     return data
@@ -261,13 +278,13 @@ def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
     for table in ("input", "model", "output"):
         values = tables.get(table)
         if uri := credentials.in_uris(values.get("path")) if isinstance(values, dict) else "":
-            raise JobError(f"{where}: [{table}] path {shown(uri)}: holds a key or token; {credentials.WAY_OUT}")
+            raise JobError(f"{where}: [{table}] path {shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
     if key := credentials.in_settings(tables.get("engine")):
         raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
 
 
 def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
-    """Paths start at `folder`; URIs, and what is no path (msgspec says so later), stay."""
+    """Makes paths absolute, relative to `folder`. URIs stay; so do values that are not paths, which msgspec refuses."""
 
     def absolute(path: Any) -> Any:
         if isinstance(path, list):
@@ -287,7 +304,7 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
 
 
 def recordable_path(path: str) -> str:
-    """A path as JSON can hold it: one whose bytes are not UTF-8 as a file:// URI."""
+    """A path in a form that JSON can hold: as a file:// URI if its bytes are not UTF-8."""
     try:
         path.encode()
         return path
@@ -296,18 +313,19 @@ def recordable_path(path: str) -> str:
 
 
 def model_path(path: str, folder: Path) -> str:
-    """A model's folder as an absolute path, or its name on the hub: what looks like one and is no folder."""
+    """The absolute path of a model folder, or the name of a model on the hub if `path` looks like one and there is no
+    such folder."""
     absolute = str(as_opened(folder, path))
     return path if is_hub_name(path) and not os.path.isdir(absolute) else absolute
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether it looks like the name of a model on the hub, `org/name`, in which the hub allows no `--` and `..`."""
+    """Whether it looks like a model name on the hub: `org/name`, without `--` and `..`, which the hub forbids."""
     return len(path) <= _LONGEST_NAME and bool(_NAME.fullmatch(path)) and "--" not in path and ".." not in path
 
 
 def current_folder() -> Path:
-    """Raises JobError if it has been deleted."""
+    """The current folder. Raises JobError if it has been deleted."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -318,7 +336,7 @@ def as_opened(folder: Path, path: str) -> Path:
     """An absolute path without `..` to what the system would open by `path` in `folder`. Behind a link `..` is not the
     folder that the link is in. Raises JobError if it begins in a home folder that is not known."""
     if path.startswith("~") and os.path.expanduser(path) == path and not os.path.lexists(folder / path):
-        raise JobError(f"{shown(path)}: nobody's home folder is known by that name; if it is a name, write ./ ahead")
+        raise JobError(f"{shown(path)}: no user of that name has a home folder; if it is a file name, put ./ before it")
     absolute = Path(folder.anchor)
     for part in (folder / os.path.expanduser(path)).parts[1:]:
         if part == "..":
@@ -344,16 +362,16 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error line: the valid name that comes closest, or all of them if there are few."""
+    """The end of an error message: the closest valid name, or all of them if there are few."""
     known = list(known)
     if close := difflib.get_close_matches(word, known, n=3):
-        alike = [name for name in close if name.startswith(word[:5])]  # shards: shard_rows, not shared
+        alike = [name for name in close if name.startswith(word[:5])]  # for `shards`: shard_rows rather than shared
         return f"; did you mean {(alike or close)[0]}?"
     return f"; valid are {', '.join(known)}" if len(known) <= 20 else ""
 
 
 def _readable(error: str) -> str:
-    """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`" with the key ahead."""
+    """msgspec's "Expected `float`, got `str` - at `$.sampling.top_p`", with the key in front."""
     message, _, path = error.partition(" - at `$.")
     table, _, key = path.rstrip("`").partition(".")
     message = plain(message)
@@ -363,7 +381,7 @@ def _readable(error: str) -> str:
 
 
 def results_of(spec: "JobSpec") -> dict[str, dict[str, Any]]:
-    """The keys that decide results, by table, as the spec has them."""
+    """The keys of a spec that decide results, by table."""
     tables = msgspec.to_builtins(spec)
     chosen = {
         table: {key: value for key, value in tables[table].items() if key not in means}
@@ -373,13 +391,16 @@ def results_of(spec: "JobSpec") -> dict[str, dict[str, Any]]:
 
 
 def is_means(name: str, value: Any) -> bool:
-    """Whether an engine argument cannot change results."""
+    """Whether an engine argument does not change results."""
     return name in ENGINE_MEANS and not (name == "load_format" and value == DUMMY)
 
 
 def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
-    """What of a job's results differs from the defaults: a key that a later version adds changes nothing where it is
-    not used. So a default must stay as it is for ever, and a key that is gone must have had its default."""
+    """The settings of `results` that differ from their defaults.
+
+    So a key that a later version adds changes no fingerprint where it is not used. It follows that a default must never
+    change, and that a key may only be removed if folders have its default.
+    """
     chosen = {
         table: {key: value for key, value in values.items() if not _is_default(table, key, value)}
         for table, values in _without_secrets(results).items()
@@ -388,13 +409,13 @@ def without_defaults(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(results: dict[str, Any]) -> dict[str, Any]:
-    """The same for people: what is not stated has its default."""
+    """The opposite, for people: settings that are not stated get their default."""
     stated = {table: {} for table in LATER} | _without_secrets(results)
     return {table: {**_DEFAULTS[table], **values} if table in _DEFAULTS else values for table, values in stated.items()}
 
 
 def _without_secrets(results: dict[str, Any]) -> dict[str, Any]:
-    """Folders of the first versions may hold tokens in [engine], which change no result."""
+    """Folders of the first versions may have tokens in [engine], which do not change results."""
     return results | {"engine": credentials.without_secrets(results.get("engine", {}))}
 
 
@@ -403,27 +424,27 @@ def _is_default(table: str, key: str, value: Any) -> bool:
 
 
 def _defaults(table: type[msgspec.Struct]) -> dict[str, Any]:
-    """Of the keys that have one, as plain values."""
+    """key -> default as a plain value, for the keys that have one."""
     fields = msgspec.structs.fields(table)
     values = {field.name: field.default for field in fields if field.default is not msgspec.NODEFAULT}
     made = {field.name: field.default_factory() for field in fields if field.default_factory is not msgspec.NODEFAULT}
     return msgspec.to_builtins(values | made)
 
 
-# As results have them: sampling is what it was resolved to, where None says nothing, and columns have their types.
+# In the form that results have: sampling is resolved (None means not set), and columns map to their types.
 _DEFAULTS = {name: _defaults(TABLES[name]) for name in MEANS}
 _DEFAULTS["sampling"] |= msgspec.to_builtins(Sampling())
 _DEFAULTS["output"]["columns"] = {}
 
 
 def fingerprint(results: dict[str, Any]) -> str:
-    """32 hex digits over all that decides what a job's shards hold."""
+    """A hash of everything that decides what a job's shards hold, in 32 hex digits."""
     encoded = msgspec.json.encode(results, order="deterministic")
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line per field that differs, `field: old -> new`."""
+    """One line for each field that differs: `field: old -> new`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     fields = [*before, *(field for field in after if field not in before)]
     return [

@@ -1,8 +1,8 @@
-"""Which of vLLM's EngineArgs a job file, or the record of a folder, may ask for: strangers may have written them.
+"""Which of vLLM's EngineArgs are accepted from a job file or a folder's record, which strangers may have written.
 
 Some of the arguments load Python (worker_cls, logits_processors), open endpoints (kv_transfer_config,
-otlp_traces_endpoint) or read files of any name (log_config_file). So a file may have those that only say how fast and
-how exact, as plain values. All others, those of later vLLMs too, count only on the command line of who runs the job.
+otlp_traces_endpoint) or read arbitrary files (log_config_file). So a file may only use those that affect speed and
+precision, with plain values. All others, including those of later vLLM versions, must be given on the command line.
 """
 
 import difflib
@@ -37,12 +37,12 @@ _PLAIN = frozenset(
     watermark
     """.split()
 )
-# Of these a value may be the name of a class or a plugin: the ones that are neither.
+# Arguments whose value may name a class or a plugin: the values that do not.
 _VALUES = {
     "distributed_executor_backend": frozenset({"mp", "uni"}),
     "load_format": frozenset({"auto", "hf", "safetensors", "fastsafetensors", "bitsandbytes", "dummy"}),
 }
-# Tables, which hold more than figures. A key that is not named here may be a path, a class or another model.
+# Arguments that are tables: the keys that are safe. Any other key may be a path, a class or another model.
 _KEYS = {
     "attention_config": frozenset({"backend", "flash_attn_version", "use_trtllm_attention"}),
     "compilation_config": frozenset(
@@ -59,23 +59,23 @@ _KEYS = {
         {"backend", "disable_additional_properties", "disable_any_whitespace", "disable_fallback"}
     ),
 }
-_WORD = re.compile(r"[\w+,-]{0,64}", re.ASCII)  # no dot, slash or colon, which paths, classes and addresses have
+_WORD = re.compile(r"[\w+,-]{0,64}", re.ASCII)  # without dot, slash and colon: not a path, class or address
 
 
 def risks(args: dict[str, Any]) -> list[str]:
-    """The arguments that may do more than change speed and precision, each with its inner key if that is why."""
+    """The arguments that may do more than change speed and precision; `name.key` if a key of a table is the reason."""
     return [risk for name, value in args.items() for risk in _risks(name, value)]
 
 
 def refuse_risks(args: dict[str, Any], where: str, given: Collection[str] = ()) -> None:
-    """Raises JobError if a file asks for such an argument. given: those that the command line has anyway."""
+    """Raises JobError if a file uses such an argument. given: names that are on the command line as well."""
     for risk in risks({name: value for name, value in args.items() if name not in given}):
         name = shown(risk.partition(".")[0])
         close = difflib.get_close_matches(name, [*_PLAIN, *_VALUES, *_KEYS], n=1, cutoff=0.85)
         slip = f"; or did you mean {close[0]}?" if close and close[0] != name else ""
         raise JobError(
             f"{where}: [engine] {shown(risk)} may load code, open connections or read other files; "
-            f"give it as --engine {name}=... on the command line, if you trust it{slip}"
+            f"if you trust it, give it as --engine {name}=... on the command line{slip}"
         )
 
 
@@ -87,12 +87,12 @@ def _risks(name: str, value: Any) -> Iterable[str]:
     if name not in _KEYS:
         return [name]
     if not isinstance(value, dict):
-        return [] if _is_plain(value) else [name]  # a level of compilation
+        return [] if _is_plain(value) else [name]  # compilation_config may be a level
     return [f"{name}.{key}" for key, part in value.items() if key not in _KEYS[name] or not _is_plain(part)]
 
 
 def _is_plain(value: Any, depth: int = 3) -> bool:
-    """Whether it is a number, a switch, a word, or made of some."""
+    """Whether a value consists of numbers, booleans and words only."""
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list) and depth:

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of any other model, as transformers loads them from the model's folder."""
+"""The tokenizer and chat template of models outside the series, as transformers loads them."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ..job.sampling import MinP, RepetitionPenalty, Temperature, TopK, TopP
 from . import hub, model_files, token_bound
 
 _ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
-# Characters that no text has a meaning for: one marks control tokens, the others stand for them in what is said.
+# Private-use characters: the first marks a control token, the others stand in for control tokens in users' text.
 _MARK, _STAND_INS, _OURS = chr(0x100000), 0x100001, re.compile("[\U00100000-\U0010fffd]")
 
 
 class Guarded(str):
-    """A prompt whose control tokens are those of the template: in what is said they are text.
+    """A prompt in which only the template's control tokens are control tokens; those in users' text are plain text.
 
     Attributes:
-        marked: the same with marks around the template's.
-        tokens: how many these are, but for that of what the tokenizer does not know, which anything may become.
+        marked: the same prompt with marks around the template's control tokens.
+        tokens: how many of these there are, not counting the unknown token, which any text may become.
     """
 
     marked: str
     tokens: int
 
 
-# No text may be beyond a tokenizer: one without an unknown token fails at the first sign that it lacks.
+# A tokenizer must accept any text: one without an unknown token fails at the first character that it lacks.
 _SAMPLE = "Hello, wörld! 12 + 3 = 15\n\tПривет, 月曜日 안녕 🙂 \u0001"
 
 Id = Annotated[int, Meta(ge=0, lt=1 << 24)]
 
 
 class _Generation(msgspec.Struct):
-    """What batchgen reads of generation_config.json."""
+    """What batchgen reads from generation_config.json."""
 
     eos_token_id: Id | list[Id] | None = None
     temperature: Temperature | None = None
@@ -54,14 +54,14 @@ class _Generation(msgspec.Struct):
 
 
 class HfTokenizer:
-    """What batchgen asks of a tokenizer, and a chat template.
+    """A tokenizer of transformers with its chat template, as batchgen uses them.
 
     Attributes:
-        eos_ids: ids that end a response, those of generation_config.json among them.
+        eos_ids: ids that end a response, including those of generation_config.json.
         vocab_size: number of ids that it knows; the model may have more.
         has_template: whether it can render conversations.
-        date: the day that a template is told which asks for it, as 2026-01-31; empty for none: prompts must not depend
-            on the day on which they are made.
+        date: the current date for templates that ask for it, such as 2026-01-31; "" for none, because prompts must not
+            depend on the day they are made.
     """
 
     def __init__(self, theirs: Any, eos_ids: list[int]):
@@ -81,8 +81,8 @@ class HfTokenizer:
 
     @classmethod
     def load(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
-        """Raises JobError."""
-        # 3 s of computing, which the models of the series need not pay, and here no part of the trial's.
+        """The tokenizer of a model's folder. Raises JobError."""
+        # It takes 3 s of CPU time, which must not count in the trial; models of the series do not need it.
         from transformers import AutoTokenizer  # noqa: F401
 
         def used() -> None:
@@ -98,14 +98,14 @@ class HfTokenizer:
 
     @classmethod
     def tried(cls, folder: Path, generation_config: dict[str, Any]) -> HfTokenizer:
-        """One that `load` has found to be harmless."""
+        """The tokenizer of a folder that `load` has already tried in a child process."""
         theirs = load_theirs(folder)
         named = generation_config.get("eos_token_id")
         ids = [*(named if isinstance(named, list) else [named]), theirs.eos_token_id]
         return cls(theirs, list(dict.fromkeys(token for token in ids if token is not None)))
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt by the chat template, up to where the answer begins. Raises Reject(bad_shape)."""
+        """The prompt by the chat template, up to where the response begins. Raises Reject(bad_shape)."""
         messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
         try:
             prompt: str = self._theirs.apply_chat_template(
@@ -113,28 +113,31 @@ class HfTokenizer:
             )
         except MemoryError:
             raise
-        except Exception as error:  # templates refuse what they do not know, each in its own way
-            hint = "; give it a day with [prompt] date (--date)" if "strftime_now" in str(error) else ""
+        except Exception as error:  # each template has its own way to refuse a conversation
+            hint = "; set a date with [prompt] date (--date)" if "strftime_now" in str(error) else ""
             raise Reject(
                 "bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}{hint}"
             ) from None
         return prompt
 
     def control_in(self, text: str) -> str:
-        """The first control token that a text holds; empty if there is none."""
+        """The first control token in a text; "" if there is none."""
         found = self._control.search(text) or (self._folds and self._control.search(self._folds.normalize_str(text)))
         return found[0] if found else ""
 
     def guarded(self, conversation: Conversation, render: Callable[[Conversation], str], control_tokens: str) -> str:
-        """The prompt that `render` makes of a conversation. control_tokens: what those in its utterances are: token, as
-        they would be in the prompt; text; or a reason for Reject(bad_shape)."""
+        """The prompt that `render` makes of a conversation.
+
+        control_tokens: how to treat control tokens in its utterances: `token` keeps them, `text` makes them plain text
+        and `reject` raises Reject(bad_shape).
+        """
         held = next(filter(None, (self.control_in(turn.text) for turn in conversation)), "")
         if control_tokens == "token" or not held:
             return render(conversation)
         if control_tokens == "reject":
-            raise Reject("bad_shape", f"holds the control token {held}, and [prompt] control_tokens is reject")
+            raise Reject("bad_shape", f"contains the control token {held}, and [prompt] control_tokens is reject")
         if self._renamed is None or any(_OURS.search(turn.text) for turn in conversation):
-            raise Reject("bad_shape", f"holds the control token {held}, which cannot be written as text here")
+            raise Reject("bad_shape", f"contains the control token {held}, which this tokenizer cannot treat as text")
         tokens = list(self._controls)
         hidden = {token: chr(_STAND_INS + number) for number, token in enumerate(tokens)}
         turns = [
@@ -149,9 +152,11 @@ class HfTokenizer:
         return text
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens count as such, as chat templates write them; none are added. Raises
-        Reject(bad_shape) if a guarded one cannot be. It takes whatever time and memory the folder's tokenizer.json
-        makes of a text: see checker.py."""
+        """The ids of a text, in which special tokens are recognised, as chat templates write them; none are added.
+
+        Raises Reject(bad_shape) if a Guarded prompt cannot be encoded as such. The time and memory that it takes are up
+        to the folder's tokenizer.json: see prompt/checker.py.
+        """
         if not isinstance(text, Guarded):
             ids: list[int] = self._theirs.encode(text, add_special_tokens=False)
             return ids
@@ -159,17 +164,17 @@ class HfTokenizer:
         ids = self._renamed.encode(text.marked, add_special_tokens=False).ids
         controls = set(self._controls.values()) - {self._theirs.unk_token_id}
         if sum(token in controls for token in ids) != text.tokens:
-            raise Reject("bad_shape", "holds control tokens that this tokenizer cannot take for text")
+            raise Reject("bad_shape", "contains control tokens that this tokenizer cannot treat as text")
         return ids
 
     def prepare_guard(self) -> None:
-        """Makes what `guarded` needs, a second of computing with 128,000 tokens: no row's to pay."""
+        """Prepares what `guarded` needs, so that no row has to pay for it: one second for 128,000 tokens."""
         _ = self._renamed
 
     @cached_property
     def _renamed(self) -> Any:
-        """The same tokenizer with marks as a part of its control tokens' names: these without are text to it, and all
-        else, blanks around them too, goes as before. None if it cannot be had."""
+        """The same tokenizer with marks around the names of its control tokens, so that unmarked names are plain text.
+        Everything else, including white space around them, works as before. None if it cannot be made."""
         backend = getattr(self._theirs, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -191,21 +196,21 @@ class HfTokenizer:
 
     @cached_property
     def _folds(self) -> Any:
-        """What turns other signs into those of control tokens ahead of looking for them; None if nothing does."""
+        """The normalizer, if it may turn other characters into those of control tokens before they are looked for."""
         backend = getattr(self._theirs, "backend_tokenizer", None)
         return backend.normalizer if backend and self._any_is_folded else None
 
     def exceeds(self, text: str, tokens: int) -> bool:
-        """Whether a text surely has more tokens than so many, without encoding it; False says nothing."""
+        """Whether a text is certain to have more than `tokens` tokens. If False, it may or may not."""
         return self._longest is not None and token_bound.exceeds(text, tokens, self._longest, self._least)
 
     def _least(self, text: str) -> int:
-        letters = "".join(text.split())  # some tokens take any number of blanks around them away
+        letters = "".join(text.split())  # some tokens swallow any number of blanks around them
         return len(self._normalizer.normalize_str(letters) if self._normalizer else letters)
 
     def _longest_token(self) -> int | None:
-        """Its characters, where each character that is no blank becomes part of a token: with byte-level BPE. Others
-        may have one token for any number of characters that they do not know."""
+        """The length of the longest token, if every non-blank character becomes part of a token, as in byte-level BPE.
+        None for other tokenizers, which may have one token for any number of unknown characters."""
         backend = getattr(self._theirs, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -226,27 +231,28 @@ class HfTokenizer:
         return max(map(len, vocabulary))
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special tokens."""
         text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 
 def _patience(folder: Path) -> int:
-    """Seconds of computing in which a tokenizer is to be loaded: 128,000 tokens in 11 MB took 2.3."""
+    """CPU seconds in which a tokenizer must load. One of 128,000 tokens (11 MB) took 2.3."""
     return 5 + sum(path.stat().st_size for path in model_files.matching(folder, hub.FILES)) // (4 << 20)
 
 
 def _clock(day: str) -> Any:
-    """What templates ask for the time. Most of those that do have a day of their own where there is none."""
+    """`strftime_now`, by which templates ask for the date. If it is undefined, most of them use a date of their own."""
     from jinja2 import Undefined
 
     return datetime.fromisoformat(day).strftime if day else Undefined(name="strftime_now")
 
 
 def load_theirs(folder: Path) -> Any:
-    """The tokenizer as transformers has it. Raises whatever its many tokenizers do."""
+    """The tokenizer of transformers. Raises whatever its many tokenizers raise."""
     from transformers import AutoTokenizer  # 2 s, which the models of the series need not pay
 
-    # Left open, trust_remote_code has transformers ask on stdin whether to run the folder's Python.
+    # If trust_remote_code were not given, transformers would ask on stdin whether to run the folder's Python.
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
@@ -265,7 +271,7 @@ def _byte_alphabet() -> list[str]:
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json, empty if there is none. Raises JobError."""
+    """generation_config.json; empty if there is none. Raises JobError."""
     path = folder / "generation_config.json"
     try:
         config = model_files.read_table(path)
@@ -278,7 +284,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def defaults(generation_config: dict[str, Any]) -> dict[str, Any]:
-    """The sampling that a model's generation_config.json asks for, by vLLM's names."""
+    """The sampling parameters in generation_config.json, by vLLM's names."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
     return {"top_p": 1.0} | found

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, or a hub's repository that is downloaded into huggingface_hub's cache."""
+"""Finding a model's files: in a local folder, or on the hub (they are downloaded to huggingface_hub's cache)."""
 
 import os
 import re
@@ -11,14 +11,15 @@ from ..errors import JobError
 from ..host import terminal
 from ..job.spec import is_hub_name
 
-# Every file but the weights that may decide what a model reads and writes, by name or pattern. Records of batchgen 0.2
-# have no others of them than the first.
+# The files that may affect what a model reads and writes, apart from the weights, by name or pattern.
+
+# Those that batchgen 0.2 recorded for models outside the series.
 FILES_OF_0_2 = (
     *("config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "vocab.txt"),
 )
-# What vLLM reads beside config.json, whatever the tokenizer: which files hold the weights, and how they are quantized.
+# Files that vLLM reads besides config.json for any model: which files hold the weights, and how they are quantized.
 ENGINE_FILES = (
     *("generation_config.json", "*.index.json"),
     *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
@@ -34,7 +35,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Found(NamedTuple):
-    """A model's folder. name: the folder's own or the hub's; revision: the hub's commit hash, None for a folder."""
+    """A model's folder.
+
+    Attributes:
+        folder: where its files are.
+        name: the folder's name, or the model's name on the hub.
+        revision: commit hash on the hub; None for a local folder.
+    """
 
     folder: Path
     name: str
@@ -42,31 +49,42 @@ class Found(NamedTuple):
 
 
 def find(path: str, revision: str = "") -> Found:
-    """The folder of a model, downloaded if `path` is a name (job.model_path tells them apart). Raises JobError.
+    """The folder of a model, which is downloaded if needed.
 
-    revision: a branch, tag or commit of the hub's repository. A commit that is in the cache is taken from there without
-    asking the hub.
+    Args:
+        path: a folder, or the name of a model on the hub (job.spec.model_path tells them apart).
+        revision: a branch, tag or commit on the hub. A commit that is in the cache is used without asking the hub.
+
+    Raises:
+        JobError
     """
     if is_hub_name(path):
         return _on_hub(path, revision or "main")
     folder = Path(path)
     if not folder.is_dir():
-        raise JobError(f"{path}: no such model folder; a model on the hub goes by org/name")
+        raise JobError(f"{path}: no such model folder; a model on the hub is named org/name")
     if revision:
-        raise JobError(f"[model] revision: {path} is a folder; leave {revision} out, or name the model as on the hub")
+        raise JobError(
+            f"[model] revision: {path} is a folder; leave {revision} out, or give the model's name on the hub"
+        )
     return Found(folder.resolve(), folder.resolve().name)
 
 
 def refuse_images(files: Collection[str], name: str) -> None:
-    """Refuses bilingual-gpt-neox-4b-minigpt4 and its like: a .pth of what is added to a language model to see images.
+    """Refuses models like bilingual-gpt-neox-4b-minigpt4: a .pth with what a language model needs to see images.
 
-    files: those of the folder or repository; name: a hint, enough where there is no complete language model.
+    Args:
+        files: the files of the folder or repository.
+        name: the model's name, which decides if the files are not those of a complete language model.
+
+    Raises:
+        JobError
     """
     complete = "config.json" in files and any(file.endswith((".safetensors", ".bin")) for file in files)
     if not complete and ("minigpt4" in name.lower() or any(file.endswith(".pth") for file in files)):
         raise JobError(
-            f"{name}: a MiniGPT-4 checkpoint (images and text), not a complete language model; batchgen generates "
-            "from text alone: take one of the text models, such as rinna/bilingual-gpt-neox-4b-instruction-sft"
+            f"{name}: a MiniGPT-4 checkpoint (images and text), not a complete language model; batchgen supports text "
+            "only: use a text model, such as rinna/bilingual-gpt-neox-4b-instruction-sft"
         )
 
 
@@ -74,8 +92,8 @@ def _on_hub(name: str, revision: str) -> Found:
     if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
         return cached
     if os.path.expanduser("~") == "~" and not (os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")):
-        raise JobError(f"{name}: there is no home folder to keep the hub's files in; set HF_HOME to a folder")
-    # Imported late: most models are folders, and the imports take 0.3 s.
+        raise JobError(f"{name}: there is no home folder for the hub's cache; set HF_HOME to a folder")
+    # Imported here because the imports take 0.3 s, and most models are local folders.
     try:
         import httpx
         import huggingface_hub as hub
@@ -83,11 +101,11 @@ def _on_hub(name: str, revision: str) -> Found:
         from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
         raise JobError(
-            f"{name}: no such folder, and a name on the hub needs huggingface_hub ({error}); "
+            f"{name}: no such folder, and models on the hub need huggingface_hub ({error}); "
             "pip install huggingface_hub, or give a folder"
         ) from None
-    except (ValueError, RuntimeError, OSError) as error:  # it reads its environment as it is imported
-        raise JobError(f"{name}: huggingface_hub cannot be used here: {_reason(error)}; or give a folder") from None
+    except (ValueError, RuntimeError, OSError) as error:  # it reads the environment when imported
+        raise JobError(f"{name}: cannot import huggingface_hub: {_reason(error)}; fix that, or give a folder") from None
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -97,43 +115,43 @@ def _on_hub(name: str, revision: str) -> Found:
         weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*FILES, weights]))
     except errors.RevisionNotFoundError:
-        raise JobError(f"{name}: has no revision {revision}; name a branch, tag or commit of it") from None
+        raise JobError(f"{name}: has no revision {revision}; give one of its branches, tags or commits") from None
     except errors.GatedRepoError:
-        raise JobError(f"{name}: is given to certain users only; accept its terms, then `hf auth login`") from None
+        raise JobError(f"{name}: access is restricted; accept its terms on the hub, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
         raise JobError(f"{name}: neither a folder nor a model on the hub (private ones need `hf auth login`)") from None
     except (
         *(httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError),
-        *(httpx.InvalidURL, ImportError, ValueError, RuntimeError, OSError),  # of proxies and certificates
+        *(httpx.InvalidURL, ImportError, ValueError, RuntimeError, OSError),  # wrong proxies and certificates
     ) as error:
         if isinstance(error, OSError) and error.filename:
             raise  # the disk, not the connection
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
         if cached := _cached(name, revision):
-            said = f"batchgen: {why}: {name} comes from the cache, commit {cached.revision}"
+            said = f"batchgen: {why}: using {name} from the cache, commit {cached.revision}"
             print(terminal.message(said), file=sys.stderr)
             return cached
         raise JobError(
-            f"{name}: no folder, and {revision} is not in the hub's cache, while {why}; "
-            "download it where there is a connection, or give a folder"
+            f"{name}: not a folder; its revision {revision} is not in the hub's cache, and {why}; "
+            "download it on a machine with a connection, or give a folder"
         ) from None
-    return Found(folder, name, folder.name)  # a snapshot's folder goes by its commit
+    return Found(folder, name, folder.name)  # a snapshot's folder is named after its commit
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no connection, and which settings may be why: those of proxies are named without their values, which
-    may hold passwords."""
+    """Why there is no connection, and which settings may be the cause. Proxy settings are named without their values,
+    which may hold passwords."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
         if (path := os.environ.get(name)) and not os.path.exists(path):
-            return f"{name} is {path}, which is not there"
+            return f"{name} is {path}, which does not exist"
     text = str(error).partition("\n")[0]
     proxies = [name for name in os.environ if name.lower() in _PROXIES and os.environ[name]]
     return f"{text}; the proxy is set by {', '.join(proxies)}" if proxies else text
 
 
 def _cached(name: str, revision: str) -> Found | None:
-    """The model as the cache holds it, if it is whole."""
+    """The model from the cache, if it is complete there."""
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 

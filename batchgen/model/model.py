@@ -1,4 +1,4 @@
-"""A model on disk or on the hub: its config, tokenizer and weights, checked before an engine is started on them."""
+"""A model: its config, tokenizer and weights, checked before an engine is started."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .tokenizer import Tokenizer, TokenizerError
 
 SERIES_FILES = ("config.json", "spiece.model", "tokenizer_config.json")
 
-TRAINED_CONTEXT = 2048  # tokens, of all models of the series; a longer context is this one stretched
+TRAINED_CONTEXT = 2048  # tokens, for all models of the series; a longer context is stretched by RoPE scaling
 
 
 _Number = Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -31,8 +31,8 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class _Shape(msgspec.Struct):
-    """What batchgen reads of config.json. The limits are far above any model, so that sums with them stay sums."""
+class _Dimensions(msgspec.Struct):
+    """What batchgen reads from config.json. The limits are far above any model's, and keep calculations in range."""
 
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
     max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 27)]
@@ -45,6 +45,7 @@ class _Shape(msgspec.Struct):
 
     @property
     def kv_width(self) -> int:
+        """Numbers per token in the KV cache, over all layers."""
         kv_heads = self.num_key_value_heads or self.num_attention_heads
         width = self.head_dim or max(1, self.hidden_size // self.num_attention_heads)
         return 2 * self.num_hidden_layers * kv_heads * width
@@ -52,11 +53,21 @@ class _Shape(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Model:
-    """name, revision: see hub.Found; model_type: config.json's; vocab_size: of the weights, which may have more ids
-    than the tokenizer; context: most tokens of prompt and response together; kv_width: numbers that the KV cache holds
-    per token; digests: file name -> MD5, as hubs and model cards list them, of the files that are used; since_0_3: the
-    names of those that older versions did not digest; weights, sha256: MD5 and SHA-256 of all weights, those too that
-    vLLM passes over."""
+    """A checked model.
+
+    Attributes:
+        folder, name, revision: see hub.Found.
+        model_type: from config.json.
+        vocab_size: of the weights, which may have more ids than the tokenizer.
+        context: maximum number of tokens of prompt and response together.
+        kv_width: numbers per token in the KV cache.
+        tokenizer: ours for the series, transformers' for other models.
+        generation_config: generation_config.json; empty if there is none.
+        digests: file name -> MD5, of the files that are used. (Hubs and model cards list MD5.)
+        since_0_3: names of the files in `digests` that versions before 0.3 did not digest.
+        weights: file name -> MD5, of all weight files, including those that vLLM ignores.
+        sha256: file name -> SHA-256, of the same files.
+    """
 
     folder: Path
     name: str
@@ -74,6 +85,7 @@ class Model:
 
     @property
     def family(self) -> Family:
+        """The model's family in the series, as far as its vocabulary, context and tokenizer tell."""
         if isinstance(self.tokenizer, HfTokenizer):
             return series.CHAT if self.tokenizer.has_template else series.OTHER_RAW
         kept = self.tokenizer.decode(self.tokenizer.encode("a\nb")) == "a\nb"
@@ -81,27 +93,33 @@ class Model:
 
     @property
     def prompt_format(self) -> str:
-        """speaker, or speaker-nl where the tokenizer loses newlines, as that of the japanese-3.6b models does; raw for
-        the 8k model, of which there is only the base; chat-template for models of other kinds that have one."""
+        """The prompt format that the model needs: speaker, or speaker-nl if the tokenizer drops newlines, as that of
+        the japanese-3.6b models does; raw for the 8k model, which has no instruction version; chat-template for models
+        outside the series that have one."""
         return self.family.format
 
     def sampling_defaults(self, format: str) -> dict[str, Any]:
-        """What the card sets for prompts of this format, or generation_config.json for models of other kinds."""
+        """What the card sets for prompts of this format; for models outside the series, generation_config.json."""
         if isinstance(self.tokenizer, HfTokenizer):
             return hf_tokenizer.defaults(self.generation_config)
         return self.family.defaults(format)
 
     @property
     def withdrawn(self) -> bool:
-        """Whether these are the weights of 2023-07-31, or safetensors that lie beside them."""
+        """Whether the folder has the withdrawn weights of 2023-07-31, alone or next to safetensors."""
         return series.WITHDRAWN_MD5 in self.weights.values()
 
 
 def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
-    """Finds, reads and checks a model; the weights are only digested. Raises JobError.
+    """Finds, reads and checks a model. Its weights are digested, not loaded.
 
-    path: its folder, or its name on the hub; revision: of the latter, a branch, tag or commit; format: of the prompts,
-    by which chat-template asks for the tokenizer of transformers.
+    Args:
+        path: its folder, or its name on the hub.
+        revision: branch, tag or commit on the hub.
+        format: prompt format; chat-template requires the tokenizer of transformers.
+
+    Raises:
+        JobError
     """
     folder, name, commit = hub.find(path, revision)
     hub.refuse_images(os.listdir(folder), name)
@@ -109,10 +127,10 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
     model_files.check(texts)
     config = _config(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
-    shape = _shape(config, folder / "config.json")
-    tokenizer = _tokenizer(folder, generation_config, shape.vocab_size, format)
+    dimensions = _dimensions(config, folder / "config.json")
+    tokenizer = _tokenizer(folder, generation_config, dimensions.vocab_size, format)
     safetensors, bins = (model_files.matching(folder, (ending,)) for ending in ("*.safetensors", "*.bin"))
-    used = safetensors or bins  # the order in which vLLM looks
+    used = safetensors or bins  # vLLM's order
     if not used:
         raise JobError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
     known, read = (
@@ -126,9 +144,9 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
         name=name,
         revision=commit,
         model_type=shown(str(config.get("model_type")))[:100],
-        vocab_size=shape.vocab_size,
-        context=_context(shape, folder),
-        kv_width=shape.kv_width,
+        vocab_size=dimensions.vocab_size,
+        context=_context(dimensions, folder),
+        kv_width=dimensions.kv_width,
         tokenizer=tokenizer,
         generation_config=generation_config,
         digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
@@ -139,7 +157,7 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
 
 
 def _check_index(path: Path, safetensors: list[Path]) -> None:
-    """Which weights are in which file, as vLLM reads it. Raises JobError if one of them is not there."""
+    """Raises JobError if the index names a file of weights that is missing."""
     if not safetensors or not path.exists():
         return
     try:
@@ -147,7 +165,7 @@ def _check_index(path: Path, safetensors: list[Path]) -> None:
     except msgspec.ValidationError as error:
         raise JobError(f"{path}: {model_files.readable(error)}") from None
     if missing := sorted({*named} - {file.name for file in safetensors}):
-        raise JobError(f"{path}: names {shown(missing[0])[:100]}, which is not there; download the model again")
+        raise JobError(f"{path}: names {shown(missing[0])[:100]}, which is missing; download the model again")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -158,11 +176,11 @@ def _config(folder: Path) -> dict[str, Any]:
         raise JobError(f"{path}: no such file; is {folder} a model's folder?") from None
 
 
-def _shape(config: dict[str, Any], path: Path) -> _Shape:
-    # A model of text and images has its language model's numbers in a part of its own.
+def _dimensions(config: dict[str, Any], path: Path) -> _Dimensions:
+    # A multimodal model has its language model's numbers in a table of their own.
     part = "text_config" if "text_config" in config else ""
     try:
-        return msgspec.convert(config[part] if part else config, _Shape)
+        return msgspec.convert(config[part] if part else config, _Dimensions)
     except msgspec.ValidationError as error:
         raise JobError(f"{path}: {model_files.readable(error, part)}") from None
 
@@ -170,7 +188,7 @@ def _shape(config: dict[str, Any], path: Path) -> _Shape:
 def _tokenizer(
     folder: Path, generation_config: dict[str, Any], vocab_size: int, format: str
 ) -> Tokenizer | HfTokenizer:
-    """Ours for the series, whose ids transformers 5 gets wrong; transformers' own for all other models."""
+    """Our own tokenizer for the series, for which transformers 5 gives wrong ids; transformers' for other models."""
     if format == "chat-template" or not _is_of_the_series(folder):
         tokenizer = HfTokenizer.load(folder, generation_config)
         if format == "chat-template" and not tokenizer.has_template:
@@ -193,14 +211,14 @@ def _tokenizer(
 
 
 def _check_ends(tokenizer: Tokenizer | HfTokenizer, folder: Path, vocab_size: int) -> None:
-    """An id that ends a text must be one that the model can say: with another one vLLM's sampler reads beyond."""
+    """Raises JobError for an end-of-text id that the model does not have: vLLM's sampler would read out of bounds."""
     if (last := max(tokenizer.eos_ids)) >= vocab_size:
         why = f"but the model has {vocab_size:,} ids (vocab_size in config.json)"
         raise JobError(f"{folder}: token {last} ends a text, {why}; the tokenizer belongs to another model")
 
 
 def _is_of_the_series(folder: Path) -> bool:
-    """By the tokenizer, of which spiece.model may be missing: that is to be said, not to be worked around."""
+    """Whether the tokenizer is that of the series, even if spiece.model is missing: then an error has to say so."""
     if (folder / "spiece.model").exists():
         return True
     path = folder / "tokenizer_config.json"
@@ -208,20 +226,20 @@ def _is_of_the_series(folder: Path) -> bool:
 
 
 def check_release(model: Model, allow_withdrawn: bool) -> None:
-    """Raises JobError for the weights that their authors withdrew, or warns of them if they are allowed."""
+    """Raises JobError for the withdrawn weights, or only warns if they are allowed."""
     if not model.withdrawn:
         return
-    what = f"{model.folder}: has the weights of 2023-07-31, withdrawn because they learned from non-commercial data"
+    what = f"{model.folder}: has the weights of 2023-07-31, withdrawn because of non-commercial training data"
     if not allow_withdrawn:
         raise JobError(f"{what}; download the release of 2023-08-02, or give --allow-withdrawn")
     warn(what)
 
 
-def _context(shape: _Shape, folder: Path) -> int:
-    """Tokens. Of a model that linear scaling stretches, some configs give the context before it, others after it."""
-    scaling = shape.rope_scaling
-    if shape.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
-        return shape.max_position_embeddings
+def _context(dimensions: _Dimensions, folder: Path) -> int:
+    """Context length in tokens. Under linear scaling some configs state it before scaling, others after."""
+    scaling = dimensions.rope_scaling
+    if dimensions.max_position_embeddings != TRAINED_CONTEXT or not scaling or scaling.get("type") != "linear":
+        return dimensions.max_position_embeddings
     try:
         return int(TRAINED_CONTEXT * msgspec.convert(scaling, _Scaling).factor)
     except msgspec.ValidationError:

@@ -1,5 +1,5 @@
-"""The files of a model's folder, which a stranger may have made. What is read of them is regular, of bounded size, JSON
-of bounded depth, and asks for no code and for no files elsewhere: what an engine loads is what was digested here."""
+"""The files of a model's folder, which are not trusted. Only regular files of bounded size are read, and JSON of
+bounded depth that asks for no code and for no files elsewhere: so the engine loads exactly what was digested here."""
 
 import hashlib
 import os
@@ -14,25 +14,25 @@ import msgspec
 from ..errors import JobError, in_one_line, plain, shown
 from ..host import safeopen
 
-# Bytes. The largest that are known: config 1 MB, index 15 MB (Kimi K2), tokenizer 33 MB (Gemma 3).
+# Size limits in bytes. The largest known files: config 1 MB, index 15 MB (Kimi K2), tokenizer 33 MB (Gemma 3).
 _CONFIG, _INDEX, _OTHER = 4 << 20, 32 << 20, 64 << 20
 _PART = 1 << 20
-_DEEPEST = 50  # brackets in each other
-_MOST = 500_000  # values; the index of Kimi K2 has 140,000, the tokenizer's config of Gemma 3 45,000
+_DEEPEST = 50  # nested brackets
+_MOST = 500_000  # values; the index of Kimi K2 has 140,000, the tokenizer config of Gemma 3 45,000
 
-# Keys of a config, at whatever depth, by which vLLM or transformers would go elsewhere.
+# Keys of a config, at any depth, that make vLLM or transformers load something else.
 _CODE, _ELSEWHERE, _OTHER_FILE = "Python code of its own", "weights of another model", "other files than those checked"
 _REFUSED = {
     **dict.fromkeys(("auto_map", "custom_generate", "custom_pipelines"), _CODE),
     **dict.fromkeys(("speculators_config", "text_model_id", "audio_model_id"), _ELSEWHERE),
     **dict.fromkeys(("configuration_files", "fast_tokenizer_files", "init_inputs", "gguf_file"), _OTHER_FILE),
 }
-# What tokenizers are made of: a plain name in a tokenizer's config is that of a file in the folder.
+# A tokenizer config may use these keys for files in its own folder, named without a path.
 _PARTS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
 
 
 def read(path: Path, most: int = _OTHER) -> bytes:
-    """Raises FileNotFoundError, or JobError if it is no regular file of at most so many bytes."""
+    """The content of a file. Raises FileNotFoundError, or JobError if it is not regular or is larger than `most`."""
     try:
         with open(_open_regular(path), "rb") as file:
             content = file.read(most + 1)
@@ -46,16 +46,19 @@ def read(path: Path, most: int = _OTHER) -> bytes:
 
 
 def _open_regular(path: Path) -> int:
-    """A file descriptor. Nothing waits at a FIFO, and no device is read."""
+    """A descriptor of a regular file; opening a FIFO does not block. Raises JobError if it is not one.
+
+    Unlike safeopen's, it follows links: the hub's cache consists of them.
+    """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise JobError(f"{path}: is no regular file")
+        raise JobError(f"{path}: is not a regular file")
     return file
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError or JobError."""
+    """The JSON object in a file. Raises FileNotFoundError or JobError."""
     content = read(path, _INDEX if path.name.endswith(".index.json") else _CONFIG)
     try:
         table = msgspec.json.decode(content)
@@ -65,14 +68,14 @@ def read_table(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: is not a JSON object")
     for count, (_, _, depth) in enumerate(_values(table)):
         if depth > _DEEPEST:
-            raise JobError(f"{path}: has more than {_DEEPEST} brackets in each other")
+            raise JobError(f"{path}: has more than {_DEEPEST} nested brackets")
         if count > _MOST:
             raise JobError(f"{path}: has more than {_MOST:,} values, which no model needs")
     return table
 
 
 def _values(table: Any) -> Iterator[tuple[str, Any, int]]:
-    """(key, value, depth) of all in a table."""
+    """(key, value, depth) of everything in a table."""
     left: list[tuple[Any, int]] = [(table, 1)]
     while left:
         part, depth = left.pop()
@@ -83,7 +86,7 @@ def _values(table: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def check(texts: list[Path]) -> None:
-    """Raises JobError if one of a model's texts is not what it should be."""
+    """Raises JobError if one of a model's files (other than weights) cannot be read or is not acceptable."""
     for path in texts:
         if path.suffix != ".json" or path.name in ("tokenizer.json", "vocab.json", "tekken.json", "encoder.json"):
             read(path)
@@ -97,24 +100,24 @@ def refuse_redirection(path: Path, table: dict[str, Any]) -> None:
         if key in _REFUSED and value:
             raise JobError(f"{path}: {key} asks for {_REFUSED[key]}, which batchgen never loads")
         if key in _PARTS and isinstance(value, str) and "/" in value:
-            raise JobError(f"{path}: {key} asks for {_OTHER_FILE}; take it out: {shown(value)[:100]}")
+            raise JobError(f"{path}: {key} asks for {_OTHER_FILE}; remove it: {shown(value)[:100]}")
 
 
 def readable(error: msgspec.ValidationError, part: str = "") -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.head_dim`" with the key ahead."""
+    """msgspec's "Expected `int`, got `str` - at `$.head_dim`", with the key in front."""
     message, _, path = str(error).partition(" - at `$")
     key = part + path.rstrip("`") if part else path.strip(".`")
     return f"{key}: {plain(message)}" if key else plain(message)
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The files of a folder with such names, in the patterns' order. Raises JobError for what is there and no file."""
+    """The files of a folder that match, in the order of the patterns. Raises JobError for one that is not a file."""
     names = os.listdir(folder)
     names += [f"{name}/{inner}" for name in names if name in _parents(patterns) for inner in _listed(folder / name)]
     found = dict.fromkeys(name for pattern in patterns for name in sorted(names) if fnmatch(name, pattern))
     for name in found:
         if not (folder / name).is_file():
-            raise JobError(f"{folder / name}: is no regular file, or a link to nothing; download the model again")
+            raise JobError(f"{folder / name}: is not a regular file, or a broken link; download the model again")
     return [folder / name for name in found]
 
 
@@ -130,15 +133,15 @@ def _listed(folder: Path) -> list[str]:
 
 
 class Digests(NamedTuple):
-    """By name in the folder. MD5 is what model cards and older records have; two files of one MD5 can be made."""
+    """Digests by file name. Model cards and older records have MD5, for which two files can be made to collide."""
 
     md5: dict[str, str]
     sha256: dict[str, str]
 
 
 def digests(folder: Path, files: list[Path]) -> Digests:
-    """Remembered, as 8 GB of weights take 20 s to read again, by all that the system says of a file: its time of last
-    change (ctime) is not the owner's to set."""
+    """The digests of these files. They are cached, as reading 8 GB of weights takes 20 s. The key is everything that
+    the system says about a file, including ctime, which its owner cannot set."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache_file = Path(caches) / "batchgen" / "digests.json"
     try:
@@ -155,7 +158,7 @@ def digests(folder: Path, files: list[Path]) -> Digests:
                 cache = {key: md5, f"{key} sha256": sha256} | cache
         name = str(path.relative_to(folder))
         found.md5[name], found.sha256[name] = cache[key], cache[f"{key} sha256"]
-    if len(cache) > known and os.path.isabs(caches):  # "~" stays where a user has no home that the system knows
+    if len(cache) > known and os.path.isabs(caches):  # "~" is not expanded for a user without a home folder
         _remember(cache_file, cache)
     return found
 
@@ -169,6 +172,7 @@ def _digested(stream: BinaryIO) -> tuple[str, str]:
 
 
 def identity(path: Path, facts: os.stat_result) -> str:
+    """What tells this file, in this state, from any other."""
     times = f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
     return f"{path.resolve()} {facts.st_size} {times} {facts.st_dev} {facts.st_ino}"
 
@@ -178,4 +182,4 @@ def _remember(cache_file: Path, cache: dict[str, str]) -> None:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         safeopen.replace(cache_file, msgspec.json.encode(cache))
     except OSError:
-        pass  # a read-only home costs time at the next start, nothing else
+        pass  # with a read-only home the next start takes longer, nothing else

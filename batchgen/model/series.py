@@ -1,4 +1,4 @@
-"""The model series: which of its families a model is, and what the cards advise."""
+"""The model series: to which of its families a model belongs, and what the model cards recommend."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Card:
-    """models: the family's that this holds for; format: of their prompts; sampling: as the cards' examples set it,
-    None where they set nothing."""
+    """The model cards of some models of a family.
+
+    Attributes:
+        models: the models.
+        format: their prompt format.
+        sampling: parameters from the cards' examples; None if they set none.
+    """
 
     models: str
     format: str
@@ -16,15 +21,20 @@ class Card:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that differ in nothing but their weights. format: of its instruction models' prompts, or of its base
-    model's where there is no other."""
+    """Models that differ only in their weights.
+
+    Attributes:
+        name: the family's name.
+        format: prompt format of its instruction models, or of its base model if there are none.
+        cards: what its model cards say.
+    """
 
     name: str
     format: str
     cards: tuple[Card, ...] = ()
 
     def defaults(self, format: str) -> dict[str, Any]:
-        """The sampling of its models with such prompts; of several cards the last, which is that of the newest."""
+        """The recommended sampling for a prompt format; if several cards have one, the last, of the newest model."""
         stated = [card.sampling for card in self.cards if card.format == format and card.sampling]
         return stated[-1] if stated else {}
 
@@ -66,8 +76,13 @@ RELEASES = {
 
 
 def family(vocab_size: int, stretched: bool, keeps_newlines: bool) -> Family:
-    """vocab_size: of the weights; stretched: whether the context is longer than trained; keeps_newlines: whether the
-    tokenizer does."""
+    """The family of a model.
+
+    Args:
+        vocab_size: of the weights.
+        stretched: whether the context is longer than in training.
+        keeps_newlines: whether the tokenizer keeps newlines.
+    """
     if not keeps_newlines:
         return JAPANESE if vocab_size == 32000 else OTHER_NL
     if vocab_size != 65536:

@@ -1,22 +1,25 @@
-"""Whether a text surely has too many tokens, found out without encoding all of it.
+"""A lower bound on the number of tokens of a text, to reject a text that is far too long without encoding it.
 
-A token stands for so many characters at most, and encoding makes at least as many tokens as that takes. The characters
-are those that the normaliser leaves, as it may drop or join any number of them; so it is applied bit by bit, until
-enough of them have been seen.
+If no token is longer than L characters, a text of N characters has at least N / L tokens. Only characters that are left
+after normalisation count, as the normaliser may drop or merge any number of them; so the text is normalised part by
+part until enough characters have been seen.
 """
 
 from collections.abc import Callable
 
-SHORT = 1 << 16  # characters of a text that may as well be encoded
-# What normalising a part alone may add at its ends: letters and accents that would have become one, a first blank.
+SHORT = 1 << 16  # characters of a text that is cheap enough to encode
+# Characters that normalising a part on its own may add at its ends: uncomposed accents, a leading space.
 _SLACK = 64
 
 
 def exceeds(text: str, tokens: int, longest: int, count: Callable[[str], int]) -> bool:
-    """Whether a text surely has more tokens than so many. False says nothing.
+    """Whether a text is certain to have more than `tokens` tokens. If False, it may or may not.
 
-    longest: characters of the longest token; count: characters of a part of the text, normalised, each of which has to
-    be in a token.
+    Args:
+        text: the text.
+        tokens: the limit.
+        longest: length of the longest token, in characters.
+        count: part of the text -> number of characters that have to be in tokens after normalisation.
     """
     if len(text) <= max(SHORT, tokens):
         return False

@@ -1,10 +1,10 @@
-"""Text to token ids and back, on sentencepiece alone.
+"""Text to token ids and back, with sentencepiece alone.
 
-"The reference" below is the slow T5Tokenizer of transformers 4.57.6 (`use_fast=False`): the models are
-published for it, and transformers 5 no longer has it. File names in comments are of that release.
+"The reference" below is the slow T5Tokenizer of transformers 4.57.6 (`use_fast=False`): the models were
+published for it, and transformers 5 no longer has it. File names in comments refer to that release.
 
 Ids also depend on sentencepiece: where several splits of a text score the same (25 spaces, ```), releases
-before 0.2.2 pick another one. The ids recorded in tests/tokenizer are those of 0.2.2 and 0.2.3.
+before 0.2.2 choose a different one. The ids recorded in tests/tokenizer are those of 0.2.2 and 0.2.3.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sentencepiece import SentencePieceProcessor
 from ..errors import JobError
 from . import model_files, token_bound
 
-_MOST_PIECES = 1 << 19  # of tokenizers that are known 262,144
+_MOST_PIECES = 1 << 19  # the largest known tokenizer has 262,144
 _LONGEST_ROLE = 256  # characters of the name of a special token
 
-# The order in which the reference numbers those that spiece.model lacks (tokenization_utils.py, _add_tokens).
+# The order in which the reference numbers tokens that spiece.model lacks (tokenization_utils.py, _add_tokens).
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REQUIRED_ROLES = {"bos_token", "eos_token", "unk_token", "pad_token"}
 
-# What rinna's models have; None is an absent key. With other values the reference gives other ids or texts.
+# The values of rinna's models; None means that the key is absent. Others make the reference give other ids or texts.
 _SUPPORTED_SETTINGS: dict[str, tuple[object, ...]] = {
-    "extra_ids": (0,),  # absent, the reference adds 100 tokens that the model does not have
+    "extra_ids": (0,),  # if absent, the reference adds 100 tokens that the model does not have
     "additional_special_tokens": ([], None),
     "extra_special_tokens": ({}, None),
     "sp_model_kwargs": ({}, None),
@@ -43,17 +43,17 @@ _SUPPORTED_SETTINGS: dict[str, tuple[object, ...]] = {
 
 
 class TokenizerError(ValueError):
-    """A tokenizer's folder cannot be used. The text is one line that names the file and what to do."""
+    """A tokenizer cannot be used. The text is one line that names the file and says what to do."""
 
 
 class Tokenizer:
-    """A model's tokenizer. Get one with `Tokenizer.load`; it never changes, so threads may share it.
+    """A model's tokenizer. Get one with `Tokenizer.load`. It is immutable, so threads may share it.
 
     Attributes:
         eos_id, bos_id, pad_id, unk_id: ids of these tokens.
         eos_ids: ids that end a response.
         vocab_size: number of pieces in spiece.model; the model itself may be padded to more ids.
-        model: sentencepiece's own.
+        model: the sentencepiece model.
     """
 
     def __init__(self, model: SentencePieceProcessor, roles: dict[str, str], clean_up: bool) -> None:
@@ -65,13 +65,13 @@ class Tokenizer:
         pieces += [token for token in dict.fromkeys(roles.values()) if token not in pieces]
         self._pieces = pieces
         self._special_ids = {token: pieces.index(token) for token in roles.values()}
-        # As the reference's Trie (tokenization_utils.py): the first token in the text, of two at one place
-        # the longer. (The Trie differs for tokens that can overlap in a text; rinna's cannot.)
+        # Like the reference's Trie (tokenization_utils.py): the first token in the text, and of two at the
+        # same place the longer. (The Trie differs for tokens that can overlap; rinna's cannot.)
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
         self._longest = max(map(len, pieces))
-        # Without pieces for bytes any number of unknown characters in a row are one token.
+        # Without byte pieces, a run of unknown characters of any length is a single token.
         has_bytes = any(map(model.is_byte, range(self.vocab_size)))
         self._letters = None if has_bytes else frozenset(piece for piece in pieces if len(piece) == 1)
 
@@ -94,7 +94,7 @@ class Tokenizer:
         """Read `spiece.model` and `tokenizer_config.json` of a model's folder.
 
         Raises:
-            TokenizerError: one of them is missing, unreadable, or asks for what the rinna models do not have.
+            TokenizerError: one of them is missing or unreadable, or has settings that rinna's models do not have.
         """
         path = Path(folder) / "tokenizer_config.json"
         try:
@@ -110,10 +110,10 @@ class Tokenizer:
         tokenizer = cls(model, roles, clean_up=bool(config.get("clean_up_tokenization_spaces")))
         added = config.get("added_tokens_decoder", {})
         if not isinstance(added, dict):
-            raise TokenizerError(f"{path}: added_tokens_decoder is no object: copy it from the model's repository")
+            raise TokenizerError(f"{path}: added_tokens_decoder is not an object: copy it from the model's repository")
         for i, token in added.items():
             if str(tokenizer._special_ids.get(_content(token, path))) != i:
-                raise TokenizerError(f"{path}: remove added token {i}, which is no token of rinna's models")
+                raise TokenizerError(f"{path}: remove added token {i}, which rinna's models do not have")
         return tokenizer
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
@@ -135,8 +135,10 @@ class Tokenizer:
         return ids
 
     def exceeds(self, text: str, tokens: int) -> bool:
-        """Whether a text surely has more tokens than so many, at a cost that does not grow with what it has more;
-        encoding takes 30 bytes of memory a character. False says nothing."""
+        """Whether a text is certain to have more than `tokens` tokens. If False, it may or may not.
+
+        The cost depends on `tokens`, not on the text's length, while encoding takes 30 bytes of memory per character.
+        """
         return token_bound.exceeds(text, tokens, self._longest, self._least)
 
     def _least(self, text: str) -> int:
@@ -163,28 +165,28 @@ class Tokenizer:
 
         For any text that the model's normaliser leaves unchanged, `decode(encode(text)) == text`.
 
-        A space at the start stays: a response is decoded alone, and there it is a piece that the model
-        produced. (A spiece.model with add_dummy_prefix puts one before every text that it encodes; it stays
-        too, as one of the normaliser's changes. The rinna GPT-NeoX models are trained without.)
+        A space at the start is kept: a response is decoded on its own, where such a space is a piece that the
+        model produced. (A spiece.model with add_dummy_prefix adds one before every text that it encodes, which
+        is kept too, as one of the normaliser's changes. The rinna GPT-NeoX models are trained without.)
 
         Args:
-            ids: any ids. An id outside of the vocabulary has no text, as models are padded to more ids than
-                they have pieces; bytes that are not UTF-8 become U+FFFD.
-            skip_special_tokens: whether control tokens and the unknown token vanish, or print as their names.
-                What plain `encode` finds in a text ([CLS], [SEP], [MASK] in these models) is always text.
+            ids: any ids. An id outside the vocabulary has no text, as models are padded to more ids than they
+                have pieces. Bytes that are not UTF-8 become U+FFFD.
+            skip_special_tokens: whether control tokens and the unknown token are dropped, or appear as their
+                names. Tokens that plain `encode` finds in text ([CLS], [SEP], [MASK] here) are always text.
         """
         table = self._bytes if skip_special_tokens else self._bytes_and_names
         return b"".join(map(table.get, ids, repeat(b""))).decode(errors="replace")
 
     def decode_hf(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids exactly as the reference has it: stripped, with spaces before special tokens.
+        """The text of token ids exactly as the reference decodes them: stripped, with spaces before special tokens.
 
         Raises:
-            IndexError: an id is outside of the vocabulary.
+            IndexError: an id is outside the vocabulary.
         """
         ids = list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < len(self._pieces):
-            raise IndexError(f"an id is outside of the vocabulary, 0 to {len(self._pieces) - 1}")
+            raise IndexError(f"an id is outside the vocabulary, 0 to {len(self._pieces) - 1}")
         pieces = [self._pieces[i] for i in ids]
         if skip_special_tokens:
             pieces = [piece for piece in pieces if piece not in self._special_ids]
@@ -192,7 +194,7 @@ class Tokenizer:
         return _clean_up(text) if self._clean_up else text
 
     def _splice(self, parts: list[str], plain: Iterator[list[int]]) -> list[int]:
-        """Ids of `parts` = text, special token, text, ..., text; `plain` yields those of each text."""
+        """The ids of `parts` (text, special token, text, ..., text); `plain` yields the ids of each text."""
         ids = next(plain)
         for special in parts[1::2]:
             ids.append(self._special_ids[special])
@@ -200,8 +202,8 @@ class Tokenizer:
         return ids
 
     def _join_hf(self, pieces: list[str]) -> str:
-        # tokenization_t5.py, convert_tokens_to_string: the space that a run of special tokens gets is not
-        # right before it, but before the text that precedes it.
+        # tokenization_t5.py, convert_tokens_to_string: a run of special tokens gets a space, but before the
+        # text that precedes it rather than right before it.
         if pieces:
             pieces[0] = pieces[0].removeprefix("▁")
         joined, text = "", ""
@@ -231,7 +233,7 @@ def _read_model(path: Path) -> SentencePieceProcessor:
         hint = "download it again (cut short, or a Git LFS pointer?)"
         raise TokenizerError(f"{path} is not a sentencepiece model: {hint}") from error
     if not 0 < model.get_piece_size() <= _MOST_PIECES:
-        raise TokenizerError(f"{path} has {model.get_piece_size():,} pieces: a model has up to {_MOST_PIECES:,}")
+        raise TokenizerError(f"{path} has {model.get_piece_size():,} pieces: the maximum is {_MOST_PIECES:,}")
     return model
 
 
@@ -244,11 +246,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _content(token: Any, path: Path) -> str:
-    """The text of a token in tokenizer_config.json, where it is a string or what transformers saves of it."""
+    """The text of a token in tokenizer_config.json, where it is a string or an object as transformers saves it."""
     if isinstance(token, dict) and not any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
         token = token.get("content")
     if not isinstance(token, str) or len(token) > _LONGEST_ROLE:
-        raise TokenizerError(f"{path}: {token!r:.80} is no plain token: copy it from the model's repository")
+        raise TokenizerError(f"{path}: {token!r:.80} is not a plain token: copy it from the model's repository")
     return token
 
 

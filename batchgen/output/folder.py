@@ -308,11 +308,11 @@ def _check_plan(plan: Plan) -> None:
     if not plan.files or not plan.shards:
         raise ValueError("its plan is empty")
     for before, file in itertools.pairwise([plan.files[0], *plan.files]):
-        if not 0 <= file.generation - before.generation <= 1 or min(file.size, file.rows, file.start, file.end) < 0:
+        if not 0 <= file.growth - before.growth <= 1 or min(file.size, file.rows, file.start, file.end) < 0:
             raise ValueError(f"its plan has a file that cannot be: {file.path!r:.200}")
         if file.kind not in KINDS or file.compression not in COMPRESSIONS:
             raise ValueError(f"its plan has a file of a kind that is unknown: {file.kind!r:.50}")
-    if plan.files[0].generation:
+    if plan.files[0].growth:
         raise ValueError("its plan has no beginning")
     end, rows = 0, sum(file.rows for file in plan.files)
     for index, shard in enumerate(plan.shards):
@@ -361,18 +361,18 @@ def written(job: JobRecord) -> bytes:
 # plan of the first and look again for what it lacks, so no row is lost and none has two numbers. The files are never
 # removed, so a run that was slow for days still finds that it came late. `_job.json` holds the outcome, for people.
 #
-# Each generation has a fingerprint, over the settings and all the input up to it; shards and journals hold that of the
-# generation they were planned in. So they stay valid while the job grows, a job may become incremental and cease to be,
+# Each growth has a fingerprint, over the settings and all the input up to it; shards and journals hold that of the
+# growth they were planned in. So they stay valid while the job grows, a job may become incremental and cease to be,
 # and a shard over other input is still known for a stranger. (Leaving the input out of an incremental job's fingerprint
 # would be shorter, but a shard of another night's or folder's input would pass.)
 
 
 def fingerprints(job: JobRecord) -> list[str]:
-    """The job's fingerprint after each generation."""
-    brought = [file.generation for file in job.plan.files]
+    """The job's fingerprint after each growth."""
+    brought = [file.growth for file in job.plan.files]
     return [
-        fingerprint(with_files(job.results, job.plan.files[: bisect.bisect_right(brought, generation)]))
-        for generation in range(job.plan.generation + 1)
+        fingerprint(with_files(job.results, job.plan.files[: bisect.bisect_right(brought, growth)]))
+        for growth in range(job.plan.growth + 1)
     ]
 
 
@@ -387,8 +387,8 @@ def with_files(results: dict[str, Any], files: list[InputFile]) -> dict[str, Any
 
 def _grown(job: JobRecord, more: Plan) -> JobRecord:
     """Raises ValueError if there is not more of it than before."""
-    if not more.files or {file.generation for file in more.files} != {job.plan.generation + 1}:
-        raise ValueError("it does not add a generation")
+    if not more.files or {file.growth for file in more.files} != {job.plan.growth + 1}:
+        raise ValueError("it does not grow the plan")
     plan = Plan(job.plan.files + more.files, job.plan.shards + more.shards)
     _check_plan(plan)
     results = with_files(job.results, plan.files)
@@ -398,7 +398,7 @@ def _grown(job: JobRecord, more: Plan) -> JobRecord:
 
 
 def is_growth(old: JobRecord, job: JobRecord) -> bool:
-    """Whether a job is the other with a generation more."""
+    """Whether a job is the other with a growth more."""
     return fingerprints(job)[-2:-1] == [old.fingerprint]
 
 

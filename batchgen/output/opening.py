@@ -185,7 +185,7 @@ def check_shards(out: Path, job: JobRecord) -> None:
             planned = known.get(name)
             if planned is None:
                 raise JobError(f"{out / name}: is no shard of this job; move it away, or name another output folder")
-            if shard.is_foreign(out, planned, made_by[job.plan.files[planned.file].generation]):
+            if shard.is_foreign(out, planned, made_by[job.plan.files[planned.file].growth]):
                 raise foreign(out / name)
 
 
@@ -216,7 +216,7 @@ def check_owner(out: Path, fingerprint: str) -> JobRecord:
     Stopped."""
     record = folder.read_job(out)
     if record is None:
-        raise Stopped(f"{out}: has lost its _job.json; mend that and run the same command again")
+        raise Stopped(f"{out}: has lost its _job.json; fix that and run the same command again")
     if fingerprint not in folder.fingerprints(record):
         raise JobError(f"{out}: is another job's by now (fingerprint {record.fingerprint}); name another output folder")
     return record

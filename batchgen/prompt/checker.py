@@ -1,9 +1,10 @@
-"""Checks that may take any time and memory, in a process of their own: a row's schema, and whether its prompt fits
-where somebody else's template and tokenizer make it. A check that costs too much ends there, and so does its row.
+"""Checks that may take any amount of time and memory run in a process of their own: compiling a row's schema, and
+making its prompt with a template and tokenizer that are not ours. A check that costs too much is ended, and its row
+rejected.
 
-What a row may ask for is limited before (limits.py), so that this is the last resort. Processor time is what counts:
-another machine, or this one when it is busy, comes to the same. The process that has loaded what the checks need lends
-a copy of itself (fork) to them; when a check ends the copy, the next one is there at once.
+This is the last resort: what a row may ask for is limited before (task/limits.py). The limit is CPU time, so that the
+outcome is the same on another machine, or on a busy one. The process loads what the checks need and then forks; checks
+run in the copy, and when one has to be ended, the next copy is there at once.
 """
 
 import os
@@ -37,15 +38,21 @@ from . import fit as fitting
 from . import formats, structured_outputs
 from .fit import Fitted
 
-PATIENCE = 20  # times the processor time of a check that may go by: it may sleep, or wait for a processor
-REMEMBERED = 1024  # schemas: rows mostly share a few of them
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # meant for the run, which ends us
-# Threads have stacks and arenas of their own, which count as memory.
+PATIENCE = 20  # wall-clock limit as a multiple of the CPU limit: a check may sleep, or wait for a processor
+REMEMBERED = 1024  # schemas whose result is cached: rows mostly share a few
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # meant for the run, which ends this process
+# Fewer threads: each has a stack and an arena, which count as memory.
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 
 
 class PromptSetup(msgspec.Struct):
-    """format, policy: as `fit` takes them; date, control_tokens: see HfTokenizer."""
+    """How prompts are made.
+
+    Attributes:
+        format: prompt format.
+        policy: on_overlength, see fit.fit.
+        date, control_tokens: see HfTokenizer.
+    """
 
     format: str
     policy: str
@@ -54,9 +61,18 @@ class PromptSetup(msgspec.Struct):
 
 
 class Setup(msgspec.Struct, kw_only=True):
-    """series: whether the tokenizer is ours; vocab_size: of the weights; any_whitespace: in JSON; seconds, mb: that one
-    check may take, of processor time and of memory beyond what is loaded; prompts: how they are made, if the checks are
-    of these and not of grammars."""
+    """What the process needs to know.
+
+    Attributes:
+        folder: the model's.
+        generation_config: the model's.
+        series: whether the tokenizer is our own.
+        vocab_size: of the weights.
+        any_whitespace: see structured_outputs.problem.
+        seconds: CPU time that one check may take.
+        mb: memory that one check may take on top of what is loaded.
+        prompts: how prompts are made, if it checks prompts rather than grammars.
+    """
 
     folder: str
     generation_config: dict[str, Any]
@@ -69,7 +85,7 @@ class Setup(msgspec.Struct, kw_only=True):
 
 
 class ToFit(NamedTuple):
-    """A conversation whose prompt is to have at most `limit` tokens."""
+    """A conversation, and the prefix before it, whose prompt may have at most `limit` tokens."""
 
     conversation: Conversation
     prefix: Conversation
@@ -84,36 +100,42 @@ def fit(asked: ToFit, render: formats.Render, tokenizer: Tokenizer | HfTokenizer
 
 
 class Ready(msgspec.Struct, tag=True):
-    """All is loaded: checks begin."""
+    """Everything is loaded; checks begin."""
 
 
 class Fits(msgspec.Struct, tag=True):
+    """The prompt of a conversation."""
+
     fitted: Fitted
 
 
 class Checked(msgspec.Struct, tag=True):
+    """What is wrong with structured outputs; "" if nothing is."""
+
     problem: str
 
 
 class Refused(msgspec.Struct, tag=True):
+    """The row's Reject, by its parts."""
+
     reason: str
     detail: str
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The check ended the process. signal: that did it; 0 if memory did not suffice."""
+    """The check ended its process, by this signal; 0 if it ran out of memory."""
 
     signal: int
 
 
 class Broken(msgspec.Struct, tag=True):
-    """Not a row's fault."""
+    """The process cannot check anything, which is not a row's fault."""
 
     why: str
 
 
-NOT_BEGUN = -1  # in place of a signal
-COSTLY = (0, signal.SIGPROF)  # a check ended by its own doing; any other signal may have been meant for anybody
+NOT_BEGUN = -1  # in place of a signal: the process ended before any check
+COSTLY = (0, signal.SIGPROF)  # the check itself is to blame; any other signal may have come from elsewhere
 DOES_NOT_START = "the process that checks rows does not start; is memory short?"
 Answer = Ready | Fits | Checked | Refused | Ended | Broken
 _encode = msgspec.msgpack.encode
@@ -121,10 +143,14 @@ _answer_in = msgspec.msgpack.Decoder(Answer).decode
 
 
 class Checker:
-    """The checks of one job, of prompts and of grammars, each in a process that starts when it is first needed."""
+    """The checks of one job: prompts in one process, grammars in another, each started when first needed.
+
+    Attributes:
+        has_prompts: whether prompts are made in a process; those of our own tokenizer need none.
+    """
 
     def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable):
-        self.has_prompts = isinstance(model.tokenizer, HfTokenizer)  # ours is linear, and stays in this process
+        self.has_prompts = isinstance(model.tokenizer, HfTokenizer)  # ours takes linear time
         self._setup = Setup(
             folder=str(model.folder),
             generation_config=model.generation_config,
@@ -139,17 +165,17 @@ class Checker:
         self._problems: dict[str, str] = {}
 
     def set_up_prompts(self, format: str, policy: str, date: str, control_tokens: str) -> None:
-        """Says how prompts are made, ahead of the first."""
+        """Sets how prompts are made. Call it before the first one."""
         asked = PromptSetup(format, policy, date, control_tokens)
         self._prompts = _Process(msgspec.structs.replace(self._setup, prompts=asked))
 
     def start(self) -> None:
-        """Begins to load what prompts need, if they need it."""
+        """Starts the process for prompts, if they need one, so that it loads in the meantime."""
         if self.has_prompts:
             self._prompts.start()
 
     def check(self, params: Sampling) -> None:
-        """What parameters must fit beside their ranges: the model's ids, and xgrammar. Raises ValueError, or
+        """Checks what the parameters' ranges do not: token ids, and structured outputs. Raises ValueError, or
         Reject(too_costly)."""
         params.check_ids(self._vocab_size)
         wanted = params.structured_outputs
@@ -157,12 +183,12 @@ class Checker:
             raise ValueError(f"structured_outputs: {problem}")
 
     def fit(self, wanted: list[ToFit]) -> Iterator[Fitted | Reject]:
-        """The prompts of conversations, or why there are none. They are made from now on."""
+        """The prompts of conversations, or why there is none, in order. They are made while the caller goes on."""
         answers = self._prompts.ask(wanted, "the prompt")
         return (answer.fitted if isinstance(answer, Fits) else answer for answer in answers)
 
     def _problem(self, wanted_json: str) -> str:
-        """What is wrong with structured outputs, as JSON; empty if nothing is."""
+        """What is wrong with structured outputs, given as JSON; "" if nothing is."""
         if wanted_json not in self._problems:
             answer = next(self._grammars.ask([wanted_json], "structured_outputs"))
             if isinstance(answer, Reject):
@@ -174,6 +200,8 @@ class Checker:
 
 
 class _Process:
+    """The process that checks, started when first asked and again whenever it has ended."""
+
     def __init__(self, setup: Setup):
         self._setup = setup
         self._connection: Connection | None = None
@@ -181,9 +209,9 @@ class _Process:
         self._unread: Iterator[Any] = iter(())
 
     def ask(self, questions: list[Any], what: str) -> Iterator[Any]:
-        """An answer to each question, in order: a Reject if the check of it ended or refused. The checks begin now,
-        whenever the answers are looked at. Raises JobError."""
-        for _ in self._unread:  # who asked before has lost interest
+        """The answers to the questions, in order: a Reject if a check refused or had to be ended. The checks begin
+        immediately, not when the answers are read. Raises JobError or MachineError."""
+        for _ in self._unread:  # answers to earlier questions that nobody read
             continue
         self._send(_encode(questions))
         self._unread = self._read(questions, what)
@@ -191,7 +219,7 @@ class _Process:
 
     def _read(self, questions: list[Any], what: str) -> Iterator[Any]:
         done = starts = 0
-        again = -1  # a question whose check ended once, for whatever reason
+        again = -1  # a question whose check ended once for an unclear reason
         while True:
             for answer in self._answers(len(questions) - done):
                 if isinstance(answer, Ended):
@@ -221,13 +249,13 @@ class _Process:
         return f"ends the process that checks it, by signal {ended.signal}"
 
     def _answers(self, most: int) -> Iterator[Any]:
-        """Up to so many answers, or until the check of one has ended."""
+        """Up to `most` answers; fewer if a check ends its process."""
         assert self._connection
         allowed = max(30.0, PATIENCE * self._setup.seconds)
         begun = False
         try:
             for _ in range(most + 1):
-                # Twice, as all of us may have been suspended meanwhile.
+                # Asked twice, because the machine may have been suspended in between.
                 if begun and not self._connection.poll(allowed) and not self._connection.poll(allowed):
                     self.close()
                     yield Ended(signal.SIGPROF)
@@ -235,7 +263,7 @@ class _Process:
                 answer = _answer_in(self._connection.recv_bytes())
                 if isinstance(answer, Broken):
                     raise JobError(answer.why)
-                if isinstance(answer, Ended) and not begun:  # killed while it had nothing to do, or so it seems
+                if isinstance(answer, Ended) and not begun:  # apparently killed while it was idle
                     raise EOFError
                 if not isinstance(answer, Ready):
                     yield answer
@@ -246,7 +274,7 @@ class _Process:
 
     def _send(self, message: bytes) -> None:
         for _ in range(2):
-            with suppress(OSError):  # it may be gone since the last question
+            with suppress(OSError):  # it may have ended since the last question
                 self.start()
                 assert self._connection
                 self._connection.send_bytes(message)
@@ -263,7 +291,7 @@ class _Process:
                 [sys.executable, "-P", "-m", "batchgen.prompt.checker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # a panic in a tokenizer is a row's reject, and nobody else's business
+                stderr=subprocess.DEVNULL,  # a panic in a tokenizer becomes a row's reject, not a message
                 pass_fds=[theirs.fileno()],
                 env={**environment.of_worker([]), **environment.OFFLINE, **ENVIRONMENT},
             )
@@ -278,7 +306,7 @@ class _Process:
 
 def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
     connection.close()
-    process.kill()  # its copy hears of the one and of the other
+    process.kill()  # its copy ends too: the connection is closed, and its parent is gone
     process.wait()
 
 
@@ -296,7 +324,7 @@ def main() -> None:
     except EOFError:
         return
     except Exception as error:
-        check = f"what checks rows cannot be loaded: {in_one_line(error)}"
+        check = f"cannot load what is needed to check rows: {in_one_line(error)}"
     while True:
         copy = os.fork()
         if not copy:
@@ -330,7 +358,7 @@ def _grammars(setup: Setup) -> Check:
     """As vLLM compiles them, for the model's own vocabulary."""
     try:
         from xgrammar import GrammarCompiler, TokenizerInfo
-    except ImportError:  # no vLLM here either: where it is, this is asked again
+    except ImportError:  # vLLM is not installed either; where it is, the check is made again
         return lambda wanted_json: Checked("")
 
     tokenizer = VllmTokenizer.from_pretrained(setup.folder) if setup.series else load_theirs(Path(setup.folder))
@@ -341,7 +369,7 @@ def _grammars(setup: Setup) -> Check:
 
 
 def _serve(connection: Connection, setup: Setup, check: Check | str) -> NoReturn:
-    """Answers until the other side is gone, or a check ends this copy."""
+    """Answers questions until the other side closes the connection, or a check ends this copy."""
     die_with_parent()
     while True:
         try:
@@ -361,15 +389,15 @@ def _answer(check: Check, question: Any, setup: Setup) -> Answer:
         return Refused(why.reason, why.detail)
     except MemoryError:
         os._exit(NO_MEMORY)
-    except BaseException as error:  # PanicException of the tokenizers, which is no Exception
+    except BaseException as error:  # the tokenizers' PanicException is not an Exception
         return Refused("too_costly", f"its check failed: {in_one_line(error)}")
 
 
 @contextmanager
 def _limited(setup: Setup) -> Iterator[None]:
-    """SIGPROF ends the process after so much processor time. What is loaded does not count as memory."""
+    """Has SIGPROF end the process after the allowed CPU time, and limits memory beyond what is loaded."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    given = [limit for limit in before if limit != resource.RLIM_INFINITY]  # by a `ulimit -v`
+    given = [limit for limit in before if limit != resource.RLIM_INFINITY]  # set by `ulimit -v`
     resource.setrlimit(resource.RLIMIT_AS, (min([addresses() + setup.mb * 1_000_000, *given]), before[1]))
     signal.setitimer(signal.ITIMER_PROF, setup.seconds)
     try:

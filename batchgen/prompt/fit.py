@@ -1,4 +1,4 @@
-"""Prompts that fit into the context: what is too long is shortened, or rejected."""
+"""Making prompts fit into the context: one that is too long is shortened or rejected."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -14,11 +14,18 @@ from .formats import Render
 Encode = Callable[[str], list[int]]
 Exceeds = Callable[[str, int], bool]
 
-_PIECE = 1 << 16  # characters that are encoded at once where only the number of their tokens counts
+_PIECE = 1 << 16  # characters that are encoded at a time when only tokens are counted
 
 
 class Fitted(NamedTuple):
-    """A prompt that fits. conversation: as rendered; truncated: how many tokens were removed to make it fit."""
+    """A prompt that fits.
+
+    Attributes:
+        conversation: what was rendered.
+        text: the prompt.
+        token_ids: its tokens.
+        truncated: number of tokens that were removed to make it fit.
+    """
 
     conversation: Conversation
     text: str
@@ -36,17 +43,27 @@ def fit(
     exceeds: Exceeds = lambda text, tokens: False,
     verbatim: bool = True,
 ) -> Fitted:
-    """The prompt of prefix and conversation, brought to at most `limit` tokens. Raises Reject(too_long).
+    """The prompt of prefix and conversation, with at most `limit` tokens.
 
-    on_overlength: reject; drop-turns, the oldest of the conversation (never the prefix), so that it still begins with
-    the user; or clip, which keeps as much of the end of the last utterance as fits, in whole grapheme clusters
-    (first_format.CLIP: by that version's rule).
-    exceeds: whether a text surely has more tokens than so many (Tokenizer.exceeds), so that long ones cost little;
-    verbatim: whether `render` leaves out nothing of what is said, as a chat template may.
+    Args:
+        conversation: the row's turns.
+        prefix: fixed turns before them, which are never shortened.
+        render: conversation -> prompt.
+        encode: text -> token ids.
+        limit: in tokens.
+        on_overlength: `reject`; `drop-turns` drops the oldest turns of the conversation, so that it still begins with
+            the user; `clip` keeps as much of the end of the last utterance as fits, in whole grapheme clusters
+            (first_format.CLIP: by the rule of 0.1.0).
+        exceeds: (text, tokens) -> whether a text is certain to have more tokens (Tokenizer.exceeds), so that long texts
+            cost little.
+        verbatim: whether the prompt contains all texts in full; a chat template may leave some out.
+
+    Raises:
+        Reject: too_long
     """
 
     def attempt(turns: Conversation) -> Fitted | None:
-        """The prompt of these turns, whatever its length; None if it surely is too long to be worth its making."""
+        """The prompt of these turns, whatever its length; None if it is certain to be too long."""
         if verbatim and any(exceeds(turn.text, limit) for turn in turns):
             return None
         text = render(turns)
@@ -64,8 +81,8 @@ def fit(
     found = shorter(conversation, fitting, limit) if shorter else None
     if found is None:
         has = len(whole.token_ids) if whole else f"more than {limit}"
-        what = f" and on_overlength = {on_overlength.partition('@')[0]} cannot bring it down" if shorter else ""
-        raise Reject("too_long", f"the prompt has {has} tokens, there is room for {limit}{what}")
+        what = f", and on_overlength = {on_overlength.partition('@')[0]} cannot shorten it enough" if shorter else ""
+        raise Reject("too_long", f"the prompt has {has} tokens, but there is only room for {limit}{what}")
     if whole:
         return found._replace(truncated=len(whole.token_ids) - len(found.token_ids))
     return found._replace(truncated=_removed(conversation, found.conversation[len(prefix) :], encode))
@@ -86,13 +103,13 @@ def _clip(conversation: Conversation, fitting: Fitting, limit: int) -> Fitted | 
     def cut(start: int) -> Fitted | None:
         return fitting([*conversation[:-1], Utterance(USER, last[start:])])
 
-    kept = limit  # characters: most tokens have several
+    kept = limit  # characters; most tokens have several
     while kept < len(last) and cut(len(last) - kept):
         kept *= 2
-    # How many characters to cut off: too few, surely enough.
+    # Bounds on how many characters to cut off: `low` may be too few, `high` is enough.
     low, high = max(1, len(last) - kept), len(last)
     low = bisect_left(range(high), True, low, key=lambda start: cut(start) is not None)
-    # One character less may be some tokens more where pieces merge anew, so the search may be off by a little.
+    # Cutting one more character may add tokens, as pieces merge differently, so the search may be slightly off.
     for start in islice(graphemes.boundaries(last, low), 8):
         if last[start:].strip() and (found := cut(start)):
             return found
@@ -100,8 +117,8 @@ def _clip(conversation: Conversation, fitting: Fitting, limit: int) -> Fitted | 
 
 
 def _removed(conversation: Conversation, kept: Conversation, encode: Encode) -> int:
-    """Tokens of what was left out at the start of a conversation, encoded bit by bit: all at once would cost 30 times
-    its size in memory."""
+    """Number of tokens that were left out at the start of a conversation. The text is encoded in pieces, as encoding it
+    at once would take 30 times its size in memory."""
     texts = [turn.text for turn in conversation[: -len(kept)]]
     last = conversation[-len(kept)].text
     texts.append(last[: len(last) - len(kept[0].text)])

@@ -1,17 +1,17 @@
-"""Where a text may be cut without splitting a character that people see as one: between extended grapheme clusters."""
+"""Where a text may be cut without splitting what people see as one character: between extended grapheme clusters."""
 
 from collections.abc import Iterator
 
 import regex
 
 _CLUSTER = regex.compile(r"\X")
-# Between two of these there always is a boundary, whatever stands around them (Unicode's UAX #29, GB999).
+# There is always a boundary between two of these, whatever precedes or follows them (Unicode's UAX #29, GB999).
 _SURE = regex.compile(r"(?r)(?<=\p{GCB=Other})\p{GCB=Other}")
 _AT_ONCE = 64  # characters
 
 
 def boundaries(text: str, start: int) -> Iterator[int]:
-    """The positions from `start` on at which a cluster begins; the end of the text is the last."""
+    """The positions from `start` on at which a cluster begins, and finally the end of the text."""
     before = _SURE.search(text, 0, start + 1)
     position = before.start() if before else 0
     while position < len(text):
@@ -22,8 +22,8 @@ def boundaries(text: str, start: int) -> Iterator[int]:
 
 
 def _cluster_length(text: str, start: int) -> int:
-    """Of the cluster that begins at `start`. It is looked for in a slice: `regex` would look back over all flags ahead
-    of this one."""
+    """Length of the cluster that begins at `start`. It is searched for in a slice, because `regex` would look back over
+    all flags (🇯🇵) before this one."""
     size = _AT_ONCE
     while True:
         part = text[start : start + size]

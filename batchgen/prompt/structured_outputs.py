@@ -1,4 +1,4 @@
-"""Structured outputs: whether a schema, regex or grammar can be followed, checked before an engine sees it."""
+"""Structured outputs: checking that a schema, regex or grammar can be used, before an engine gets it."""
 
 import json
 from typing import Any
@@ -9,14 +9,18 @@ from ..job.sampling import StructuredOutputs
 
 
 def as_json(wanted: StructuredOutputs) -> str:
+    """The same as JSON, with sorted keys."""
     return msgspec.json.encode(wanted, order="deterministic").decode()
 
 
 def problem(wanted_json: str, compiler: Any, any_whitespace: bool) -> str:
-    """What xgrammar, vLLM's own backend for structured outputs, says against them; empty if nothing. It may take any
-    time and memory to say so (checker.py).
+    """Why xgrammar, vLLM's backend for structured outputs, refuses them; "" if it accepts. That may take any amount of
+    time and memory: see checker.py.
 
-    compiler: xgrammar's, for the model's tokenizer.
+    Args:
+        wanted_json: structured outputs, from `as_json`.
+        compiler: xgrammar's, for the model's tokenizer.
+        any_whitespace: whether JSON may have white space between its parts.
     """
     wanted = msgspec.json.decode(wanted_json, type=StructuredOutputs)
     try:
@@ -30,5 +34,5 @@ def problem(wanted_json: str, compiler: Any, any_whitespace: bool) -> str:
         elif wanted.choice is not None:
             compiler.compile_grammar("root ::= " + " | ".join(map(json.dumps, wanted.choice)))
     except RuntimeError as error:
-        return str(error).partition(": ")[2].strip() or str(error)  # behind time and place in its source
+        return str(error).partition(": ")[2].strip() or str(error)  # without xgrammar's time and source location
     return ""

@@ -48,7 +48,7 @@ class Job:
 
     def fingerprint_of(self, shard: Shard) -> str:
         """The job's fingerprint when the shard was planned: later rows change nothing about it."""
-        return self._fingerprints[self.plan.files[shard.file].generation]
+        return self._fingerprints[self.plan.files[shard.file].growth]
 
     @cached_property
     def _fingerprints(self) -> list[str]:
@@ -162,7 +162,7 @@ def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Pla
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     where = str(out), spec.input.follow_links
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
-    if old is None or known is None or old.retry_of or not (incremental or known.generation):
+    if old is None or known is None or old.retry_of or not (incremental or known.growth):
         return plan_input(paths, shard_rows, known, incremental, *where)
     plan, changed = grow(paths, shard_rows, known, *where)
     if not incremental:
@@ -188,7 +188,7 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
 
 
 def _first_digests(plan: Plan) -> list[str]:
-    return [file.digest for file in plan.files if not file.generation]
+    return [file.digest for file in plan.files if not file.growth]
 
 
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:

@@ -50,7 +50,7 @@ def main() -> None:
     except Stopped as stopped:
         report(Exit(ExitKind.STOPPED, str(stopped), stopped.why))
     except MissingInput as error:  # it was there when the run began
-        text = f"{error}; mend that and run the same command again"
+        text = f"{error}; fix that and run the same command again"
         report(Exit(ExitKind.STOPPED, text, Stopping.FAULT))
     except JobError as error:
         report(Exit(ExitKind.REFUSED, str(error)))

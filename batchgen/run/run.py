@@ -69,7 +69,7 @@ def _check_for_answers(job: Job) -> None:
     """Raises JobError if all rows of a job that begins here would be rejected: a wrong shape or column, most often, and
     no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
     with on_disk(job.out):
-        if job.plan.generation or (job.out.is_dir() and folder.finished(job.out, job.plan)):
+        if job.plan.growth or (job.out.is_dir() and folder.finished(job.out, job.plan)):
             return
     reasons: Counter[str] = Counter()
     first = ""

@@ -495,7 +495,7 @@ def test_a_call_that_fails_ends_it_with_one_line_and_leaves_what_was_there(small
         ended = small.disturb(to, at, partial(fail, errno.ENOSPC), part=0.5)
         if found(to) == small.good:
             continue  # only the last sync, or what there was to clear up, has failed
-        assert ended == f"stopped: {to.parent}: No space left on device; mend that and run the same command again", call
+        assert ended == f"stopped: {to.parent}: No space left on device; fix that and run the same command again", call
         assert found(to) == before, call
         assert not list(to.parent.glob(".*/*")), f"{call}: takes room for nothing"
         small.run(to)

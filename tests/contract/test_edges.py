@@ -43,10 +43,10 @@ NO_CONNECTION = {
     "a proxy that is no URL": ({"HTTPS_PROXY": "htp://foo"}, "the proxy is set by HTTPS_PROXY"),
     "a password with a slash": ({"HTTPS_PROXY": "http://u:secret@word/x@h:1"}, "the proxy is set by HTTPS_PROXY"),
     "a proxy that is down": ({"https_proxy": "http://127.0.0.1:9"}, "the hub cannot be reached"),
-    "no such certificates": ({"SSL_CERT_FILE": "/nonexistent"}, "SSL_CERT_FILE is /nonexistent, which is not there"),
+    "no such certificates": ({"SSL_CERT_FILE": "/nonexistent"}, "SSL_CERT_FILE is /nonexistent, which does not exist"),
     "an endpoint that is no URL": ({"HF_ENDPOINT": "nonsense"}, "the hub cannot be reached"),
     "a token of two lines": ({"HF_TOKEN": "a\nb", "HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
-    "a setting that is no number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "huggingface_hub cannot be used here"),
+    "a setting that is no number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "cannot import huggingface_hub"),
 }
 
 
@@ -59,7 +59,7 @@ def test_whatever_is_in_the_way_of_the_hub_is_said(command, variables, says):
 
 
 def test_a_name_without_its_organisation(command):
-    assert "no such model folder; a model on the hub goes by org/name" in refusal(command("inspect", "gpt2"))
+    assert "no such model folder; a model on the hub is named org/name" in refusal(command("inspect", "gpt2"))
 
 
 # --- the environment

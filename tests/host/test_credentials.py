@@ -41,8 +41,8 @@ def test_credentials_in_a_uri_are_refused_and_not_shown(batchgen, tmp_path, uri)
         for command in ("plan", "run"):
             refused = batchgen(command, *given)
             assert refused.exit_code == 2
-            assert f"[input] path {REFUSED[uri]}: holds a key or token; " in refused.stderr
-            assert "by the environment (AWS_ACCESS_KEY_ID" in refused.stderr
+            assert f"[input] path {REFUSED[uri]}: contains a key or token; " in refused.stderr
+            assert "in the environment (AWS_ACCESS_KEY_ID" in refused.stderr
             assert SECRET not in refused.stderr + refused.stdout
     assert not (tmp_path / "out").exists()
 

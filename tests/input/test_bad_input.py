@@ -227,7 +227,7 @@ def test_passed_through_column_that_is_not_there(refused, flags, write_rows):
 
 def test_passed_through_column_with_a_name_of_batchgens_own(refused, flags, write_rows):
     line = refused(write_rows([{**GOOD, "response": "x"}]), *flags, "--column", "response")
-    assert "response is a column of batchgen's own" in line
+    assert "response is one of batchgen's own columns" in line
 
 
 def test_gzip_of_several_members_is_read_whole(generate, tmp_path):

@@ -256,7 +256,7 @@ def test_a_column_named_twice_is_taken_once_or_refused_in_one_line(tmp_path):
 def test_names_that_batchgen_writes_in_this_job_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "Monday", "response": "r", "prompt": "p"}\n')
     for column, output in (("response", {}), ("prompt", {"include": ["prompt"]})):
-        with pytest.raises(JobError, match=rf"{column} is a column of batchgen's own.*--column {column}=other"):
+        with pytest.raises(JobError, match=rf"{column} is one of batchgen's own columns.*--column {column}=other"):
             job_of(tmp_path, [tmp_path / "in.jsonl"], [column], **output)
 
 

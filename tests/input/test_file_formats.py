@@ -109,7 +109,7 @@ def test_without_a_libzstd_of_the_system_a_long_window_is_told_of(tmp_path, monk
     assert plan_input([str(tmp_path / "a.zst")], 10).rows == 25
     frame = b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + (len(JSONL) << 3 | 1).to_bytes(3, "little")
     (tmp_path / "b.zst").write_bytes(frame + JSONL)
-    with pytest.raises(JobError, match=r"b\.zst: .*its window is too long: unpack it with zstd -d --long=31"):
+    with pytest.raises(JobError, match=r"b\.zst: .*its window is too large: unpack it with zstd -d --long=31"):
         plan_input([str(tmp_path / "b.zst")], 10)
 
 
@@ -118,7 +118,7 @@ def test_a_window_of_two_gibibytes(tmp_path):
     block = (len(JSONL) << 3 | 1).to_bytes(3, "little") + JSONL  # raw and the last
     (tmp_path / "long.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + block)
     if not compressed._libzstd():  # pyarrow's own has a smaller window
-        with pytest.raises(JobError, match=r"its window is too long: unpack it with zstd -d --long=31"):
+        with pytest.raises(JobError, match=r"its window is too large: unpack it with zstd -d --long=31"):
             plan_input([str(tmp_path)], 10)
         return
     plan = plan_input([str(tmp_path)], 10)
@@ -175,11 +175,11 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
         ("a.tsv", "text\tid\nMonday\t1\n".encode("utf-16"), "UTF-16"),
         ("a.orc", b"ORC\x08\x01", "ORC"),
         ("a.txt", b"Monday\nFriday\n", "jq -Rc"),
-        ("a.yaml", b"- text: Monday\n", "holds neither JSONL"),
+        ("a.yaml", b"- text: Monday\n", "is not JSONL"),
         ("a.xlsx", b"PK\x03\x04xx", "Excel"),
         ("a.parquet.gz", gzip.compress(FILES["X.PARQUET"], mtime=0), "parquet inside gzip; unpack it"),
         ("a.tar.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar".ljust(300, b"\0"), mtime=0), "tar archive"),
-        ("a.csv", b"text,text\na,b\n", "two columns 'text'"),
+        ("a.csv", b"text,text\na,b\n", "two columns named 'text'"),
         ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)[:-9], "cut off or damaged gzip"),
         ("a.jsonl.gz", gzip.compress(JSONL) + b"more", "cut off or damaged gzip"),
         ("a.jsonl.xz", lzma.compress(JSONL) + b"more", "cut off or damaged xz"),

@@ -57,7 +57,7 @@ def test_a_folder_and_a_glob_take_the_same_kinds_of_files(tmp_path, capsys):
     put(tmp_path / "notes.txt"), put(tmp_path / "book.xlsx")
     assert names(tmp_path, ".") == sorted(data)
     assert capsys.readouterr().err == (
-        f"batchgen: warning: {tmp_path}: book.xlsx, notes.txt: batchgen does not read such files; passed over\n"
+        f"batchgen: warning: {tmp_path}: book.xlsx, notes.txt: batchgen does not read such files; skipped\n"
     )
     assert names(tmp_path, "*") == sorted(data)
     assert names(tmp_path, "_*") == ["_no.jsonl"]
@@ -82,7 +82,7 @@ def test_results_of_batchgen_are_no_input(tmp_path, capsys):
         (tmp_path / "in" / out / "_state").mkdir()
     found = files.find([str(tmp_path / "in")], out=str(tmp_path / "in" / "out"))
     assert found == [str(tmp_path / "in" / "a.jsonl")]
-    assert capsys.readouterr().err.count("other: an output folder of batchgen in the input; passed over\n") == 1
+    assert capsys.readouterr().err.count("other: an output folder of batchgen in the input; skipped\n") == 1
     assert names(tmp_path / "in", "other") == ["other/part-00000-of-00001.parquet"]  # unless it is what was named
 
 
@@ -132,16 +132,16 @@ def test_links_and_second_names(tmp_path, capsys):
     (tmp_path / "data" / "elsewhere").symlink_to(tmp_path / "far")
     (tmp_path / "data" / "gone.jsonl").symlink_to("nowhere")
     assert names(tmp_path, "data") == ["data/a.jsonl", "data/b.jsonl"]
-    assert "/data: 4 links passed over (" in capsys.readouterr().err
+    assert "/data: 4 links skipped (" in capsys.readouterr().err
     assert names(tmp_path, "data", follow_links=True) == ["data/a.jsonl", "data/b.jsonl", "data/elsewhere/c.jsonl"]
-    assert "gone.jsonl: a link to nothing; passed over" in capsys.readouterr().err
+    assert "gone.jsonl: a broken link; skipped" in capsys.readouterr().err
     (tmp_path / "alias").symlink_to("data")
     assert names(tmp_path, ".") == ["data/a.jsonl", "data/b.jsonl", "far/c.jsonl"]
     os.link(tmp_path / "far" / "c.jsonl", tmp_path / "far" / "hard.jsonl")
     capsys.readouterr()
     assert names(tmp_path, "far") == ["far/c.jsonl"]
     assert "hard.jsonl: the same file as" in capsys.readouterr().err
-    with pytest.raises(JobError, match=r"hard\.jsonl: the same file as .*c\.jsonl; each row is answered once"):
+    with pytest.raises(JobError, match=r"hard\.jsonl: the same file as .*c\.jsonl; name each file once"):
         names(tmp_path, "far/c.jsonl", "far/hard.jsonl")
     with pytest.raises(JobError, match=r"gone\.jsonl: a link to nowhere, which is not there"):
         names(tmp_path, "data/gone.jsonl")
@@ -272,7 +272,7 @@ def test_input_from_the_web(tmp_path, web):
         plan_input([f"{web}/none.jsonl"], 4)
     with pytest.raises(Stopped, match=r"busy\.jsonl: cannot be read now"):
         plan_input([f"{web}/busy.jsonl"], 4)
-    with pytest.raises(JobError, match="http is read from this machine only"):
+    with pytest.raises(JobError, match="http:// works for this machine only"):
         plan_input(["http://example.org/a.jsonl"], 4)
 
 

@@ -91,7 +91,7 @@ def test_a_column_that_no_row_has_is_an_error_with_the_nearest_name(batchgen, wr
         pq.write_table(pa.table({"uid": ["a"], "text": ["Monday"]}), path)
     result = batchgen("plan", path, *flags, flag, "uidd")
     assert result.exit_code == 2
-    assert f"({flag}): no row has a column uidd; there are uid, text; did you mean uid?" in result.stderr
+    assert f"({flag}): no row has a column uidd; found uid, text; did you mean uid?" in result.stderr
     assert batchgen("plan", path, *flags, flag, "").exit_code == 0
 
 
@@ -103,9 +103,9 @@ def test_a_column_of_one_file_is_enough(batchgen, write_rows, flags):
 def test_a_system_column_that_is_not_used_is_told_of(batchgen, write_rows, flags):
     path = write_rows([{"text": "Sunday"}, {"text": "Monday", "system": "Answer in French."}])
     told = batchgen("plan", path, *flags).stderr
-    assert f"{path}:2: column system is not used, as rows of shape text have no system column; --system-column" in told
+    assert f"{path}:2: column system is not used because rows of shape text have no system column; name the col" in told
     parts = write_rows([{"prompt": "Monday", "system": [{"type": "text", "text": "In French."}]}], "parts.jsonl")
-    assert ":1: column system is not used, as it is a list, not text; " in batchgen("plan", parts, *flags).stderr
+    assert ":1: column system is not used because it is a list, not text; " in batchgen("plan", parts, *flags).stderr
     for more in (["--system-column", "system"], ["--system-column", ""], ["--template", "{text}"]):
         assert batchgen("plan", path, *flags, *more).stderr == ""
     used = write_rows([{"prompt": "Monday", "system": "Answer in French."}], "used.jsonl")
@@ -165,7 +165,7 @@ def test_plan_and_the_first_run_tell_of_them(batchgen, write_rows, flags):
     for _ in range(2):
         told = batchgen("plan", rows, *flags).stderr
         assert f"1 row(s) have the id of an earlier row, such as 'a' at {rows}:1 and {rows}:3" in told
-        assert f"the column id of 1 row(s) names nothing, the first at {rows}:2" in told
+        assert f"the id of 1 row(s) cannot be used, the first at {rows}:2" in told
         assert told.count("\n") == 2
 
 
@@ -203,5 +203,5 @@ def test_a_worker_does_not_look_again_for_columns_that_its_run_has_found(write_r
     }
     spec = load(None, {**tables, "input": {"path": [str(rows)], "id": "title"}})
     record = prepare(spec).record
-    monkeypatch.setattr(passthrough, "names_of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(passthrough, "column_names", lambda *_: pytest.fail("read again"))
     assert prepare(spec, begun=record).record is record

@@ -253,7 +253,7 @@ def test_where_rows_stand_in_files_of_any_kind_that_grew(tmp_path):
     names = [place(row).removeprefix(f"{tmp_path}/") for row in range(8)]
     assert changed == []
     assert names[:5] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.parquet row 0", "b.parquet row 1"]
-    assert names[5:] == ["a.jsonl:4", "a.jsonl:5", "beyond the input"]
+    assert names[5:] == ["a.jsonl:4", "a.jsonl:5", "beyond the end of the input"]
 
 
 def test_heads_of_files_are_not_parsed_where_no_template_asks(tmp_path, monkeypatch):

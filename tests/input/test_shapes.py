@@ -249,16 +249,16 @@ def test_an_answer_at_the_end_is_left_out_only_if_asked_for(name):
 REFUSED = {
     "tools": ({"messages": ASKED, "tools": [{"name": "f"}]}, "bad_shape", "tools"),
     "tools as JSON text": ({"conversations": PAIRS, "tools": '[{"name": "f"}]'}, "bad_shape", "tools"),
-    "turn of a tool": ({"conversations": [{"from": "observation", "value": "x"}]}, "unknown_speaker", "tools"),
+    "turn of a tool": ({"conversations": [{"from": "observation", "value": "x"}]}, "unknown_speaker", "tool turns"),
     "call of a tool": (
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}, *ASKED]},
         "bad_shape",
-        "calls of tools",
+        "tool calls are",
     ),
     "image": (
         {"messages": roles([{"type": "image_url", "image_url": {"url": "x"}}])},
         "bad_shape",
-        "only text is read",
+        "only text is supported",
     ),
     "image beside turns": (
         {"image": "x.jpg", "conversations": [{"from": "human", "value": "<image>\nHi"}]},
@@ -288,7 +288,7 @@ def test_what_cannot_be_used_is_refused_by_name(name):
 
 
 def test_two_answers_at_the_end():
-    with pytest.raises(Reject, match="ends with an answer even without its last response"):
+    with pytest.raises(Reject, match="ends with an answer even after dropping its last response"):
         from_record({"messages": [*roles("Hi", "A"), {"role": "assistant", "content": "B"}]}, drop_last_response=True)
 
 

@@ -210,7 +210,7 @@ def test_a_generation_that_adds_nothing_is_refused_and_not_read_for_ever(out):
     record = folder.read_job(out)
     path = out / "_state" / "grown" / f"{record.fingerprint}.json"
     path.write_bytes(folder.sealed(folder.Plan([], [])))
-    with within(20), pytest.raises(JobError, match=r"\.json: damaged \(it does not add a generation\)"):
+    with within(20), pytest.raises(JobError, match=r"\.json: damaged \(it does not grow the plan\)"):
         folder.read_job(out)
 
 

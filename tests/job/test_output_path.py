@@ -9,11 +9,11 @@ from batchgen.errors import JobError
 from batchgen.job.output_path import check_output_path
 
 BAD = {
-    "s3://bucket/out": "results go to this machine's files, not to a URI",
-    "gs://bucket/a/b": "results go to this machine's files, not to a URI",
-    "file:///tmp/nowhere": "results go to this machine's files, not to a URI",
-    "hf://datasets/a/b": "results go to this machine's files, not to a URI",
-    "~nobody-of-that-name/out": "nobody's home folder is known by that name",
+    "s3://bucket/out": "results go to local files, not to a URI",
+    "gs://bucket/a/b": "results go to local files, not to a URI",
+    "file:///tmp/nowhere": "results go to local files, not to a URI",
+    "hf://datasets/a/b": "results go to local files, not to a URI",
+    "~nobody-of-that-name/out": "no user of that name has a home folder",
     "o\x1b[31mut": "has a control character in its name",
     "o\nut": "has a control character in its name",
     "o\x85ut": "has a control character in its name",
@@ -22,9 +22,9 @@ BAD = {
     "in.jsonl": "is a file; name a folder for the output",
     "in.jsonl/out": "is a file; name a folder for the output",
     "/dev/null/out": "is a file; name a folder for the output",
-    "loop": "is a link to nothing, or to itself",
-    "loop/out": "is a link to nothing, or to itself",
-    "dangling": "is a link to nothing, or to itself",
+    "loop": "is a broken link, or one to itself",
+    "loop/out": "is a broken link, or one to itself",
+    "dangling": "is a broken link, or one to itself",
     ".": "holds something else (",
 }
 

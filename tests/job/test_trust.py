@@ -103,7 +103,7 @@ def test_an_argument_that_does_more_is_refused_in_a_job_file(batchgen, job, name
     result = batchgen("plan", job(**{name: RISKY[name]}))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
     assert f"[engine] {name}" in result.stderr
-    assert f"give it as --engine {name}=... on the command line, if you trust it" in result.stderr
+    assert f"if you trust it, give it as --engine {name}=... on the command line" in result.stderr
 
 
 def test_arguments_of_speed_and_precision_are_taken_from_a_job_file(batchgen, job):

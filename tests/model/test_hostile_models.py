@@ -131,9 +131,9 @@ def change(path: Path, **keys) -> None:
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": []},
-            "added_tokens_decoder is no object",
+            "added_tokens_decoder is not an object",
         ),
-        ("tokenizer_config.json", {"eos_token": "x" * 1_000_000}, "is no plain token"),
+        ("tokenizer_config.json", {"eos_token": "x" * 1_000_000}, "is not a plain token"),
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: expected int | array"),
         ("generation_config.json", {"eos_token_id": -1}, "generation_config.json: eos_token_id: expected int >= 0"),
         ("config.json", {"vocab_size": 1024, "text_config": CONFIG | {"vocab_size": 2}}, "but the model only 2 "),
@@ -180,7 +180,7 @@ def test_only_regular_files_are_read(batchgen, ours, name, what):
             (ours / name).mkdir()
         case "link to nothing":
             (ours / name).symlink_to(ours / "gone")
-    assert f"{ours / name}: is no regular file" in refusal(batchgen, ours)
+    assert f"{ours / name}: is not a regular file" in refusal(batchgen, ours)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_only_regular_files_are_read(batchgen, ours, name, what):
     [
         ({}, "object missing required field weight_map"),
         ({"weight_map": ["x"]}, "weight_map: expected object, got array"),
-        ({"weight_map": {"embed_in": "../x.safetensors"}}, "names ../x.safetensors, which is not there"),
+        ({"weight_map": {"embed_in": "../x.safetensors"}}, "names ../x.safetensors, which is missing"),
         (
             {"weight_map": {"embed_in": "model-00002-of-00002.safetensors"}},
-            "which is not there; download the model again",
+            "which is missing; download the model again",
         ),
     ],
 )

@@ -105,7 +105,7 @@ def test_without_a_connection_the_cache_is_used_and_said_so(command, hub):
     first = command("inspect", "rinna/demo")
     offline = command("inspect", "rinna/demo", HF_HUB_OFFLINE="1")
     assert offline.stdout == first.stdout
-    assert offline.stderr == f"batchgen: HF_HUB_OFFLINE is set: rinna/demo comes from the cache, commit {COMMIT}\n"
+    assert offline.stderr == f"batchgen: HF_HUB_OFFLINE is set: using rinna/demo from the cache, commit {COMMIT}\n"
     gone = command("inspect", "rinna/demo", HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.stdout == first.stdout
     assert gone.stderr.startswith("batchgen: the hub cannot be reached (")
@@ -127,7 +127,7 @@ def test_a_run_names_the_commit_and_its_worker_asks_nobody(command, hub, tmp_pat
 
 def test_not_in_the_cache(command):
     line = refusal(command("inspect", "rinna/demo", HF_HUB_OFFLINE="1"))
-    assert "rinna/demo: no folder, and main is not in the hub's cache, while HF_HUB_OFFLINE is set" in line
+    assert "rinna/demo: not a folder; its revision main is not in the hub's cache, and HF_HUB_OFFLINE is set" in line
 
 
 def test_no_such_model(command):
@@ -137,7 +137,7 @@ def test_no_such_model(command):
 
 def test_a_model_for_certain_users_only(command):
     line = refusal(command("inspect", "rinna/gated"))
-    assert "rinna/gated: is given to certain users only; accept its terms, then `hf auth login`" in line
+    assert "rinna/gated: access is restricted; accept its terms on the hub, then `hf auth login`" in line
 
 
 def test_a_cached_model_is_used_whatever_is_wrong_with_the_connection(command):
@@ -145,7 +145,7 @@ def test_a_cached_model_is_used_whatever_is_wrong_with_the_connection(command):
     for variables in ({"HTTP_PROXY": "htp://foo"}, {"ALL_PROXY": "socks5://127.0.0.1:9"}, {"HF_ENDPOINT": "nonsense"}):
         again = command("inspect", "rinna/demo", NO_PROXY="", no_proxy="", **variables)
         assert (again.returncode, again.stdout, again.stderr.count("\n")) == (0, first.stdout, 1), again.stderr
-        assert "rinna/demo comes from the cache" in again.stderr
+        assert "using rinna/demo from the cache" in again.stderr
 
 
 def test_no_such_revision(command):

@@ -177,8 +177,8 @@ def test_config_that_transformers_saved(tmp_path):
     ("settings", "problem"),
     [
         ({"eos_token": None}, "has no eos_token"),
-        ({"eos_token": 3}, "3 is no plain token"),
-        ({"eos_token": {"content": "</s>", "lstrip": True}}, "is no plain token"),
+        ({"eos_token": 3}, "3 is not a plain token"),
+        ({"eos_token": {"content": "</s>", "lstrip": True}}, "is not a plain token"),
         ({"extra_ids": None}, "set extra_ids to 0"),
         ({"do_lower_case": True}, "set do_lower_case to false"),
         ({"added_tokens_decoder": {"4096": "<new>"}}, "remove added token 4096"),

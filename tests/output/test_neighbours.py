@@ -354,7 +354,7 @@ def test_links_in_an_input_folder_are_passed_over_with_a_warning(drop, tmp_path,
     assert runs(0, drop / named, tmp_path / "out") == DONE
     assert "AKIASECRET" not in "".join(path.read_text(errors="replace") for path in (tmp_path / "out").glob("_r*/*"))
     assert verify.verify(tmp_path / "out").rows == 1
-    assert " passed over (" in capfd.readouterr().err
+    assert " skipped (" in capfd.readouterr().err
 
 
 def test_a_link_is_read_if_it_is_named_or_asked_for(drop, tmp_path, batchgen):
@@ -372,7 +372,7 @@ def test_a_folder_of_nothing_but_links_says_what_to_do(tmp_path, batchgen):
     flags = ["--model", MODEL, "--output", tmp_path / "out"]
     said = batchgen("plan", tmp_path / "snapshot", *flags)
     assert (said.exit_code, said.stderr.count("\n")) == (2, 1)
-    assert "1 link passed over" in said.stderr and "--follow-links ([input] follow_links)" in said.stderr
+    assert "1 link skipped" in said.stderr and "--follow-links ([input] follow_links)" in said.stderr
     assert batchgen("plan", tmp_path / "snapshot", *flags, "--follow-links").exit_code == 0
 
 

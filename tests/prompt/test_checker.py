@@ -136,5 +136,5 @@ def test_a_prompt_does_not_depend_on_the_day_on_which_it_is_made(model, day, pro
 
 def test_a_template_that_must_have_a_day_says_so(model):
     tokenizer = HfTokenizer.load(model("{{ strftime_now('%Y') }}"), {})
-    with pytest.raises(Reject, match="give it a day with"):
+    with pytest.raises(Reject, match="set a date with"):
         tokenizer.render([Utterance(USER, "a")])

@@ -48,7 +48,7 @@ def test_a_prompt_that_fits_is_left_alone():
 
 
 def test_reject_says_how_long_it_is():
-    with pytest.raises(Reject, match=r"the prompt has \d+ tokens, there is room for 100") as caught:
+    with pytest.raises(Reject, match=r"the prompt has \d+ tokens, but there is only room for 100") as caught:
         fit(LONG, [], speaker, letters, 100, "reject")
     assert caught.value.reason == "too_long"
 
@@ -60,7 +60,7 @@ def test_drop_turns_drops_the_oldest_but_never_the_prefix_and_begins_with_the_us
     assert fitted.truncated == whole - len(fitted.token_ids) > 40
     least = len(render([*PREFIX, *LONG[4:]], "speaker"))
     assert fit(LONG, PREFIX, speaker, letters, least, "drop-turns").conversation == [*PREFIX, LONG[4]]
-    with pytest.raises(Reject, match="on_overlength = drop-turns cannot bring it down"):
+    with pytest.raises(Reject, match="on_overlength = drop-turns cannot shorten it enough"):
         fit(LONG, PREFIX, speaker, letters, least - 1, "drop-turns")
 
 
@@ -71,7 +71,7 @@ def test_clip_keeps_as_much_of_the_end_of_the_last_utterance_as_fits():
         fitted = fit(turns, [], speaker, letters, whole - cut, "clip")
         assert fitted.conversation == [*turns[:2], (USER, "0123456789"[cut:])]
         assert fitted.truncated == cut
-    with pytest.raises(Reject, match="on_overlength = clip cannot bring it down"):
+    with pytest.raises(Reject, match="on_overlength = clip cannot shorten it enough"):
         fit(turns, [], speaker, letters, whole - 10, "clip")
 
 
@@ -109,7 +109,7 @@ def test_clip_never_splits_what_people_see_as_one_character(cluster):
 
 def test_a_cluster_that_does_not_fit_is_not_split_either():
     turns = talk((USER, "a" + "\u0301" * 1000))
-    with pytest.raises(Reject, match="on_overlength = clip cannot bring it down"):
+    with pytest.raises(Reject, match="on_overlength = clip cannot shorten it enough"):
         fit(turns, [], speaker, letters, 500, "clip")
 
 
@@ -161,7 +161,7 @@ def test_a_long_text_is_rejected_before_it_is_encoded(name, text):
     tokenizer = Tokenizer.load(TOKENIZERS / name)
     encode = Counted(tokenizer)
     format = "speaker" if name == "bilingual" else "speaker-nl"
-    with pytest.raises(Reject, match=r"the prompt has more than 400 tokens, there is room for 400$"):
+    with pytest.raises(Reject, match=r"the prompt has more than 400 tokens, but there is only room for 400$"):
         fit(talk((USER, text)), [], partial(render, format=format), encode, 400, "reject", tokenizer.exceeds)
     assert encode.all == 0
 
@@ -218,7 +218,7 @@ def test_clip_gives_up_at_once_where_an_earlier_utterance_is_too_long():
     tokenizer = load_model(str(MODEL)).tokenizer
     encode = Counted(tokenizer)
     turns = talk((USER, "Monday " * 100_000), (ASSISTANT, "x"), (USER, "Friday"))
-    with pytest.raises(Reject, match="on_overlength = clip cannot bring it down"):
+    with pytest.raises(Reject, match="on_overlength = clip cannot shorten it enough"):
         fit(turns, [], speaker, encode, 400, "clip", tokenizer.exceeds)
     assert encode.all == 0
 

@@ -120,7 +120,7 @@ def test_control_tokens_count_as_such_where_the_job_says_so(tokenizer):
 
 
 def test_rows_with_control_tokens_are_rejected_where_the_job_says_so(tokenizer):
-    with pytest.raises(Reject, match=r"bad_shape: holds the control token <\|end\|>, and .* is reject"):
+    with pytest.raises(Reject, match=r"bad_shape: contains the control token <\|end\|>, and .* is reject"):
         prompt(hugging_face(tokenizer), FORGED, "reject")
     assert prompt(hugging_face(tokenizer), "Monday", "reject")[0] == "<|user|>Monday<|end|><|assistant|>"
 
@@ -134,7 +134,7 @@ def test_a_raw_prompt_of_a_model_of_another_kind_holds_no_control_token(tokenize
 def test_the_signs_that_stand_in_for_control_tokens_forge_none():
     tokenizer = hugging_face(byte_level())
     for text in (f"{chr(0x100001)}<|end|>", f"{chr(0x100000)}<|end|>{chr(0x100000)}"):
-        with pytest.raises(Reject, match="cannot be written as text"):
+        with pytest.raises(Reject, match="cannot treat as text"):
             prompt(tokenizer, text, "text")
 
 

@@ -199,7 +199,7 @@ def test_a_changed_earlier_part_is_drift(night, talks, refused):
         append(path, 10, 1)
     lines = refused(out).splitlines()
     assert lines[0] == f"batchgen: {out}: holds results of a job that differs in"
-    assert [line.split(" bytes ")[1] for line in lines[1:3]] == ["that were read are not what they were"] * 2
+    assert [line.split(" bytes ")[1] for line in lines[1:3]] == ["that were read before have changed"] * 2
 
 
 def test_a_changed_part_of_a_later_night_is_drift(night, talks, refused):
@@ -209,14 +209,14 @@ def test_a_changed_part_of_a_later_night_is_drift(night, talks, refused):
     out = night()
     text = (talks / "a.jsonl").read_bytes()
     (talks / "a.jsonl").write_bytes(text.replace(b"demo-00007", b"demo-x0007"))
-    assert f"a.jsonl: the {len(text):,} bytes that were read are not what they were" in refused(out)
+    assert f"a.jsonl: the {len(text):,} bytes that were read before have changed" in refused(out)
 
 
 def test_a_shorter_file_is_drift(night, talks, refused):
     append(talks / "a.jsonl", 0, 5)
     out = night()
     (talks / "a.jsonl").write_bytes((talks / "a.jsonl").read_bytes()[:-1])
-    assert "are not what they were" in refused(out)
+    assert "have changed" in refused(out)
 
 
 def test_a_file_that_vanished_is_drift(night, talks, refused):
@@ -242,7 +242,7 @@ def test_a_changed_compressed_or_parquet_file_is_drift_and_a_new_one_is_not(nigh
     assert len(ids_by_row(night())) == 4
     compress("a.jsonl.gz", "Monday", "Friday")
     tabulate("b.parquet", "Monday", "Friday")
-    lines = [line for line in refused(out).splitlines() if "not what they were" in line]
+    lines = [line for line in refused(out).splitlines() if "have changed" in line]
     assert [line.split(": ")[0] for line in lines] == [f"  {talks}/a.jsonl.gz", f"  {talks}/b.parquet"]
 
 
@@ -276,17 +276,17 @@ def test_a_last_line_that_was_a_row_and_goes_on_is_drift(night, talks, refused, 
     (talks / "a.jsonl").write_bytes(WHOLE)
     out = night()
     (talks / "a.jsonl").write_bytes(WHOLE + more)
-    assert "a.jsonl: its last line, which was read without an end, goes on now" in refused(out)
+    assert "a.jsonl: its last line, read when it had no newline, has been continued" in refused(out)
 
 
 def test_a_line_that_is_still_being_written_waits_for_its_end(night, talks, batchgen, capsys):
     (talks / "a.jsonl").write_bytes(WHOLE + b"\n" + WHOLE[:9])
     out = night()
     assert len(ids_by_row(out)) == 1
-    assert "a.jsonl: its last line has no newline and is no whole object yet" in capsys.readouterr().err
+    assert "a.jsonl: the last line has no newline and is not a complete JSON object yet" in capsys.readouterr().err
     assert batchgen("verify", out).exit_code == 0
     night()
-    assert "is no whole object yet" in capsys.readouterr().err
+    assert "is not a complete JSON object yet" in capsys.readouterr().err
     (talks / "a.jsonl").write_bytes(WHOLE + b"\n" + WHOLE + b"\n")
     assert len(ids_by_row(night())) == 2
     assert capsys.readouterr().err == ""
@@ -457,7 +457,7 @@ def test_many_at_once_agree_on_one_plan(talks, tmp_path, monkeypatch, links):
         if links:
             assert [job.record.fingerprint for job in opened] == [record.fingerprint]
         assert record.plan in [job.plan for job in jobs]
-        assert record.plan.generation == generation
+        assert record.plan.growth == generation
 
 
 def at_once(jobs: list[prepare.Job]) -> list[prepare.Job]:

@@ -186,7 +186,7 @@ def test_a_full_disk_stops_all(start, generate, source, tmp_path, two_gpus):
     watch = Watch(tmp_path, together=2, more=full)
     run = start(source, tmp_path / "out", *TWO, env=watch.environment)
     assert run.wait() == 75, run.stderr
-    assert run.stderr.count("No space left on device; mend that and run the same command again") == 1
+    assert run.stderr.count("No space left on device; fix that and run the same command again") == 1
     assert "Traceback" not in run.stderr
     mended = {**watch.environment, "CUDA_VISIBLE_DEVICES": ""}
     assert start(source, tmp_path / "out", "--shard-rows", 25, env=mended).wait() == 0
