@@ -12,7 +12,8 @@ from batchgen import manual, show
 from batchgen.cli import cli
 from batchgen.job.spec import TABLES
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parent.parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MANUAL = README + "".join(map(manual.text, manual.PAGES))
 
 
@@ -92,3 +93,8 @@ def test_a_page_goes_through_a_pager_on_a_terminal(monkeypatch):
     monkeypatch.setattr(show.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     show.page("# Page\n")
     assert paged == ["# Page\n"]
+
+
+def test_the_architecture_names_every_room():
+    rooms = {path.parent.name for path in (PROJECT / "batchgen").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/`", manual.text("architecture"), flags=re.MULTILINE)) == rooms
