@@ -43,6 +43,18 @@ def test_every_flag_is_explained(name):
     assert all(option.help for option in COMMANDS[name].params if option.param_type_name == "option")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_in_the_manual(name):
+    """Those of keys are: the page about the job file has all keys, and says how a flag is named after its key."""
+    assert f"batchgen {name}" in MANUAL
+    flags = [
+        option for option in COMMANDS[name].params if option.param_type_name == "option" and "__" not in option.name
+    ]
+    assert [
+        option.opts for option in flags if not any(each in MANUAL for each in option.opts if each[:2] == "--")
+    ] == []
+
+
 def help_of(batchgen, *command) -> dict[str, str]:
     """The help of a command, one line each, by heading."""
     parts = re.split(r"^(\S.*):$", batchgen(*command, "--help").stdout, flags=re.MULTILINE)
