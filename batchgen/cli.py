@@ -235,7 +235,7 @@ def submit_command(
             show.say(submit.script(options, ["run", *arguments]), nl=False)
             return
         done = submit.submit(job, options, arguments)
-    console.say(f"submitted: job {done.job}; the script is {done.script}, and the logs will be beside it")
+    console.say(f"submitted: job {done.job}; the script is {done.script}, and the logs will be next to it")
     if done.verification:
         console.say(f"after it: job {done.verification}, batchgen verify")
     console.say(f"to watch it: batchgen status {job.out}")
@@ -455,7 +455,7 @@ def bench_engine_command(
     **options: Any,
 ) -> None:
     """Compare, on one engine and in turn: vLLM's own loop over prompts that are already tokenized, and everything
-    from the input file to committed shards, in a temporary folder beside the job's output. Takes what `run` takes.
+    from the input file to committed shards, in a temporary folder next to the job's output. Takes what `run` takes.
 
     On a GPU it also says what share of the time memory bandwidth accounts for. The engine's log goes to stderr.
 

@@ -22,7 +22,7 @@ class Key(NamedTuple):
 
     table, name: as in the file
     type: without msgspec's wrapping and without None
-    bounds: what msgspec checks beside the type (ge, le, min_length ...)
+    bounds: what msgspec checks besides the type (ge, le, min_length ...)
     default: NODEFAULT where there is none; None where the key may be left out
     description: one line, without a full stop
     """

@@ -1,22 +1,27 @@
 """The manual: pages of Markdown beside this file, shipped in the wheel, since GPU machines often have no network."""
 
+import re
 from importlib.resources import files
 
 # Each with a line on what is in it, in the order in which a reader needs them.
 PAGES = {
     "installing": "Python, vLLM and PyTorch on a CPU or a GPU machine",
-    "job-file": "every key, its type and default, and what changing it does to a job",
+    "job-file": "every key, its type and default, and whether results depend on it",
     "models": "which models work, prompt formats, the hub",
     "input": "files, shapes of rows, ids, seeds, limits, input that grows",
-    "output": "the folder, its columns, how to read it",
-    "running": "resuming, signals, exit codes, deadlines, several GPUs",
+    "output": "the folder, its columns, how to read it, how much disk it takes",
+    "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
     "checking": "plan, status, verify, rejects, retry",
     "exporting": "one file, or a dataset to publish",
-    "performance": "what was measured, and how to measure it here",
+    "performance": "what was measured, and how to measure your machine",
+    "troubleshooting": "out of memory, where the logs are, what to send with a report",
+    "upgrading": "what a new version may do to a folder of an old one",
     "security": "whom batchgen trusts, and what it withstands",
+    "architecture": "the flow, the code, and a glossary",
 }
 
 
 def text(page: str) -> str:
-    return (files(__package__) / f"{page}.md").read_text(encoding="utf-8")
+    """A page as Markdown, without the comments, which are for whoever edits it."""
+    return re.sub(r"^<!-- .* -->\n", "", (files(__package__) / f"{page}.md").read_text("utf-8"), flags=re.MULTILINE)

@@ -12,7 +12,8 @@ from batchgen import manual, show
 from batchgen.cli import cli
 from batchgen.job.spec import TABLES
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parent.parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MANUAL = README + "".join(map(manual.text, manual.PAGES))
 
 
@@ -40,6 +41,18 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_is_explained(name):
     assert all(option.help for option in COMMANDS[name].params if option.param_type_name == "option")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_in_the_manual(name):
+    """Those of keys are: the page about the job file has all keys, and says how a flag is named after its key."""
+    assert f"batchgen {name}" in MANUAL
+    flags = [
+        option for option in COMMANDS[name].params if option.param_type_name == "option" and "__" not in option.name
+    ]
+    assert [
+        option.opts for option in flags if not any(each in MANUAL for each in option.opts if each[:2] == "--")
+    ] == []
 
 
 def help_of(batchgen, *command) -> dict[str, str]:
@@ -92,3 +105,8 @@ def test_a_page_goes_through_a_pager_on_a_terminal(monkeypatch):
     monkeypatch.setattr(show.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     show.page("# Page\n")
     assert paged == ["# Page\n"]
+
+
+def test_the_architecture_names_every_room():
+    rooms = {path.parent.name for path in (PROJECT / "batchgen").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/`", manual.text("architecture"), flags=re.MULTILINE)) == rooms

@@ -96,6 +96,12 @@ def test_nothing_heavy_is_imported_for_nothing(bare, how):
     assert (done.stdout.splitlines()[-1], done.stderr) == ("[]", "")
 
 
+def test_the_manual_needs_no_vllm_and_no_network(bare):
+    for page in manual.PAGES:
+        done = bare("-m", "batchgen", "manual", page)
+        assert (done.returncode, done.stdout, done.stderr) == (0, manual.text(page), "")
+
+
 def test_planning_a_job_needs_no_vllm(bare, tmp_path):
     job = ("-m", "batchgen", "plan", CONVERSATIONS, "--model", MODEL, "--output", tmp_path / "out")
     done = bare(*job)

@@ -18,8 +18,9 @@ from batchgen.input.conversation import Row
 from batchgen.input.shapes import SHAPES, from_record
 from batchgen.job.spec import load
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
-TEXTS = {"README": README} | {page: manual.text(page) for page in manual.PAGES}
+README = Path(__file__).parent.parent.parent / "README.md"
+PAGES = README.parent / "batchgen" / "manual"
+TEXTS = {"README": README.read_text(encoding="utf-8")} | {page: manual.text(page) for page in manual.PAGES}
 AFTER = {page: "README" for page in manual.PAGES} | {"exporting": "checking"}  # page -> the one whose folders it uses
 
 
@@ -39,12 +40,12 @@ def commands(page: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def run_page(tmp_path_factory):
-    """Runs a page's commands, once, and before them those of the page that it goes on from."""
+    """Runs a page's commands, once, and before them those of the page that it goes on from. Returns their folder."""
     folder = tmp_path_factory.mktemp("manual")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     @cache
-    def run(page: str) -> None:
+    def run(page: str) -> Path:
         if page in AFTER:
             run(AFTER[page])
         for command, expected in commands(page):
@@ -52,6 +53,7 @@ def run_page(tmp_path_factory):
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             pattern = re.escape(expected).replace(re.escape("..."), ".*")
             assert re.fullmatch(pattern, done.stdout), f"{command}\nprinted\n{done.stdout}\nnot\n{expected}"
+        return folder
 
     return run
 
@@ -60,6 +62,28 @@ def run_page(tmp_path_factory):
 def test_every_command_prints_what_the_page_shows(run_page, page):
     """`...` stands for anything, to the end of its line or to the text behind it."""
     run_page(page)
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_every_python_block_runs(run_page, page):
+    folder = run_page("README")
+    for block in blocks(page, "python"):
+        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    folder = README.parent if page == "README" else PAGES
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", TEXTS[page]):
+        path, _, heading = target.partition("#")
+        text = (folder / path).read_text(encoding="utf-8")
+        assert not heading or f"\n## {heading}\n" in text.lower()
+
+
+def test_the_readme_is_read_to_its_end():
+    assert 120 <= len(TEXTS["README"].splitlines()) <= 180
+    assert all(f"(batchgen/manual/{page}.md)" in TEXTS["README"] for page in manual.PAGES)
 
 
 def test_the_pages_show_what_they_are_about():

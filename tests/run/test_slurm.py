@@ -351,7 +351,7 @@ def expected(source):
 def test_an_array_shares_a_job_and_is_verified_in_the_end(box, job, expected):
     said = box.call(BATCHGEN, "submit", job.file, "--array", 4, "--time", "30", cwd=job.folder)
     first, second, third = said.splitlines()
-    [array] = re.findall(r"^submitted: job (\d+); the script is job_\1.sbatch, and the logs will be beside it$", first)
+    [array] = re.findall(r"^submitted: job (\d+); the script is job_\1.sbatch, and the logs will be next to it$", first)
     [verification] = re.findall(r"^after it: job (\d+), batchgen verify$", second)
     assert third == f"to watch it: batchgen status {job.out}"
     assert (job.folder / f"job_{array}.sbatch").read_text().startswith("#!/bin/bash\n")
