@@ -17,7 +17,7 @@ import batchgen.engine.vllm
 import batchgen.model.models
 import batchgen.run.run
 from batchgen.engine.vllm import Engine
-from batchgen.errors import Stopped, on_disk
+from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
@@ -43,8 +43,7 @@ class _Here:
         self._job, self._progress = job, progress
 
     def run(self) -> None:
-        with on_disk(self._job.out):
-            claims = Claims(self._job.out, self._job.spec.output.stale)
+        claims = Claims(self._job.out, self._job.spec.output.stale)
         worker = Worker(self._job, self.engine, claims, self._hear)
         with mock.patch.object(journal, "SYNC_EVERY", 0):
             worker.run(self._job.plan.shards)

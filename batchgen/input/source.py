@@ -96,10 +96,6 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
     picked: list[int] | None = None
 
     @property
-    def name(self) -> str:
-        return f"part-{self.index:05}-of-{self.of:05}"
-
-    @property
     def row_numbers(self) -> Sequence[int]:
         return range(self.first_row, self.first_row + self.rows) if self.picked is None else self.picked
 

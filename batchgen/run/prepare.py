@@ -21,8 +21,10 @@ from ..job.spec import JobSpec
 from ..model import models
 from ..model.models import Model
 from ..model.tokenizer import Tokenizer
-from ..output import folder, opening, shard
-from ..output.folder import JobRecord
+from ..output import opening, shard, store
+from ..output import record as records
+from ..output.record import JobRecord
+from ..output.store import Store
 from ..prompt import prompt
 from ..prompt.checker import Checker
 from ..prompt.prompt import Render
@@ -34,7 +36,7 @@ class Job:
     say nothing themselves; columns: passed-through ones; skip: rows that are to be rejected."""
 
     spec: JobSpec
-    out: Path
+    out: Store
     model: Model
     context: int
     format: str
@@ -71,7 +73,7 @@ class Job:
 
     @cached_property
     def _fingerprints(self) -> list[str]:
-        return folder.fingerprints(self.record)
+        return records.fingerprints(self.record)
 
 
 def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = None, discard: bool = False) -> Job:
@@ -80,9 +82,9 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     plan: one that was made before, to be taken as it is; begun: the job that this is, whatever is in the folder now;
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
-    out = Path(spec.output.path).absolute()
+    out = store.at(Path(spec.output.path).absolute())
     engine.check_args(spec.engine)
-    old = begun or folder.read_job(out)
+    old = begun or records.read_job(out)
     spec, model = _model(spec)
     is_new = False  # what is known was told of before
     if begun:
@@ -139,7 +141,7 @@ def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -
         if job.without_defaults(as_before) == _as_named(old, results, model):
             _check_weights(old, model)
             return old.format, as_before
-    return folder.FORMAT, results
+    return records.FORMAT, results
 
 
 def _check_weights(old: JobRecord, model: Model) -> None:
@@ -164,7 +166,7 @@ def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
         raise JobError(f"what the job was made with has changed: {changes[0]}{more}")
 
 
-def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
+def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     where = str(out), spec.input.follow_links
@@ -240,7 +242,7 @@ def _results(
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     asked = job.results_of(spec)
     more: dict[str, dict[str, Any]] = {
-        "input": {"files": folder.facts_of(plan.files)}
+        "input": {"files": records.facts_of(plan.files)}
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
         "engine": {"max_model_len": context},

@@ -17,9 +17,9 @@ import msgspec
 
 from ..engine import vllm as engine
 from ..engine.scratch import Scratch
-from ..errors import JobError, MachineError, Stopped, TimeUp, on_disk
-from ..host import environment, safeopen
-from ..output import folder
+from ..errors import JobError, MachineError, Stopped, TimeUp
+from ..host import environment
+from ..output import logs, shard
 from . import deadline, death
 from .death import Death
 from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
@@ -59,7 +59,7 @@ class WorkerProcess:
         record, mark = _in_memory(msgspec.json.encode(job.record)), Mark.new()
         marked = Mark(mark)
         try:
-            with on_disk(job.out), open(safeopen.write_again(log, os.O_APPEND), "ab") as stream:
+            with logs.appending(log) as stream:
                 log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.
@@ -199,13 +199,11 @@ class Supervisor:
         self.lost = False  # a worker, of whose open shards only journals tell
         self._job = job
         self._progress = progress
-        state = job.out / "_state"
-        name = f"engine.{os.geteuid()}" if job.spec.output.shared else "engine"  # nobody writes to another one's log
         self._slots = [
             Slot(
                 f"worker {number}'s engine" if len(environments) > 1 else "the engine",
                 environment,
-                state / f"{name}{'' if number == 1 else f'-{number}'}.log",
+                logs.of_worker(job.out, number, job.spec.output.shared),
             )
             for number, environment in enumerate(environments, 1)
         ]
@@ -437,5 +435,4 @@ class Supervisor:
                     other.start_at = time.monotonic()
 
     def _work_left(self) -> bool:
-        with on_disk(self._job.out):
-            return len(folder.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)
+        return len(shard.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)

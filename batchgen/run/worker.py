@@ -22,17 +22,17 @@ import msgspec
 
 from ..engine import scratch
 from ..engine.vllm import Engine, Response, set_up_process
-from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp, in_one_line, on_disk
+from ..errors import EngineDied, JobError, MissingInput, Reject, Stopped, TimeUp, in_one_line
 from ..host import console
 from ..host.lifeline import die_with_parent
 from ..input.conversation import Row
 from ..input.source import Shard
-from ..output import folder, journal, shard
+from ..output import journal, shard
 from ..output.claims import Claims
-from ..output.folder import JobRecord
 from ..output.heartbeat import Activity, Pace
 from ..output.journal import Entry, Journal
 from ..output.opening import Fence
+from ..output.record import JobRecord
 from ..task import item
 from ..task.item import Item
 from .messages import Accused, Ended, Mark, Orders, Report, Started, Totals, Warned, Work
@@ -155,8 +155,7 @@ class Worker:
             raise
 
     def _run(self, shards: Iterable[Shard]) -> None:
-        with on_disk(self._job.out):
-            self._claims.tell(self.activity)
+        self._claims.tell(self.activity)
         requests = self._requests(shards)
         while True:
             more = self._fill(requests)
@@ -227,9 +226,7 @@ class Worker:
             for planned in left:
                 if self._is_finished(planned):
                     continue
-                with on_disk(self._job.out):
-                    taken = self._claims.take(planned.index)
-                if not taken:
+                if not self._claims.take(planned.index):
                     held.append(planned)
                 elif self._is_finished(planned):
                     self._claims.release(planned.index)
@@ -238,32 +235,22 @@ class Worker:
                     yield planned
             left = held
             idle_since = idle_since or time.monotonic()
-            with on_disk(self._job.out):
-                if held and self._claims.at_work([planned.index for planned in held], idle_since):
-                    return
+            if held and self._claims.at_work([planned.index for planned in held], idle_since):
+                return
             if held:
                 yield None
 
     def _is_finished(self, planned: Shard) -> bool:
-        with on_disk(self._job.out):
-            return folder.shard_path(self._job.out, planned).exists()
+        return shard.is_finished(self._job.out, planned)
 
     def _open_shard(self, planned: Shard) -> OpenShard:
         """Opens a shard with what earlier journals hold of it; entries of a damaged one are journaled again."""
         self._fence.check()
-        out, fingerprint = self._job.out, self._job.fingerprint_of(planned)
-        opened = OpenShard(planned, Journal(journal.path_of(out, planned.index, self._claims.worker), fingerprint), {})
-        with on_disk(out):
-            for path in journal.paths_of(out, planned.index):
-                entries, damage = journal.read(path, fingerprint)
-                opened.kept |= {(entry.row, entry.sample): entry for entry in entries}
-                if damage:
-                    for entry in entries:
-                        opened.journal.append(entry)
-                    opened.journal.flush()
-                    opened.journal.sync(at_once=True)
-                    aside = folder.quarantine(out, path)
-                    self._report(Warned(f"{path}: {damage}; moved to {aside}"))
+        written = Journal(self._job.out, planned.index, self._claims.worker, self._job.fingerprint_of(planned))
+        entries, warnings = written.resume()
+        for warning in warnings:
+            self._report(Warned(warning))
+        opened = OpenShard(planned, written, {(entry.row, entry.sample): entry for entry in entries})
         self._open.append(opened)
         return opened
 
@@ -395,25 +382,23 @@ class Worker:
         answers = [made.answer(entry, self._job) for made, entry in good]
         rejects = list(opened.rejects.values())
         self._fence.check()
-        with on_disk(self._job.out):
-            if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
-                facts = {"fingerprint": self._job.fingerprint_of(opened.shard), **self._facts}
-                try:
-                    shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, facts)
-                except shard.DOES_NOT_FIT:
-                    if not self._reject_unwritable(opened):
-                        raise
-                    self._commit_if_complete(opened)
-                    return
-            opened.journal.close()
-            journal.remove(self._job.out, opened.shard.index)
-            self._claims.release(opened.shard.index)
+        if not self._is_finished(opened.shard):  # a worker that took this one for dead may have been faster
+            facts = {"fingerprint": self._job.fingerprint_of(opened.shard), **self._facts}
+            try:
+                shard.commit(self._job.out, opened.shard, answers, rejects, self._shape, facts)
+            except shard.DOES_NOT_FIT:
+                if not self._reject_unwritable(opened):
+                    raise
+                self._commit_if_complete(opened)
+                return
+        opened.journal.close()
+        journal.remove(self._job.out, opened.shard.index)
+        self._claims.release(opened.shard.index)
         self._open.remove(opened)
         self.totals.open_rows -= opened.rows_done
         self.totals.rows += len(opened.shard.row_numbers)
         self.totals.add_rejects(shard.counts(len(opened.shard.row_numbers), answers, rejects)["rejects"])
-        with on_disk(self._job.out):
-            self._claims.beat()  # or the shard's rows would count twice: as committed ones, and as open ones
+        self._claims.beat()  # or the shard's rows would count twice: as committed ones, and as open ones
 
     def _reject_unwritable(self, opened: OpenShard) -> bool:
         """Rejects the rows whose answers no shard can hold; False if there are none."""
@@ -428,20 +413,18 @@ class Worker:
 
     def _keep(self, at_once: bool = False) -> None:
         """Journals what has finished: with the system at once, on the disk within a second."""
-        with on_disk(self._job.out):
-            for opened in self._open:
-                opened.journal.flush()
-            for opened in self._open:
-                opened.journal.sync(at_once)
+        for opened in self._open:
+            opened.journal.flush()
+        for opened in self._open:
+            opened.journal.sync(at_once)
 
     def _leave(self) -> None:
         self._keep(at_once=True)
         self._reported = 0.0  # the last word tells all that was done
         self._say_what_is_in_the_engine()
-        with on_disk(self._job.out):
-            for opened in self._open:
-                opened.journal.close()
-            self._claims.close()
+        for opened in self._open:
+            opened.journal.close()
+        self._claims.close()
 
     def _say_what_is_in_the_engine(self) -> None:
         """Before every step the supervisor knows which items would go down with the engine."""
@@ -546,8 +529,7 @@ def _work(orders: Orders, report: Callable[[Report], None]) -> None:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
     job = prepare(orders.spec, begun=record)
     job.checker.start()  # it loads while the engine does
-    with on_disk(job.out):
-        claims = Claims(job.out, job.spec.output.stale)
+    claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = Engine(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, "died", reason))
