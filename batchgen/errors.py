@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 
 from .host import console, terminal
 
@@ -98,10 +97,15 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def on_disk(folder: Path) -> Iterator[None]:
+def on_disk(folder: object) -> Iterator[None]:
     """Wraps reading and writing of the output folder: an OSError becomes Stopped, so that the run can be resumed."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise Stopped(f"{error.filename or folder}: {reason}; fix that and run the same command again") from error
+        raise refused(error, str(folder)) from error
+
+
+def refused(error: OSError, place: str) -> Stopped:
+    """place: what the disk was asked about, if the error does not say so itself."""
+    reason = error.strerror or str(error)
+    return Stopped(f"{error.filename or place}: {reason}; fix that and run the same command again")

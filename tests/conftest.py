@@ -75,7 +75,7 @@ def generate(engine, tmp_path):
         worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)
         close(job)
-        return job.out
+        return tmp_path / out
 
     return run
 

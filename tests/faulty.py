@@ -13,12 +13,11 @@ from unittest import mock
 
 from conftest import MODEL
 
-import batchgen.engine.vllm
 import batchgen.model.model
 import batchgen.run.prepare
 import batchgen.run.run
 from batchgen.engine.types import Engine
-from batchgen.errors import Stopped, on_disk
+from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
@@ -44,8 +43,7 @@ class _Here:
         self._job, self._progress = job, progress
 
     def run(self) -> None:
-        with on_disk(self._job.out):
-            claims = Claims(self._job.out, self._job.spec.output.stale)
+        claims = Claims(self._job.out, self._job.spec.output.stale)
         worker = Worker(self._job, self.engine, claims, self._hear)
         with mock.patch.object(journal, "SYNC_EVERY", 0):
             worker.run(self._job.plan.shards)
@@ -94,7 +92,7 @@ def run_here(engine: Engine, spec: JobSpec) -> Outcome:
         mock.patch.object(batchgen.run.run, "Supervisor", _Here),
         mock.patch.object(_Here, "engine", engine, create=True),
         # What reads vLLM's source and the model, and has nothing to do with the disk:
-        mock.patch.object(batchgen.engine.vllm, "check_args"),
+        mock.patch.object(batchgen.run.prepare, "check_args"),
         mock.patch.object(batchgen.run.prepare, "load_model", _load_model),
     ):
         return batchgen.run.run.run(spec)

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from ..host import terminal
-from ..output.folder import JobRecord
+from ..output.record import JobRecord
 from ..task.columns import COLUMNS
 
 _HEAD = """\

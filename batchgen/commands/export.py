@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import JobError, on_disk, warn
+from ..host.safeopen import sync_folder
 from ..input import ids
 from ..input.plan import COMPRESSION_BY_ENDING, Shard
 from ..job.output_path import check_output_path
 from ..job.spec import nearest
-from ..output import folder, opening, owners, shard
-from ..output.folder import JobRecord, sync_folder
+from ..output import opening, owners, shard, store
+from ..output.record import JobRecord, fingerprints
+from ..output.store import Store
 from ..run.run import count
 from ..task.columns import ALWAYS
 from . import dataset_card
@@ -43,7 +45,7 @@ class Results:
     """What a job has finished. missing: shards that are not there; schema: of the columns to export; counts: as in
     `_SUCCESS`; facts: what the shards' metadata say of the job, each with its values in different shards, as text."""
 
-    out: Path
+    out: Store
     record: JobRecord
     shards: list[Shard]
     missing: int
@@ -53,13 +55,13 @@ class Results:
 
     def batches(self, shards: Iterable[Shard], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Rows in input order, samples in order. Raises JobError if a shard is damaged."""
-        made_by = folder.fingerprints(self.record)
+        made_by = fingerprints(self.record)
         for planned in shards:
             fingerprint = made_by[self.record.plan.files[planned.file].growth]
             _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, ALWAYS))
-            file = pq.ParquetFile(folder.shard_path(self.out, planned))
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield batch.select(columns)
+            with shard.opened(self.out, planned) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+                    yield batch.select(columns)
 
 
 def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
@@ -78,7 +80,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
             raise JobError(
                 f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
             )
-        results = _open(out, columns, partial)
+        results = _open(store.at(out), columns, partial)
         place = to.resolve()
         _check_place(results, place, format == "hf", overwrite)
         with _taking_the_place_of(place) as made:
@@ -100,10 +102,10 @@ def _format_of(to: Path) -> str:
     raise JobError(f"--to {to}: its ending does not tell the format; give --format {', '.join(_WRITERS)}")
 
 
-def _open(out: Path, columns: str, partial: bool) -> Results:
+def _open(out: Store, columns: str, partial: bool) -> Results:
     record, _ = open_finished(out)
     planned = record.plan.shards
-    shards = folder.finished(out, record.plan)
+    shards = shard.finished(out, record.plan)
     missing = len(planned) - len(shards)
     if missing and not partial:
         raise JobError(
@@ -122,16 +124,15 @@ def _open(out: Path, columns: str, partial: bool) -> Results:
     return Results(out, record, shards, missing, schema, count(out, shards), _facts(out, shards))
 
 
-def _refuse(out: Path, planned: Shard, damage: str) -> None:
+def _refuse(out: Store, planned: Shard, damage: str) -> None:
     if damage:
-        path = folder.shard_path(out, planned)
-        raise JobError(f"{path}: {damage}; {set_aside_by(out)}")
+        raise JobError(f"{shard.where(out, planned)}: {damage}; {set_aside_by(out)}")
 
 
-def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
+def _footer(out: Store, planned: Shard) -> pq.FileMetaData:
     """Raises JobError if it is damaged."""
     try:
-        return pq.read_metadata(folder.shard_path(out, planned))
+        return shard.metadata(out, planned)
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's own
@@ -139,7 +140,7 @@ def _footer(out: Path, planned: Shard) -> pq.FileMetaData:
         raise AssertionError from error
 
 
-def _schema(out: Path, planned: Shard) -> pa.Schema:
+def _schema(out: Store, planned: Shard) -> pa.Schema:
     try:
         return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
     except UnicodeDecodeError as error:
@@ -159,7 +160,7 @@ def _picked(columns: str, known: list[str]) -> list[str]:
     return names
 
 
-def _facts(out: Path, shards: list[Shard]) -> dict[str, list[str]]:
+def _facts(out: Store, shards: list[Shard]) -> dict[str, list[str]]:
     facts: dict[str, list[str]] = {}
     for planned in shards:
         metadata = _footer(out, planned).metadata or {}
@@ -183,7 +184,7 @@ def _facts(out: Path, shards: list[Shard]) -> dict[str, list[str]]:
 
 def _check_place(results: Results, to: Path, wants_folder: bool, overwrite: bool) -> None:
     """Raises JobError where an export would do harm or cannot be."""
-    out = results.out.resolve()
+    out = Path(results.out.location).resolve()
     if not to.parent.is_dir():
         raise JobError(f"{to.parent}: no such folder; make it first")
     if out in (to, *to.parents):
@@ -456,7 +457,7 @@ def _hf_files(results: Results) -> list[list[Shard]]:
     files: list[list[Shard]] = []
     room = 0
     for planned in results.shards:
-        size = folder.shard_path(results.out, planned).stat().st_size
+        size = shard.size(results.out, planned)
         if not files or size > room:
             files.append([])
             room = HF_FILE_BYTES

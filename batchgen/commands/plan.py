@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import Reject
 from ..input import checks
 from ..job.spec import JobSpec
-from ..output import folder
+from ..output import record
 from ..prompt import formats
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
@@ -62,7 +62,7 @@ class Forecast:
 def plan(spec: JobSpec) -> Forecast:
     """Renders and tokenizes every row. Raises JobError."""
     job = prepare(spec)
-    old = folder.read_job(job.out)
+    old = record.read_job(job.out)
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
         checks.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.dataset as ds
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import JobError
 from ..input.plan import changed_files, locator, only_rows
 from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
-from ..output import folder, shard
-from ..output.folder import JobRecord
+from ..output import record as records
+from ..output import shard, store
+from ..output.record import JobRecord
+from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
 from ..task.columns import ALWAYS
@@ -43,22 +46,23 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     Rows keep number, id and thus seed, so that old and new can be joined. Raises what `run` raises.
     """
     reasons = check_reasons(only)
-    record, old = open_finished(out)
+    place = store.at(out)
+    record, old = open_finished(place)
     if "shard_rows" in flags.get("output", {}):
         raise JobError("--shard-rows: a retry keeps the shards of its job")
-    refuse_risks(old.engine, f"{out}/_job.json", flags.get("engine", {}))
+    refuse_risks(old.engine, records.where(place), flags.get("engine", {}))
     spec = _changed(old, flags)
     if Path(spec.output.path).resolve() == out.resolve():
         raise JobError(f"--output {out}: a retry needs a folder of its own")
     if changed := changed_files(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
-    rows = _rows_that_ended(out, record, reasons)
+    rows = _rows_that_ended(place, record, reasons)
     if not rows:
         raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
 
     def prepared() -> Job:
         job = prepare(spec, only_rows(record.plan, rows))
-        job.record.retry_of = {"path": str(out.absolute()), "fingerprint": record.fingerprint, "only": reasons}
+        job.record.retry_of = {"path": place.location, "fingerprint": record.fingerprint, "only": reasons}
         return job
 
     return run_job(prepared)
@@ -76,26 +80,26 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     return load(None, merged)
 
 
-def _rows_that_ended(out: Path, record: JobRecord, reasons: list[str]) -> set[int]:
-    finished = folder.finished(out, record.plan)
-    shards = [str(folder.shard_path(out, planned)) for planned in finished]
-    made_by = folder.fingerprints(record)
+def _rows_that_ended(out: Store, record: JobRecord, reasons: list[str]) -> set[int]:
+    finished = shard.finished(out, record.plan)
+    made_by = records.fingerprints(record)
     for planned in finished:
         fingerprint = made_by[record.plan.files[planned.file].growth]
         if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, ALWAYS):
-            raise JobError(f"{folder.shard_path(out, planned)}: {what}; {set_aside_by(out)}")
+            raise JobError(f"{shard.where(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
-    if shards:
-        ended = ds.field("finish_reason").isin(reasons)
-        rows |= set(ds.dataset(shards, format="parquet").to_table(["row"], filter=ended)["row"].to_pylist())
     for planned in finished:
-        rows |= {line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons}
+        answers = shard.read(out, planned, ["row", "finish_reason"])
+        ended = answers.filter(pc.is_in(answers["finish_reason"], pa.array(reasons)))
+        rows.update(ended["row"].to_pylist())
+        rows.update(line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons)
     return rows
 
 
 def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
-    record, _ = open_finished(out)
+    folder = store.at(out)
+    record, _ = open_finished(folder)
     place = locator(record.plan)
-    lines = (line for planned in record.plan.shards for line in shard.read_rejects(out, planned))
+    lines = (line for planned in record.plan.shards for line in shard.read_rejects(folder, planned))
     return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)

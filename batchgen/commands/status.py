@@ -11,10 +11,11 @@ import msgspec
 from ..errors import JobError
 from ..host import safeopen
 from ..input.plan import Shard
-from ..output import folder
+from ..output import claims, presence, record, shard, store, success
 from ..output import heartbeat as beat
-from ..output.heartbeat import Activity, Beat
-from ..output.presence import FILE_SYSTEM, files_of, now
+from ..output.heartbeat import Activity
+from ..output.presence import FILE_SYSTEM, Heard
+from ..output.store import Store
 
 WATCH_EVERY = 2.0  # seconds
 # 10,000 small files: on a local disk one thread is as fast; where each takes a round trip of 1 ms, 32 threads make
@@ -97,7 +98,7 @@ class Status(msgspec.Struct, kw_only=True):
 
 def watch(out: Path) -> Iterator[Status]:
     """How the job stands, every 2 seconds, until it is done. Raises JobError if there is none."""
-    known: dict[str, Counts] = {}
+    known: dict[int, Counts] = {}
     while True:
         seen = look(out, known)
         yield seen
@@ -106,18 +107,18 @@ def watch(out: Path) -> Iterator[Status]:
         time.sleep(WATCH_EVERY)
 
 
-def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
+def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
     """How the job stands. Raises JobError if there is none.
 
     known: the counts of shards that an earlier look has read; those of this one are added.
     """
-    record = folder.job_of(out)
-    done = folder.finished(out, record.plan)  # before the beats: a shard counts rather too late than twice
-    held = _held(out, {shard.index for shard in done})
-    workers, clock = _workers(out, held, record.spec["output"].get("stale", 60.0))
+    place = store.at(out)
+    job = record.job_of(place)
+    done = shard.finished(place, job.plan)  # before the heartbeats: a shard counts rather too late than twice
+    workers, clock = _workers(place, {planned.index for planned in done}, job.spec["output"].get("stale", 60.0))
     live = [worker for worker in workers if worker.is_alive]
-    finished = _counts(out, done, known if known is not None else {})
-    rows, rows_done = record.plan.rows, sum(len(shard.row_numbers) for shard in done)
+    finished = _counts(place, done, known if known is not None else {})
+    rows, rows_done = job.plan.rows, sum(len(planned.row_numbers) for planned in done)
     rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
     rows_rate, prompt_rate, response_rate = (
         round(sum(getattr(worker, f"{what}_per_second") for worker in live), 3)
@@ -126,11 +127,11 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
     # Of those that drain nothing more can be expected.
     pace = sum(worker.rows_per_second for worker in live if worker.state != "draining")
     running = sum(len(worker.shards) for worker in live)
-    total = len(record.plan.shards)
+    total = len(job.plan.shards)
     return Status(
-        out=str(out.absolute()),
-        fingerprint=record.fingerprint,
-        state=_state(len(done) == total and (out / "_SUCCESS").exists(), workers),
+        out=place.location,
+        fingerprint=job.fingerprint,
+        state=_state(len(done) == total and success.is_there(place), workers),
         shards=Shards(total, len(done), running, total - len(done) - running),
         rows=rows,
         rows_done=rows_done,
@@ -138,7 +139,7 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
         rows_per_second=rows_rate,
         prompt_tokens_per_second=prompt_rate,
         response_tokens_per_second=response_rate,
-        response_tokens_per_second_overall=_overall(out, finished.response_tokens),
+        response_tokens_per_second_overall=_overall(place, finished.response_tokens),
         eta=round((rows - rows_done) / pace, 1) if pace else 0.0 if rows_done == rows else None,
         clock=clock,
         workers=workers,
@@ -159,16 +160,16 @@ def _state(done: bool, workers: list[Worker]) -> str:
 # --- finished shards
 
 
-def _counts(out: Path, shards: list[Shard], known: dict[str, Counts]) -> Counts:
-    """The sum over finished shards; what had to be read for it is added to `known`."""
-    new = [shard for shard in shards if shard.name not in known]
+def _counts(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Counts:
+    """The sum over finished shards; what had to be read for it is added to `known`, by the shard's number."""
+    new = [planned for planned in shards if planned.index not in known]
     parts = [new[start : start + FILES_AT_A_TIME] for start in range(0, len(new), FILES_AT_A_TIME)]
     with ThreadPoolExecutor(READERS) as readers:
         for read in readers.map(lambda part: _read_counts(out, part), parts):
             known.update(read)
     total = Counts()
-    for shard in shards:
-        counts = known.get(shard.name)
+    for planned in shards:
+        counts = known.get(planned.index)
         if counts is None:
             total.unreadable += 1
             continue
@@ -190,54 +191,37 @@ class _Checksums(msgspec.Struct):
 _CHECKSUMS = msgspec.json.Decoder(_Checksums)
 
 
-def _read_counts(out: Path, shards: list[Shard]) -> dict[str, Counts]:
+def _read_counts(out: Store, shards: list[Shard]) -> dict[int, Counts]:
     """By shard, but for those that are damaged or gone."""
-    place = folder.checksum_path(out, shards[0]).parent
     read = {}
-    for shard in shards:
+    for planned in shards:
         with contextlib.suppress(FileNotFoundError, ValueError, JobError):
-            read[shard.name] = _CHECKSUMS.decode(safeopen.read(f"{place}/{shard.name}.json")).counts
+            read[planned.index] = _CHECKSUMS.decode(shard.checksums(out, planned)).counts
     return read
 
 
-def _overall(out: Path, tokens: int) -> float | None:
-    """Tokens per second from the job's first moment to its last commit, both by the file system's clock."""
-    try:
-        # A commit renames a file into checksums/. A growing job writes _job.json again, but the other file only once.
-        begun = min((out / name).stat().st_mtime for name in ("_job.json", ".huggingface.yaml"))
-        seconds = (out / "_state" / "checksums").stat().st_mtime - begun
-    except FileNotFoundError:
-        return None
+def _overall(out: Store, tokens: int) -> float | None:
+    """Tokens per second from the job's first moment to its last commit."""
+    seconds = shard.seconds_of_all(out)
     return round(tokens / seconds, 3) if tokens and seconds > 0 else None
 
 
 # --- workers
 
 
-def _held(out: Path, done: set[int]) -> dict[str, list[int]]:
-    """The shards under way that each worker has claimed."""
-    held: dict[str, list[int]] = {}
-    for name, holder, _ in files_of(out / "_state" / "claims"):
-        index = name.removeprefix("part-")
-        if index.isdigit() and int(index) not in done:
-            held.setdefault(holder.decode(errors="replace"), []).append(int(index))
-    return held
-
-
-def _workers(out: Path, held: dict[str, list[int]], stale: float) -> tuple[list[Worker], str]:
-    """All workers that have not left, by name, and whose clock their ages are by. stale: of the job, in seconds."""
-    files = files_of(out / "_state" / "workers")
-    at, clock = now(out / "_state")
+def _workers(out: Store, done: set[int], stale: float) -> tuple[list[Worker], str]:
+    """All workers that have not left, by name, and whose clock their ages are by. done: shards; stale: of the job, in
+    seconds."""
+    held = claims.holders(out)
+    heard, clock = presence.workers(out)
     workers = []
-    for name, content, mtime in files:
-        said = beat.decode(content)
-        age = max(0.0, at - mtime)
-        state = _state_of(said, age > ((said and said.stale) or stale), clock)
-        worker = Worker(worker=name, heartbeat_age=round(age, 1), shards=held.get(name, []))
-        if said:
+    for each in heard:
+        shards = [index for index in held.get(each.name, []) if index not in done]
+        worker = Worker(worker=each.name, heartbeat_age=round(max(0.0, each.age), 1), shards=shards)
+        if said := each.beat:
             for fact in (*Activity.__struct_fields__, "host", "pid", "slurm"):
                 setattr(worker, fact, getattr(said, fact))
-        worker.state = state
+        worker.state = _state_of(each, stale, clock)
         if not worker.is_alive:  # of what it said only what it had done is still true
             worker.open_rows = worker.running = worker.waiting = 0
             worker.rows_per_second = worker.prompt_tokens_per_second = worker.response_tokens_per_second = 0.0
@@ -245,10 +229,11 @@ def _workers(out: Path, held: dict[str, list[int]], stale: float) -> tuple[list[
     return workers, clock
 
 
-def _state_of(said: Beat | None, is_silent: bool, clock: str) -> str:
+def _state_of(heard: Heard, stale: float, clock: str) -> str:
+    said = heard.beat
     if said and beat.is_gone(said):
         return "dead"
-    if is_silent:
+    if presence.is_silent(heard, stale):
         return "dead" if clock == FILE_SYSTEM else "silent"
     return said.state if said else "unknown"
 

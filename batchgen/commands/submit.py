@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.installed import needs_gpu
-from ..errors import JobError, on_disk, warn
+from ..errors import JobError, warn
 from ..host import credentials, safeopen
 from ..job.spec import JobSpec
 from ..output import opening
@@ -109,8 +109,7 @@ def submit(job: Job, options: Options, arguments: list[str]) -> Submission:
         raise JobError("sbatch was not found: submit where Slurm's commands are, or see the script with --dry-run")
     if not os.access(".", os.W_OK):
         raise JobError(f"{Path.cwd()}: cannot be written to, but logs and script come here; submit from another folder")
-    with on_disk(job.out):
-        opening.open_job(job.out, job.record)
+    opening.open_job(job.out, job.record)
     name, text = options["job-name"], script(options, ["run", *arguments])
     job_id = _sbatch(text)
     path = Path(f"{name}_{job_id}.sbatch")

@@ -1,13 +1,10 @@
 """Proves a job's accounting: checksums, counts and ids of every shard against the job and its input."""
 
-import contextlib
 import dataclasses
-import hashlib
-import itertools
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +12,15 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from ..errors import Reject, on_disk
-from ..host import safeopen
+from ..errors import Reject
 from ..input.plan import Shard, changed_files
 from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
-from ..output import folder, opening, owners, shard
-from ..output.folder import JobRecord
+from ..output import opening, owners, record, shard, store, success
+from ..output.record import JobRecord
+from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
 from ..task.columns import ALWAYS, from_column
@@ -59,15 +55,15 @@ class Writing:
     shared: bool = False
 
 
-def open_finished(out: Path) -> tuple[JobRecord, JobSpec]:
+def open_finished(out: Store) -> tuple[JobRecord, JobSpec]:
     """The job that a folder was made by, wherever the folder is now. Raises JobError."""
-    record = folder.job_of(out)
-    return record, folder.spec_of(out, record)
+    job = record.job_of(out)
+    return job, record.spec_of(out, job)
 
 
-def grows(record: JobRecord) -> bool:
+def grows(job: JobRecord) -> bool:
     """Whether the input may hold more than the job has read."""
-    return bool(record.spec["input"].get("incremental") or record.plan.growth)
+    return bool(job.spec["input"].get("incremental") or job.plan.growth)
 
 
 def verify(out: Path, writing: Writing = Writing()) -> Verdict:
@@ -75,67 +71,49 @@ def verify(out: Path, writing: Writing = Writing()) -> Verdict:
 
     Raises JobError if input or model cannot be read, or if it is to write in a folder that is not ours.
     """
+    place = store.at(out)
     if not (writing.quarantine or writing.close):
-        return _verify(out, writing)
+        return _verify(place, writing)
     with owners.writing(writing.shared):
-        with on_disk(out):
-            owners.check_folders(out, writing.shared)
-        return _verify(out, writing)
+        place.check(writing.shared)
+        return _verify(place, writing)
 
 
-def _verify(out: Path, writing: Writing) -> Verdict:
-    record, spec = open_finished(out)
+def _verify(out: Store, writing: Writing) -> Verdict:
+    begun, spec = open_finished(out)
     verdict = Verdict()
-    changed = changed_files(record.plan, trust_times=False, growing=grows(record))
+    changed = changed_files(begun.plan, trust_times=False, growing=grows(begun))
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict
-    job = prepare(spec, begun=record)
-    known = {f"{planned.name}.parquet" for planned in record.plan.shards}
-    strangers = [out / name for name in opening.part_names(out) if name not in known]
-    verdict.problems += [f"{path}: is no shard of this job; move it away" for path in strangers]
+    job = prepare(spec, begun=begun)
+    verdict.problems += [f"{path}: is no shard of this job; move it away" for path in opening.strangers(out, begun)]
     reader = job.reader()
-    for planned in record.plan.shards:
+    for planned in begun.plan.shards:
         _verify_shard(job, planned, reader, verdict, writing.quarantine)
     if verdict.problems:
         return verdict
-    verdict.digest = _digest(out, record.plan.shards)
-    verdict.is_closed = _is_closed(out, record)
+    verdict.digest = shard.digest_of_all(out, begun.plan.shards)
+    verdict.is_closed = success.is_of(out, begun.fingerprint)
     if writing.close and not verdict.is_closed:
         close(job)
         verdict.is_closed = verdict.closed = True
     return verdict
 
 
-def _digest(out: Path, shards: list[Shard]) -> str:
-    """`sha256sum part-*.parquet _rejects/*.jsonl | sha256sum`: whoever keeps it needs no batchgen to compare."""
-    places = [sorted(place(out, each) for each in shards) for place in (folder.shard_path, folder.rejects_path)]
-    lines = []
-    for path in itertools.chain(*places):
-        with contextlib.suppress(FileNotFoundError), safeopen.reading(path) as stream:
-            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.relative_to(out)}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _is_closed(out: Path, record: JobRecord) -> bool:
-    """Whether `_SUCCESS` is there, and not that of a time before the job grew."""
-    success = out / "_SUCCESS"
-    return success.exists() and record.fingerprint.encode() in safeopen.read(success)
-
-
 def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, quarantine: bool) -> None:
     out = job.out
-    path = folder.shard_path(out, planned)
-    if not path.exists():
+    path = shard.where(out, planned)
+    if not shard.is_finished(out, planned):
         verdict.problems.append(f"{path}: missing; run the job again")
         return
     if shard.is_foreign(out, planned, job.fingerprint_of(planned)):
         verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
     if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned), ALWAYS):
-        verdict.problems.append(f"{path}: {what}; {_set_aside(out, path) if quarantine else set_aside_by(out)}")
+        verdict.problems.append(f"{path}: {what}; {_set_aside(out, planned) if quarantine else set_aside_by(out)}")
         return
-    answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
+    answers = shard.read(out, planned, ["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
     rejects = shard.read_rejects(out, planned)
     verdict.rows += len(planned.row_numbers)
     verdict.responses += len(answers)
@@ -150,13 +128,13 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
         verdict.problems.append(f"{path}: {len(found)} responses and rejects, the input says {len(expected)}")
 
 
-def _set_aside(out: Path, path: Path) -> str:
-    aside = folder.quarantine(out, path)
-    (out / "_SUCCESS").unlink(missing_ok=True)
+def _set_aside(out: Store, planned: Shard) -> str:
+    aside = shard.set_aside(out, planned)
+    success.remove(out)
     return f"moved to {aside}; run the job again to make it again"
 
 
-def set_aside_by(out: Path) -> str:
+def set_aside_by(out: Store) -> str:
     return f"`batchgen verify {out} --quarantine` sets it aside, and the next run makes it again"
 
 
@@ -199,14 +177,16 @@ class Replay:
 
 def check_engine(out: Path, given: dict[str, Any]) -> None:
     """Whoever made a folder must not say what code runs here. given: [engine] of the command line. Raises JobError."""
-    refuse_risks(open_finished(out)[1].engine, f"{out}/_job.json", given)
+    place = store.at(out)
+    refuse_risks(open_finished(place)[1].engine, record.where(place), given)
 
 
 def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     """Generates so many items of a finished job again, chosen by `seed`, and compares the responses. given: [engine]
     of the command line, which wins over the record's. Raises what `run` raises."""
     check_engine(out, given)
-    record, spec = open_finished(out)
+    place = store.at(out)
+    old, spec = open_finished(place)
     columns = [
         "id",
         "row",
@@ -218,10 +198,10 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         "seed",
         "sampling",
     ]
-    data = ds.dataset([str(path) for path in sorted(out.glob("part-*.parquet"))], format="parquet")
-    total = data.count_rows()
-    chosen = sorted(random.Random(seed).sample(range(total), min(items, total)))
-    before = data.take(pa.array(chosen, pa.int64()), columns=columns).to_pylist()
+    finished = shard.finished(place, old.plan)
+    sizes = [shard.metadata(place, planned).num_rows for planned in finished]
+    chosen = sorted(random.Random(seed).sample(range(sum(sizes)), min(items, sum(sizes))))
+    before = list(_rows_at(place, zip(finished, sizes, strict=True), chosen, columns))
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
         rows = Path(scratch) / "rows.jsonl"
         with rows.open("w", encoding="utf-8") as lines:
@@ -234,8 +214,8 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
         # Shards hold conversations as rendered.
         tables["prompt"] = {
-            "format": record.settings["prompt"]["format"],
-            "control_tokens": record.control_tokens,
+            "format": old.settings["prompt"]["format"],
+            "control_tokens": old.control_tokens,
         }
         tables["sampling"] |= {"n": 1}
         tables["engine"] |= given
@@ -243,6 +223,18 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         run(again)
         after = ds.dataset(again.output.path).to_table(columns).to_pylist()
     return _compare(before, after)
+
+
+def _rows_at(
+    out: Store, shards: Iterable[tuple[Shard, int]], chosen: list[int], columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows by their places in all shards together. shards: each with its number of rows."""
+    begin = 0
+    for planned, size in shards:
+        places = [place - begin for place in chosen if begin <= place < begin + size]
+        if places:
+            yield from shard.read(out, planned, columns).take(pa.array(places, pa.int64())).to_pylist()
+        begin += size
 
 
 def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Replay:

@@ -17,6 +17,10 @@ SMALL = 1 << 20  # bytes: limit for a file about one shard or worker
 RECORD = 1 << 30  # bytes: limit for a job's record, about 100 per file or shard and 8 per row picked by a retry
 # What open() fails with for a link, a socket, a pipe without a reader, and a folder.
 _NO_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+# What a file system without hard links says to a link.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# What one says that cannot sync folders: some FUSE and network file systems, and those of virtual machines.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -45,15 +49,67 @@ def write_again(path: StrPath, flags: int = 0) -> int:
     return file
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file atomically, replacing whatever has its name; a link is replaced, not followed."""
-    temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
+def replace(
+    path: Path,
+    content: bytes | memoryview,
+    *,
+    temporary: Path | None = None,
+    durable: bool = False,
+    new: bool = False,
+) -> None:
+    """Writes a file that appears whole or not at all, in the place of what has its name; a link is not followed but
+    replaced.
+
+    temporary: what it is called until then, on the same file system; durable: it is on the disk when this returns, and
+    so is its name; new: nothing may have its name. Of several that try at once one succeeds, the others get
+    FileExistsError; on a file system without hard links, those that try within the same milliseconds may all succeed,
+    and the last counts.
+    """
+    temporary = temporary or path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with open(create(temporary), "wb") as stream:
             stream.write(content)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        if new:
+            _move_where_nothing_is(temporary, path)
+        else:
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk needs the room
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def _move_where_nothing_is(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if temporary.stat().st_nlink != 2:  # NFS: the link was made, but its answer got lost and it was asked for again
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         temporary.replace(path)
+        return
+    temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder, new or gone, outlast a power loss, on file systems that can do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def read(path: StrPath, most: int = SMALL) -> bytes:
@@ -83,9 +139,11 @@ def updating(path: StrPath) -> Iterator[io.BufferedRandom]:
         yield stream
 
 
-def size(path: StrPath) -> int:
-    """The size of a regular file in bytes. Raises JobError if it is not one."""
-    return _size(path, os.stat(path, follow_symlinks=False), None)
+def facts(path: StrPath) -> os.stat_result:
+    """Of a regular file. Raises JobError if it is not one."""
+    about = os.stat(path, follow_symlinks=False)
+    _size(path, about, None)
+    return about
 
 
 def _open(path: StrPath, flags: int) -> int:

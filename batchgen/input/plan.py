@@ -105,11 +105,6 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
     picked: list[int] | None = None
 
     @property
-    def name(self) -> str:
-        """The name of its output file, without the ending."""
-        return f"part-{self.index:05}-of-{self.of:05}"
-
-    @property
     def row_numbers(self) -> Sequence[int]:
         """The numbers of its rows: all of them, or those that were picked."""
         return range(self.first_row, self.first_row + self.rows) if self.picked is None else self.picked

@@ -1,12 +1,12 @@
 """Which worker holds which shard. Any number of workers, on any hosts that share the folder, without a leader.
 
-A claim is a file made with O_EXCL that names its worker; a worker is alive while the beat in its own file goes on.
-Clocks of hosts are never compared: a watcher times a silent beat by its own clock. Two workers on one shard are
-harmless, since both write the same shard; claims are there to save their time.
+A claim holds the name of its worker, and only one that creates it or swaps its own name for a dead worker's has it. A
+worker is alive while its heartbeat goes on. Clocks of hosts are never compared: a watcher times a silent heartbeat by
+its own clock. Two workers on one shard are harmless, since both write the same shard; claims are there to save their
+time.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -14,13 +14,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import JobError
-from ..host import safeopen
+from ..errors import JobError, Stopped
 from . import heartbeat as beat
+from . import layout
 from .heartbeat import Activity
+from .store import Store
 
 BEATS = 6  # within the time after which a silent worker counts as dead
 _NAME = re.compile(r"[\w.-]+")
@@ -35,15 +35,16 @@ class Seen(NamedTuple):
 
 
 class Claims:
-    """The claims of one worker, and its beat. stale: seconds of silence after which a worker counts as dead; beats: the
-    folder in `_state` where it beats among its like."""
+    """The claims of one worker, and its heartbeat. stale: seconds of silence after which a worker counts as dead;
+    beats: the folder where it beats among its like."""
 
-    def __init__(self, out: Path, stale: float, beats: str = "workers"):
+    def __init__(self, out: Store, stale: float, beats: str = layout.WORKERS):
+        self._out = out
         self._stale = stale
-        self._claims = out / "_state" / "claims"
-        self._workers = out / "_state" / beats
+        self._workers = beats
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
+        self.beat_name = f"{beats}/{self.worker}"
         self._who = beat.identity(self.worker, stale)
         self._activity: Callable[[], Activity] = Activity
         self._beats = 0
@@ -56,39 +57,26 @@ class Claims:
 
     def take(self, shard: int | str) -> bool:
         """Claims a shard, or what else goes by a name, if nobody who is alive holds it."""
-        path = self._path(shard)
-        holder = _read(path)
-        if holder is not None:
-            if holder == self._me or self.is_alive(holder.decode(errors="replace")):
-                return False
-            if not self._take_away(path, holder):
-                return False
-        try:
-            file = safeopen.create(path)
-        except FileExistsError:
+        claim = layout.claim(shard)
+        holder = self._read(claim)
+        if holder is not None and (holder == self._me or self.is_alive(holder.decode(errors="replace"))):
             return False
-        try:
-            os.write(file, self._me)
-            os.fsync(file)  # others would wait a while for a name that a power loss took away
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(file)
-        self._held.add(shard)
-        return True
+        if taken := self._out.swap(claim, holder, self._me):
+            self._held.add(shard)
+        return taken
 
     def release(self, shard: int | str) -> None:
         """Gives a shard back; a claim that somebody took over meanwhile stays theirs."""
         self._held.discard(shard)
-        if _read(self._path(shard)) == self._me:
-            self._path(shard).unlink(missing_ok=True)
+        claim = layout.claim(shard)
+        if self._read(claim) == self._me:
+            self._out.swap(claim, self._me, None)
 
     def is_alive(self, worker: str) -> bool:
-        """False once a worker's process is known to be gone, or its beat was silent for `stale` seconds."""
+        """False once a worker's process is known to be gone, or its heartbeat was silent for `stale` seconds."""
         last: bytes | None = b""  # of a claim that its maker is about to write its name into, or never will
         if worker:
-            last = _read(self._workers / worker) if _NAME.fullmatch(worker) else None
+            last = self._read(f"{self._workers}/{worker}") if _NAME.fullmatch(worker) else None
         if last is None or ((who := beat.decode(last)) and beat.is_gone(who)):
             return False
         seen = self._seen.get(worker)
@@ -99,11 +87,11 @@ class Claims:
 
     def at_work(self, shards: Iterable[int], since: float) -> bool:
         """Whether the holders of all these shards were seen to beat on after `since`: they will finish them."""
-        holders = [(_read(self._path(shard)) or b"").decode(errors="replace") for shard in shards]
+        holders = [(self._read(layout.claim(shard)) or b"").decode(errors="replace") for shard in shards]
         return all((seen := self._seen.get(holder)) and seen.went_on and seen.since > since for holder in holders)
 
     def tell(self, activity: Callable[[], Activity]) -> None:
-        """From now on the beat says what this gives. It is asked on another thread, never on two at once."""
+        """From now on the heartbeat says what this gives. It is asked on another thread, never on two at once."""
         self._activity = activity
         self.beat()
 
@@ -113,48 +101,32 @@ class Claims:
             if self._stop.is_set():
                 return
             self._beats += 1
-            file = safeopen.write_again(self._workers / self.worker)
-            try:
-                os.pwrite(file, beat.encode(self._who, self._activity(), self._beats), 0)
-            finally:
-                os.close(file)
+            self._out.overwrite(self.beat_name, beat.encode(self._who, self._activity(), self._beats))
 
     def close(self) -> None:
         """Releases everything and ends the beat."""
         self._stop.set()
         for shard in list(self._held):
             self.release(shard)
-        with self._beating:  # one more beat would bring the file back
-            (self._workers / self.worker).unlink(missing_ok=True)
-
-    def _path(self, shard: int | str) -> Path:
-        return self._claims / (shard if isinstance(shard, str) else f"part-{shard:05}")
-
-    def _take_away(self, path: Path, holder: bytes) -> bool:
-        """Removes the claim of a dead worker. Of several watchers one succeeds; where there are no locks, two may."""
-        try:
-            with safeopen.updating(path) as claim:
-                try:
-                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
-                except OSError:
-                    pass
-                if claim.read() != holder or not os.path.samestat(os.fstat(claim.fileno()), path.stat()):
-                    return False  # somebody else took it over meanwhile
-                path.unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        with self._beating:  # one more beat would bring it back
+            self._out.remove(self.beat_name)
 
     def _beat_on(self) -> None:
         while not self._stop.wait(self._stale / BEATS):
-            with contextlib.suppress(OSError, JobError):  # a vanished disk is the main thread's to report
+            with contextlib.suppress(Stopped, JobError):  # a vanished disk is the main thread's to report
                 self.beat()
 
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._out.read(name)
+        except FileNotFoundError:
+            return None
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return safeopen.read(path)
-    except FileNotFoundError:
-        return None
+
+def holders(out: Store) -> dict[str, list[int]]:
+    """The shards that each worker has claimed, finished ones too."""
+    held: dict[str, list[int]] = {}
+    for entry in out.entries(layout.CLAIMS):
+        if (shard := layout.claimed_shard(entry.name)) is not None:
+            held.setdefault(entry.content.decode(errors="replace"), []).append(shard)
+    return held

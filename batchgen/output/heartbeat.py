@@ -1,7 +1,7 @@
-"""A worker's beat: what it says of itself, again and again, in a file of its own that anybody may read.
+"""A worker's heartbeat: what it says of itself, again and again, under a name of its own that anybody may read.
 
-The file is rewritten in place and keeps its length: a full disk takes it, and whoever reads it in that moment finds at
-worst numbers of two beats. What names the process never changes.
+Each beat is written over the one before and has its length: a full disk takes it, and whoever reads it in that moment
+finds at worst numbers of two beats. What names the process never changes.
 """
 
 import contextlib

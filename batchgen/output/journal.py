@@ -1,93 +1,105 @@
 """The journal: every finished item of a shard, on disk within a second of its last token.
 
-A journal is a file of records: length and CRC-32, both 4 bytes little-endian, then the payload. The CRC covers the
-length too. The first payload is the job's fingerprint, each further one an entry in msgpack. Every worker writes a
-file of its own, so nobody ever appends to what another one wrote.
+A journal consists of records: length and CRC-32, both 4 bytes little-endian, then the payload. The CRC covers the
+length too. The first payload is the job's fingerprint, each further one an entry in msgpack. Every worker writes
+journals of its own, so nobody ever appends to what another one wrote.
 """
 
-import os
 import struct
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from ..host import safeopen
+from ..errors import on_disk
 from ..task.task import Entry
-from .folder import sync_folder
+from . import layout
+from .quarantine import quarantine
+from .store import Appender, Store
 
 SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
 LONGEST = 1 << 29  # bytes of a record; a million tokens with 20 log probabilities each have 0.3 GB
 _HEAD = struct.Struct("<II")
 
 
-def path_of(out: Path, shard: int, worker: str) -> Path:
-    return out / "_state" / "journal" / f"part-{shard:05}.{worker}.journal"
+def names(out: Store, shard: int) -> list[str]:
+    """Every journal of a shard, of whatever worker."""
+    return [f"{layout.JOURNALS}/{name}" for name in out.names(layout.JOURNALS) if layout.is_journal_of(name, shard)]
 
 
-def paths_of(out: Path, shard: int) -> list[Path]:
-    """Every journal of a shard, of whatever worker. Unlike `glob`, raises what the disk refuses."""
-    journals = out / "_state" / "journal"
-    start = f"part-{shard:05}."
-    return [journals / name for name in sorted(os.listdir(journals)) if name.startswith(start)]
-
-
-def rows_done(out: Path, shard: int, fingerprint: str, samples: int) -> int:
+def rows_done(out: Store, shard: int, fingerprint: str, samples: int) -> int:
     """How many rows of a shard have so many samples in its journals."""
-    found = {entry.name for path in paths_of(out, shard) for entry in read(path, fingerprint)[0]}
+    with on_disk(out):
+        found = {entry.name for name in names(out, shard) for entry in read(out, name, fingerprint)[0]}
     return sum(number >= samples for number in Counter(name.row for name in found).values())
 
 
-def remove(out: Path, shard: int) -> None:
+def remove(out: Store, shard: int) -> None:
     """Removes the journals of a shard that is committed."""
-    for path in paths_of(out, shard):
-        path.unlink(missing_ok=True)
+    out.remove(*names(out, shard))
 
 
 class Journal:
-    """Writes the journal of one shard. The file is made at the first entry. Raises OSError as the disk does."""
+    """Writes one worker's journal of one shard. It is made at the first entry. Raises Stopped as the store does."""
 
-    def __init__(self, path: Path, fingerprint: str):
-        self._path = path
+    def __init__(self, out: Store, shard: int, worker: str, fingerprint: str):
+        self._out = out
+        self._shard = shard
+        self._name = layout.journal(shard, worker)
         self._fingerprint = fingerprint
-        self._file = -1  # not made yet
+        self._file: Appender | None = None
         self._pending: list[bytes] = []
         self._synced = time.monotonic()
         self._dirty = False
+
+    def resume(self) -> tuple[list[Entry], list[str]]:
+        """All whole entries of the shard's earlier journals, and a warning for each of these that is damaged: its
+        entries are journaled here again, and it is moved to quarantine."""
+        kept: list[Entry] = []
+        warnings: list[str] = []
+        with on_disk(self._out):
+            for name in names(self._out, self._shard):
+                entries, damage = read(self._out, name, self._fingerprint)
+                kept += entries
+                if damage:
+                    for entry in entries:
+                        self.append(entry)
+                    self.flush()
+                    self.sync(at_once=True)
+                    aside = quarantine(self._out, name)
+                    warnings.append(f"{self._out.where(name)}: {damage}; moved to {self._out.where(aside)}")
+        return kept, warnings
 
     def append(self, entry: Entry) -> None:
         self._pending.append(_record(msgspec.msgpack.encode(entry)))
 
     def flush(self) -> None:
-        """Hands what was appended to the operating system: a kill of this process loses nothing of it."""
+        """Hands on what was appended: a kill of this process loses nothing of it."""
         if not self._pending:
             return
-        if self._file < 0:
-            self._create()
-        _write_all(self._file, b"".join(self._pending))
+        file = self._file or self._create()
+        file.append(b"".join(self._pending))
         self._pending.clear()
         self._dirty = True
 
     def sync(self, at_once: bool = False) -> None:
         """Puts it on the disk, if that was not done for a while: a power loss loses nothing of it."""
-        if self._dirty and (at_once or time.monotonic() - self._synced >= SYNC_EVERY):
-            os.fsync(self._file)
+        if self._file and self._dirty and (at_once or time.monotonic() - self._synced >= SYNC_EVERY):
+            self._file.sync()
             self._dirty = False
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        if self._file:
+            self._file.close()
+            self._file = None
 
-    def _create(self) -> None:
-        self._file = safeopen.create(self._path)
-        _write_all(self._file, _record(self._fingerprint.encode()))
-        sync_folder(self._path.parent)
+    def _create(self) -> Appender:
+        self._file = self._out.appender(self._name, _record(self._fingerprint.encode()))
+        return self._file
 
 
 def _record(payload: bytes) -> bytes:
@@ -95,20 +107,15 @@ def _record(payload: bytes) -> bytes:
     return length + zlib.crc32(length + payload).to_bytes(4, "little") + payload
 
 
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+def read(out: Store, name: str, fingerprint: str) -> tuple[list[Entry], str]:
+    """The whole entries of one journal, and what is wrong after the last of them, if anything. Raises
+    FileNotFoundError.
 
-
-def read(path: Path, fingerprint: str) -> tuple[list[Entry], str]:
-    """The whole entries of one journal, and what is wrong behind the last of them, if anything.
-
-    A journal of another job (a spec mended before anything was finished) has no entries of this one.
+    A journal of another job (one whose spec was changed before anything was finished) has no entries of this one.
     """
     entries: list[Entry] = []
     try:
-        with safeopen.reading(path) as stream:
+        with out.open(name) as stream:
             for number, payload in enumerate(_payloads(stream)):
                 if number:
                     entries.append(msgspec.msgpack.decode(payload, type=Entry))
@@ -119,11 +126,15 @@ def read(path: Path, fingerprint: str) -> tuple[list[Entry], str]:
     return entries, ""
 
 
-def count(path: Path) -> int:
-    """How many whole entries a journal has, of whatever job."""
+def count(out: Store) -> int:
+    """How many whole entries all journals have together, of whatever shards and job."""
+    return sum(_count(out, f"{layout.JOURNALS}/{name}") for name in out.names(layout.JOURNALS, missing_ok=True))
+
+
+def _count(out: Store, name: str) -> int:
     number = 0
     try:
-        with safeopen.reading(path) as stream:
+        with out.open(name) as stream:
             for _ in _payloads(stream):
                 number += 1
     except (ValueError, FileNotFoundError):

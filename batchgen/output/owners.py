@@ -8,12 +8,12 @@ import os
 import pwd
 import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import JobError
-from .folder import FOLDERS, check_links
+from .layout import FOLDERS
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ROOT = 0
@@ -45,6 +45,19 @@ def check_folders(out: Path, shared: bool, names: Collection[str] = FOLDERS) -> 
             about = path.stat()
             if there:
                 _check(path, about, there)
+
+
+def check_links(out: Path, names: Iterable[str] = FOLDERS) -> None:
+    """Raises JobError if one of an output folder's own folders is none: a link would lead out of it, and with it what
+    is written and removed there."""
+    for path in (out / name for name in names):
+        try:
+            kind = path.stat(follow_symlinks=False).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISDIR(kind):
+            what = "a link" if stat.S_ISLNK(kind) else "no folder"
+            raise JobError(f"{path}: is {what}, and nothing outside the output folder is touched; remove it")
 
 
 def check_link(what: str, path: Path) -> None:

@@ -1,31 +1,25 @@
 """Shards: the output schema, the commit, and reading their facts back."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from io import BufferedReader
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import JobError, Reject
-from ..host import safeopen
+from ..errors import JobError, Reject, Stopped, on_disk
 from ..input.columns import Cell, assemble
 from ..input.conversation import Row
-from ..input.plan import Shard
-from .folder import (
-    check_links,
-    checksum_path,
-    make_folder,
-    publish,
-    rejects_path,
-    sealed,
-    shard_path,
-    sync_folder,
-    unsealed,
-)
+from ..input.plan import Plan, Shard
+from . import layout
+from .quarantine import quarantine
+from .sealed import sealed, unsealed
+from .store import Store
 
 PREFIX = "batchgen."
 
@@ -104,8 +98,38 @@ def counts(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any
     }
 
 
+def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
+    """The shards of a job that are there, in order. missing_ok: none are where no folder is."""
+    names = set(out.names(missing_ok=missing_ok))
+    return [shard for shard in plan.shards if layout.part(shard) in names]
+
+
+def is_finished(out: Store, shard: Shard) -> bool:
+    return out.exists(layout.part(shard))
+
+
+def where(out: Store, shard: Shard) -> str:
+    """A finished shard's place, for messages."""
+    return out.where(layout.part(shard))
+
+
+def opened(out: Store, shard: Shard) -> AbstractContextManager[BufferedReader]:
+    """A finished shard's Parquet file. Raises FileNotFoundError."""
+    return out.open(layout.part(shard))
+
+
+def size(out: Store, shard: Shard) -> int:
+    """Of a finished shard's Parquet file, in bytes. Raises FileNotFoundError."""
+    return out.stat(layout.part(shard)).size
+
+
+def set_aside(out: Store, shard: Shard) -> str:
+    """Moves a damaged shard to quarantine, and says where it is. Raises FileNotFoundError if it is there already."""
+    return out.where(quarantine(out, layout.part(shard)))
+
+
 def commit(
-    out: Path,
+    out: Store,
     shard: Shard,
     answers: list[dict[str, Any]],
     rejects: list[dict[str, Any]],
@@ -122,17 +146,15 @@ def commit(
         about["skipped"] = skipped
     content = as_parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
-    check_links(out, ["_rejects"])
+    out.check_links(layout.REJECTS)
     if rejects:
-        make_folder(out / "_rejects")
-        publish(out, rejects_path(out, shard), rejected)
-    elif (left := rejects_path(out, shard)).exists():  # by a job that was mended since
-        left.unlink(missing_ok=True)
-        sync_folder(left.parent)
+        out.write(layout.rejects(shard), rejected)
+    elif out.exists(left := layout.rejects(shard)):  # by a job that was changed since
+        out.remove(left, durable=True)
     digests = _digest(content), _digest(rejected) if rejects else None
     sums = Checksums(*digests, len(content), accounting, facts.get("fingerprint", ""))
-    publish(out, checksum_path(out, shard), sealed(sums))
-    publish(out, shard_path(out, shard), content)
+    out.write(layout.checksums(shard), sealed(sums))
+    out.write(layout.part(shard), content)
 
 
 def as_parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
@@ -166,62 +188,87 @@ def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
-    with safeopen.reading(path) as stream:
+def _digest_in(out: Store, name: str) -> str:
+    with out.open(name) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def read_checksums(out: Path, shard: Shard) -> Checksums:
+def checksums(out: Store, shard: Shard) -> bytes:
+    """As they were written. Raises FileNotFoundError."""
+    return out.read(layout.checksums(shard))
+
+
+def seconds_of_all(out: Store) -> float:
+    """From the job's first moment to its last commit, both by the store's clock; 0 if that is not known."""
+    try:
+        # A commit writes to CHECKSUMS. A growing job writes _job.json again, but the other file only once.
+        begun = min(out.stat(name).modified for name in (layout.JOB, layout.HUGGING_FACE))
+        return out.changed(layout.CHECKSUMS) - begun
+    except FileNotFoundError:
+        return 0.0
+
+
+def read_checksums(out: Store, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    sums = unsealed(safeopen.read(checksum_path(out, shard)), Checksums)
+    sums = unsealed(checksums(out, shard), Checksums)
     msgspec.convert(sums.counts, Counts)
     return sums
 
 
-def damage(out: Path, shard: Shard) -> str:
+def read_counts(out: Store, shard: Shard) -> dict[str, Any]:
+    """A finished shard's accounting. Raises Stopped if it is damaged or gone."""
+    try:
+        with on_disk(out):
+            return read_checksums(out, shard).counts
+    except ValueError as error:
+        raise Stopped(f"{where(out, shard)}: its checksums are damaged ({error}); run the same command again") from None
+
+
+def damage(out: Store, shard: Shard) -> str:
     """What can be seen to be wrong with a finished shard without reading all of it; empty if nothing."""
-    path = shard_path(out, shard)
     try:
         sums = read_checksums(out, shard)
     except (FileNotFoundError, ValueError) as error:
         return f"its checksums are gone or damaged ({error})"
-    size = safeopen.size(path)
-    if size != sums.size:
-        return f"it has {size} bytes, not {sums.size}"
-    if sums.rejects and not rejects_path(out, shard).exists():
+    try:
+        has = size(out, shard)
+    except FileNotFoundError:
+        return "it is gone"
+    if has != sums.size:
+        return f"it has {has} bytes, not {sums.size}"
+    if sums.rejects and not out.exists(layout.rejects(shard)):
         return "its rejects are gone"
     return ""
 
 
-def wrong_content(out: Path, shard: Shard, fingerprint: str, required: pa.Schema) -> str:
+def wrong_content(out: Store, shard: Shard, fingerprint: str, required: pa.Schema) -> str:
     """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing.
 
     required: columns that every shard has; where they are not nullable, without a null
     """
     sums = read_checksums(out, shard)
-    path = shard_path(out, shard)
-    if _file_digest(path) != sums.parquet:
+    if _digest_in(out, layout.part(shard)) != sums.parquet:
         return "its content does not fit its checksum"
-    if _made_by(path) != fingerprint:
+    if _made_by(out, shard) != fingerprint:
         return "it is a shard of another job"
-    if not _has_columns(path, required):
+    if not _has_columns(out, shard, required):
         return "its columns are not those of a shard"
-    if sums.rejects and _file_digest(rejects_path(out, shard)) != sums.rejects:
+    if sums.rejects and _digest_in(out, layout.rejects(shard)) != sums.rejects:
         return "its rejects do not fit their checksum"
     return ""
 
 
-def _has_columns(path: Path, required: pa.Schema) -> bool:
+def _has_columns(out: Store, shard: Shard, required: pa.Schema) -> bool:
     """Whether a file has the columns of a shard, and values in them: whoever makes checksums anew can give them to
     anything."""
     try:
-        with safeopen.reading(path) as stream:
+        with opened(out, shard) as stream:
             file = pq.ParquetFile(stream)
             filled = [field.name for field in required if not field.nullable]
             table = file.read([name for name in filled if name in file.schema_arrow.names])
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the disk's own
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, UnicodeDecodeError, OSError):  # the disk's own are Stopped
         return False
     types = {field.name: field.type for field in file.schema_arrow}
     return (
@@ -236,42 +283,65 @@ def _is_of_type(found: pa.DataType, required: pa.DataType) -> bool:
     return pa.types.is_struct(found) if pa.types.is_struct(required) else found == required
 
 
-def is_foreign(out: Path, shard: Shard, fingerprint: str) -> bool:
+def is_foreign(out: Store, shard: Shard, fingerprint: str) -> bool:
     """Whether what has the shard's name was made by another job. Its checksums tell, if they are its own; one whose
     size is another was put there, and tells itself. One that this job made and that is damaged is none."""
-    path = shard_path(out, shard)
     try:
         sums = read_checksums(out, shard)
     except (FileNotFoundError, ValueError):
         sums = None
-    if sums and sums.size == safeopen.size(path):
-        return (sums.fingerprint or _made_by(path) or fingerprint) != fingerprint
-    return (_made_by(path) or fingerprint) != fingerprint
+    if sums and sums.size == size(out, shard):
+        return (sums.fingerprint or _made_by(out, shard) or fingerprint) != fingerprint
+    return (_made_by(out, shard) or fingerprint) != fingerprint
 
 
-def _made_by(path: Path) -> str:
+def _made_by(out: Store, shard: Shard) -> str:
     """The fingerprint in a shard; empty if it cannot be read."""
     try:
-        with safeopen.reading(path) as stream:
-            about = pq.read_metadata(stream).metadata or {}
-    except FileNotFoundError:
-        return ""
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the disk's own
+        about = metadata(out, shard).metadata or {}
+    except (pa.ArrowException, UnicodeDecodeError, OSError):  # it is gone or damaged; the disk's own are Stopped
         return ""
     return about.get(f"{PREFIX}fingerprint".encode(), b"").decode(errors="replace")
 
 
-def read_rejects(out: Path, shard: Shard) -> list[dict[str, Any]]:
-    """Raises JobError if a line is none of ours."""
-    check_links(out, ["_rejects"])
-    path = rejects_path(out, shard)
+def responses(out: Store, part: str) -> int:
+    """How many a shard has of whatever job, by its checksums; 0 if they are gone or damaged."""
     try:
-        with safeopen.reading(path) as stream:
+        return int(unsealed(out.read(layout.checksums_of(part)), Checksums).counts["responses"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def metadata(out: Store, shard: Shard) -> pq.FileMetaData:
+    """Raises FileNotFoundError, and what Arrow does if it is damaged: an OSError without errno, too."""
+    with opened(out, shard) as stream:
+        return pq.read_metadata(stream)
+
+
+def read(out: Store, shard: Shard, columns: list[str]) -> pa.Table:
+    """Some columns of a finished shard, all at once. Raises as `metadata`."""
+    with opened(out, shard) as stream:
+        return pq.ParquetFile(stream).read(columns)
+
+
+def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:
+    """`sha256sum part-*.parquet _rejects/*.jsonl | sha256sum`: whoever keeps it needs no batchgen to compare."""
+    shards, lines = list(shards), []
+    for name in [*sorted(map(layout.part, shards)), *sorted(map(layout.rejects, shards))]:
+        with contextlib.suppress(FileNotFoundError), out.open(name) as stream:
+            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_rejects(out: Store, shard: Shard) -> list[dict[str, Any]]:
+    """Raises JobError if a line is none of ours."""
+    name = layout.rejects(shard)
+    out.check_links(layout.REJECTS)
+    try:
+        with out.open(name) as stream:
             lines = iter(lambda: stream.readline(LONGEST_LINE), b"")
             return [msgspec.structs.asdict(msgspec.json.decode(line, type=RejectLine)) for line in lines]
     except FileNotFoundError:
         return []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: damaged ({error}); run batchgen verify") from None
+        raise JobError(f"{out.where(name)}: damaged ({error}); run batchgen verify") from None

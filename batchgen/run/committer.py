@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ..errors import Reject, in_one_line, on_disk
+from ..errors import Reject, in_one_line
 from ..input.conversation import Row
-from ..output import folder, journal, shard
+from ..output import journal, shard
 from ..output.opening import Fence
 from ..task.task import Task
 from .messages import Totals
@@ -30,11 +30,10 @@ class Committer:
         self._fence.check()
         out, planned = self._job.out, opened.shard
         answers = self._output(opened)
-        with on_disk(out):
-            if not folder.shard_path(out, planned).exists():  # whoever took this worker for dead may have been faster
-                answers = self._write(opened, answers)
-            opened.journal.close()
-            journal.remove(out, planned.index)
+        if not shard.is_finished(out, planned):  # whoever took this worker for dead may have been faster
+            answers = self._write(opened, answers)
+        opened.journal.close()
+        journal.remove(out, planned.index)
         rows = len(planned.row_numbers)
         totals.rows += rows
         totals.add_rejects(shard.counts(rows, answers, list(opened.rejects.values()))["rejects"])

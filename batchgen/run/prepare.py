@@ -22,8 +22,10 @@ from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
-from ..output import folder, opening
-from ..output.folder import JobRecord
+from ..output import opening, store
+from ..output import record as records
+from ..output.record import JobRecord
+from ..output.store import Store
 from ..prompt.checker import Checker
 from ..task.columns import columns_of
 from ..task.generate import Generate
@@ -34,7 +36,7 @@ class Job:
     """A job, resolved: what is done to which rows, by which model, and where the results go."""
 
     spec: JobSpec
-    out: Path
+    out: Store
     model: Model
     context: int
     plan: Plan
@@ -52,7 +54,7 @@ class Job:
 
     @cached_property
     def _fingerprints(self) -> list[str]:
-        return folder.fingerprints(self.record)
+        return records.fingerprints(self.record)
 
 
 def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = None, discard: bool = False) -> Job:
@@ -61,9 +63,9 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     plan: one that was made before, to be taken as it is; begun: the job that this is, whatever is in the folder now;
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
-    out = Path(spec.output.path).absolute()
+    out = store.at(Path(spec.output.path).absolute())
     check_args(spec.engine)
-    old = begun or folder.read_job(out)
+    old = begun or records.read_job(out)
     spec, model = _model(spec)
     is_new = False  # what is known was told of before
     if begun:
@@ -132,7 +134,7 @@ def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -
         if job.without_defaults(as_before) == _as_named(old, results, model):
             _check_weights(old, model)
             return old.format, as_before
-    return folder.FORMAT, results
+    return records.FORMAT, results
 
 
 def _check_weights(old: JobRecord, model: Model) -> None:
@@ -157,7 +159,7 @@ def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
         raise JobError(f"what the job was made with has changed: {changes[0]}{more}")
 
 
-def _plan(spec: JobSpec, out: Path, old: JobRecord | None, discard: bool) -> Plan:
+def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Plan:
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     where = str(out), spec.input.follow_links
@@ -233,7 +235,7 @@ def _results(
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     asked = job.results_of(spec)
     more: dict[str, dict[str, Any]] = {
-        "input": {"files": folder.facts_of(plan.files)}
+        "input": {"files": records.facts_of(plan.files)}
         | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
         "engine": {"max_model_len": context} | choice.as_result(engine),

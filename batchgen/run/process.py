@@ -15,11 +15,11 @@ import msgspec
 
 from ..engine import scratch
 from ..engine.choice import engine_class
-from ..errors import EngineDied, JobError, MissingInput, Stopped, Stopping, in_one_line, on_disk
+from ..errors import EngineDied, JobError, MissingInput, Stopped, Stopping, in_one_line
 from ..host import console
 from ..host.lifeline import die_with_parent
 from ..output.claims import Claims
-from ..output.folder import JobRecord
+from ..output.record import JobRecord
 from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, WorkerConfig
 from .prepare import prepare
 from .worker import Worker, end_of_engine
@@ -73,8 +73,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
     job = prepare(config.spec, begun=record)
     job.task.checker.start()  # it loads while the engine does
-    with on_disk(job.out):
-        claims = Claims(job.out, job.spec.output.stale)
+    claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = engine_class()(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..errors import Reject, on_disk
+from ..errors import Reject
 from ..input.conversation import Row
 from ..input.plan import Shard
-from ..output import folder, journal
 from ..output.claims import Claims
 from ..output.journal import Journal
 from ..output.opening import Fence
+from ..output.shard import is_finished
 from ..task.flow import work_of
 from ..task.task import Request
 from .messages import Mark, PoisonItems
@@ -89,40 +89,32 @@ class Queue:
         out = self._job.out
         while self._left:
             shard = self._left.popleft()
-            with on_disk(out):
-                if folder.shard_path(out, shard).exists():
-                    continue
-                if not self._claims.take(shard.index):
-                    self._held.append(shard)
-                elif folder.shard_path(out, shard).exists():  # its holder committed it before we claimed it
-                    self._claims.release(shard.index)
-                else:
-                    self._idle_since = None
-                    self._open(shard)
-                    return True
+            if is_finished(out, shard):
+                continue
+            if not self._claims.take(shard.index):
+                self._held.append(shard)
+            elif is_finished(out, shard):  # its holder committed it before we claimed it
+                self._claims.release(shard.index)
+            else:
+                self._idle_since = None
+                self._open(shard)
+                return True
         self._idle_since = self._idle_since or time.monotonic()
-        with on_disk(out):
-            if self._held and not self._claims.at_work([shard.index for shard in self._held], self._idle_since):
-                self._left.extend(self._held)
+        if self._held and not self._claims.at_work([shard.index for shard in self._held], self._idle_since):
+            self._left.extend(self._held)
         self._held = []
         self.is_waiting = bool(self._left)
         return False
 
     def _open(self, shard: Shard) -> None:
-        """With all that earlier journals hold of it; the entries of a damaged one are journaled again."""
+        """With all that earlier journals hold of it."""
         self._fence.check()
-        job, out, fingerprint = self._job, self._job.out, self._job.fingerprint_of(shard)
-        own = Journal(journal.path_of(out, shard.index, self._claims.worker), fingerprint)
-        opened = OpenShard(shard, job.task, own, {})
-        for path in journal.paths_of(out, shard.index):
-            entries, damage = journal.read(path, fingerprint)
-            opened.journaled |= {entry.name: entry for entry in entries}
-            if damage:
-                for entry in entries:
-                    own.append(entry)
-                own.flush()
-                own.sync(at_once=True)
-                self._warn(f"{path}: {damage}; moved to {folder.quarantine(out, path)}")
+        job = self._job
+        journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard))
+        entries, warnings = journal.resume()
+        for warning in warnings:
+            self._warn(warning)
+        opened = OpenShard(shard, job.task, journal, {entry.name: entry for entry in entries})
         self.open.append(opened)
         self._reading = opened, work_of(job.task, self._reader, [shard], self._watched)
 

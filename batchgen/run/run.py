@@ -3,23 +3,22 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..engine.choice import require_engine, warn_of_choice
-from ..errors import JobError, Reject, Stopped, Stopping, on_disk, warn
-from ..host import console, safeopen
+from ..errors import JobError, Reject, Stopped, Stopping, warn
+from ..host import console
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
-from ..output import folder, journal, opening, owners, shard
+from ..output import journal, opening, owners, record, shard, success
 from ..output.presence import Presence
+from ..output.store import Store
 from ..task.flow import work_of
 from . import deadline, gpus, slurm
 from .messages import Totals
@@ -35,7 +34,7 @@ class Outcome:
     """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
     workers are still at it; seconds: of this run, and of its engine starts."""
 
-    out: Path
+    out: Store
     max_rejects: int | None = None
     totals: Totals = field(default_factory=Totals)
     counts: dict[str, Any] | None = None
@@ -56,21 +55,18 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
         return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
     _check_for_answers(job)
     with owners.writing(job.spec.output.shared):
-        with on_disk(job.out):
-            if not (job.out / "_SUCCESS").exists():  # before anything is written for a run that cannot be
-                require_engine()
-            opening.make_folders(job.out, job.spec.output.shared)
-            presence = Presence(job.out, job.spec.output.stale)
-        with presence:
+        if not success.is_there(job.out):  # before anything is written for a run that cannot be
+            require_engine()
+        job.out.prepare(job.spec.output.shared)
+        with Presence(job.out, job.spec.output.stale) as presence:
             return _at_work(_opened(job, prepared, presence, discard), presence)
 
 
 def _check_for_answers(job: Job) -> None:
     """Raises JobError if all rows of a job that begins here would be rejected: a wrong shape or column, most often, and
     no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
-    with on_disk(job.out):
-        if job.plan.growth or (job.out.is_dir() and folder.finished(job.out, job.plan)):
-            return
+    if job.plan.growth or shard.finished(job.out, job.plan, missing_ok=True):
+        return
     reasons: Counter[str] = Counter()
     first = ""
     for row, work in itertools.islice(work_of(job.task, job.reader(running=True), job.plan.shards), LOOKED_AT):
@@ -90,43 +86,38 @@ def _check_for_answers(job: Job) -> None:
 
 def _done_already(job: Job) -> dict[str, Any] | None:
     """The accounting of a job that lacks nothing, so that nothing is to be written: its folder may be read-only."""
-    with on_disk(job.out):
-        old = folder.read_job(job.out)
-        if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
-            return None
-        moved = old.spec["output"]["path"] != str(job.out)
-        if folder.spec_of(job.out, old) != job.spec or (moved and os.access(job.out, os.W_OK, effective_ids=True)):
-            return None  # the record is to say where things lie now
-        if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
-            return None
-        opening.check_shards(job.out, old)
-        success = job.out / "_SUCCESS"
-        totals = _totals(job)
-        return totals if success.exists() and safeopen.read(success) == _as_success(totals) else None
+    old = record.read_job(job.out)
+    if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
+        return None
+    moved = old.spec["output"]["path"] != job.out.location
+    if record.spec_of(job.out, old) != job.spec or (moved and job.out.is_writable()):
+        return None  # the record is to say where things lie now
+    if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
+        return None
+    opening.check_shards(job.out, old)
+    totals = _totals(job)
+    return totals if success.says(job.out, totals) else None
 
 
 def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
     """A job whose folder is its own; prepared again if another run was at the folder meanwhile."""
     while True:
-        with on_disk(job.out):
-            if opening.open_job(job.out, job.record, presence, discard):
-                return job
+        if opening.open_job(job.out, job.record, presence, discard):
+            return job
         job = prepared()
 
 
 def _at_work(job: Job, presence: Presence) -> Outcome:
     begin = time.monotonic()
     opening.check_shards(job.out, job.record)
-    with on_disk(job.out):
-        _set_damaged_aside(job)
+    _set_damaged_aside(job)
     missing = missing_shards(job)
     _warn_of_skip(job, missing)
     if not missing:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
-    with on_disk(job.out):
-        if (job.out / "_SUCCESS").exists():  # of a time when none was missing
-            require_engine()
-            (job.out / "_SUCCESS").unlink(missing_ok=True)
+    if success.is_there(job.out):  # of a time when none was missing
+        require_engine()
+        success.remove(job.out)
     warn_of_choice()
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
@@ -164,15 +155,14 @@ def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
 
 def _closed(job: Job, presence: Presence) -> dict[str, Any]:
     counts = close(job)
-    with on_disk(job.out):
-        presence.tidy()
+    presence.tidy()
     return counts
 
 
 def _rows_done(job: Job, supervisor: Supervisor) -> int:
     """Rows that this run finished, by what is on the disk: a worker that was lost can no longer say what it had."""
     open_rows = 0
-    with contextlib.suppress(OSError, Stopped):
+    with contextlib.suppress(Stopped):
         for planned in missing_shards(job):
             open_rows += journal.rows_done(job.out, planned.index, job.fingerprint_of(planned), job.spec.sampling.n)
     return supervisor.totals.rows + open_rows
@@ -181,32 +171,30 @@ def _rows_done(job: Job, supervisor: Supervisor) -> int:
 def _as_it_is_now(job: Job) -> Job:
     """With what another run has let the job grow by meanwhile: whoever finishes the last shard closes it. Raises
     JobError or Stopped."""
-    record = opening.check_owner(job.out, job.record.fingerprint)
-    if record.fingerprint == job.record.fingerprint:
+    now = opening.check_owner(job.out, job.record.fingerprint)
+    if now.fingerprint == job.record.fingerprint:
         return job
-    return dataclasses.replace(job, record=record, plan=record.plan)
+    return dataclasses.replace(job, record=now, plan=now.plan)
 
 
 def missing_shards(job: Job) -> list[Shard]:
-    with on_disk(job.out):
-        done = {planned.index for planned in folder.finished(job.out, job.plan)}
+    done = {planned.index for planned in shard.finished(job.out, job.plan)}
     return [planned for planned in job.plan.shards if planned.index not in done]
 
 
 def _set_damaged_aside(job: Job) -> None:
     """Shards that were cut off or lost a part go to quarantine, to be made again. `batchgen verify` looks closer."""
-    for planned in folder.finished(job.out, job.plan):
+    for planned in shard.finished(job.out, job.plan):
         with contextlib.suppress(FileNotFoundError):  # another worker set it aside already
             if what := shard.damage(job.out, planned):
-                path = folder.shard_path(job.out, planned)
-                (job.out / "_SUCCESS").unlink(missing_ok=True)
-                aside = folder.quarantine(job.out, path)
-                warn(f"{path}: {what}; moved to {aside}, to be made again")
+                success.remove(job.out)
+                aside = shard.set_aside(job.out, planned)
+                warn(f"{shard.where(job.out, planned)}: {what}; moved to {aside}, to be made again")
 
 
 def _warn_of_other_versions(job: Job) -> None:
     """Results stay valid, but another vLLM may word them differently: say so once."""
-    first, now = folder.read_job(job.out), job.record.versions
+    first, now = record.read_job(job.out), job.record.versions
     if not first or all(now.get(name) == version for name, version in first.versions.items()):
         return  # what an older batchgen did not record may have been the same
     was, is_now = (msgspec.json.encode(versions).decode() for versions in (first.versions, now))
@@ -220,15 +208,12 @@ def close(job: Job) -> dict[str, Any]:
     A run that lets the job grow removes `_SUCCESS`, before and after: either it finds the one written here, or its
     growth is found here.
     """
-    success = job.out / "_SUCCESS"
     opening.check_shards(job.out, job.record)
-    with on_disk(job.out):
-        totals = _totals(job)
-        content = _as_success(totals)
-        if not success.exists() or safeopen.read(success) != content:
-            folder.publish(job.out, success, content)
-            if _as_it_is_now(job) is not job:
-                success.unlink(missing_ok=True)
+    totals = _totals(job)
+    if not success.says(job.out, totals):
+        success.write(job.out, totals)
+        if _as_it_is_now(job) is not job:
+            success.remove(job.out)
     return totals
 
 
@@ -237,19 +222,11 @@ def _totals(job: Job) -> dict[str, Any]:
     return count(job.out, shards) | {"shards": len(shards), "fingerprint": job.record.fingerprint}
 
 
-def _as_success(totals: dict[str, Any]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
-
-
-def count(out: Path, shards: list[Shard]) -> dict[str, Any]:
+def count(out: Store, shards: list[Shard]) -> dict[str, Any]:
     """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged."""
     totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
     for planned in shards:
-        try:
-            part = shard.read_checksums(out, planned).counts
-        except ValueError as error:
-            path = folder.shard_path(out, planned)
-            raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
+        part = shard.read_counts(out, planned)
         for reason, number in part.pop("rejects").items():
             totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number
         for key, number in part.items():

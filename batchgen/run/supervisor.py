@@ -1,7 +1,6 @@
 """Runs worker processes: shows their progress, restarts those whose engine died, passes signals on."""
 
 import math
-import os
 import selectors
 import signal
 import time
@@ -13,8 +12,8 @@ from types import FrameType
 
 from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
-from ..errors import JobError, MachineError, Stopped, Stopping, on_disk
-from ..output import folder
+from ..errors import JobError, MachineError, Stopped, Stopping
+from ..output import logs, shard
 from . import deadline, death
 from .death import Death
 from .messages import Exit, ExitKind, Started, Totals, Warn, Work
@@ -337,19 +336,16 @@ class Supervisor:
                     other.start_at = time.monotonic()
 
     def _work_left(self) -> bool:
-        with on_disk(self._job.out):
-            return len(folder.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)
+        return len(shard.finished(self._job.out, self._job.plan)) < len(self._job.plan.shards)
 
 
 def _slots(job: Job, environments: list[dict[str, str]]) -> list[Slot]:
-    state = job.out / "_state"
-    log = f"engine.{os.geteuid()}" if job.spec.output.shared else "engine"  # nobody writes to another user's log
     several = len(environments) > 1
     return [
         Slot(
             f"worker {number}'s engine" if several else "the engine",
             variables,
-            state / f"{log}{'' if number == 1 else f'-{number}'}.log",
+            logs.of_worker(job.out, number, job.spec.output.shared),
         )
         for number, variables in enumerate(environments, 1)
     ]

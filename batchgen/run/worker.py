@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..engine.types import Engine, Response
-from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line, on_disk
+from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line
 from ..input.plan import Shard
 from ..output.claims import Claims
 from ..output.heartbeat import Activity, Pace
@@ -77,8 +77,7 @@ class Worker:
             raise
 
     def _run(self, shards: Iterable[Shard]) -> None:
-        with on_disk(self._job.out):
-            self._claims.tell(self.activity)
+        self._claims.tell(self.activity)
         self._queue.begin(shards)
         while not self._drain_is_over:
             self._admit()
@@ -179,28 +178,25 @@ class Worker:
 
     def _flush(self, at_once: bool = False) -> None:
         """Journals what has finished: with the system at once, on the disk within a second."""
-        with on_disk(self._job.out):
-            for opened in self._queue.open:
-                opened.journal.flush()
-            for opened in self._queue.open:
-                opened.journal.sync(at_once)
+        for opened in self._queue.open:
+            opened.journal.flush()
+        for opened in self._queue.open:
+            opened.journal.sync(at_once)
 
     def _commit(self) -> None:
         for opened in [opened for opened in self._queue.open if opened.is_complete]:
             self._committer.commit(opened, self.totals)
             self._resumed += opened.resumed
-            with on_disk(self._job.out):
-                self._queue.forget(opened)
-                self._claims.beat()  # its rows are committed ones now, and no open ones any more
+            self._queue.forget(opened)
+            self._claims.beat()  # its rows are committed ones now, and no open ones any more
 
     def _shut_down(self) -> None:
         self._flush(at_once=True)
         self._told = 0.0  # the last word tells all that was done
         self._tell()
-        with on_disk(self._job.out):
-            for opened in self._queue.open:
-                opened.journal.close()
-            self._claims.close()
+        for opened in self._queue.open:
+            opened.journal.close()
+        self._claims.close()
 
     # --- the supervisor
 

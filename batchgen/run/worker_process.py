@@ -12,8 +12,9 @@ from typing import IO
 
 import msgspec
 
-from ..errors import JobError, Stopped, on_disk
-from ..host import environment, safeopen
+from ..errors import JobError, Stopped
+from ..host import environment
+from ..output import logs
 from .messages import Mark, PoisonItems, Report, Totals, Work, WorkerConfig
 from .prepare import Job
 
@@ -57,7 +58,7 @@ class WorkerProcess:
         own_mark = Mark(mark)
         inherited = environment.of_worker(file.path for file in job.plan.files)
         try:
-            with on_disk(job.out), open(safeopen.write_again(log, os.O_APPEND), "ab") as stream:
+            with logs.appending(log) as stream:
                 log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.

@@ -29,7 +29,7 @@ from processes import until
 from batchgen.commands import dataset_card, export
 from batchgen.input.plan import Plan
 from batchgen.job.spec import with_defaults
-from batchgen.output.folder import JobRecord
+from batchgen.output.record import JobRecord
 
 ROWS = [
     *demo_records(4),

@@ -22,6 +22,7 @@ from batchgen.commands import status
 from batchgen.output import heartbeat as beat
 from batchgen.output.claims import Claims
 from batchgen.output.heartbeat import Activity, Pace
+from batchgen.output.store import at
 
 BUSY = Activity(state="running", rows=10, open_rows=3, response_tokens_per_second=5.5, running=2, waiting=1)
 STALE = 3  # seconds
@@ -88,7 +89,7 @@ def test_a_worker_says_what_it_does_and_its_slurm_task(out, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "80")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    claims = Claims(out, stale=60)
+    claims = Claims(at(out), stale=60)
     size = (out / "_state" / "workers" / claims.worker).stat().st_size
     [worker] = status.look(out).workers
     assert (worker.state, worker.pid, worker.slurm_task) == ("starting", os.getpid(), "77_3")

@@ -8,8 +8,9 @@ import pytest
 from conftest import demo_records
 
 from batchgen.input.plan import Shard
-from batchgen.output import shard
-from batchgen.output.folder import checksum_path, sealed
+from batchgen.output import layout, shard
+from batchgen.output.sealed import sealed
+from batchgen.output.store import at
 
 ROWS = [*demo_records(20), {"text": ""}, *demo_records(4), "no"]
 
@@ -41,9 +42,9 @@ def rewrite(out, index, change) -> None:
         writer.write_table(table)
         writer.add_key_value_metadata({key: about[key] for key in about if key.startswith(b"batchgen.")})
     planned = Shard(index, 3, 0, 0, 0, 0)
-    sums = shard.read_checksums(out, planned)
+    sums = shard.read_checksums(at(out), planned)
     sums.parquet, sums.size = shard._digest(path.read_bytes()), path.stat().st_size
-    checksum_path(out, planned).write_bytes(sealed(sums))
+    (out / layout.checksums(planned)).write_bytes(sealed(sums))
 
 
 def test_a_whole_job_is_verified(batchgen, out):

@@ -12,6 +12,7 @@ from batchgen.engine.types import WHOLE, Response
 from batchgen.job.sampling import Sampling
 from batchgen.model.vllm_tokenizer import VllmTokenizer
 from batchgen.output import journal
+from batchgen.output.store import at
 from batchgen.task.task import Answer, Entry
 
 GREEDY = {"temperature": 0, "max_tokens": 64}
@@ -180,15 +181,17 @@ def test_a_response_is_cut_where_the_journal_says_and_an_older_journal_is_cut_by
     ids = job.model.tokenizer.encode("金曜です")
     text = job.model.tokenizer.decode(ids)
     old = Entry(0, 0, ids, "stop")
-    path = tmp_path / "part-00000.x.journal"
-    written = journal.Journal(path, "f")
+    (tmp_path / "_state" / "journal").mkdir(parents=True)
+    out = at(tmp_path)
+    written = journal.Journal(out, 0, "x", "f")
     # As 0.1.0 wrote an entry: an array of five.
     written._pending.append(journal._record(journal.msgspec.msgpack.encode([0, 0, ids, "stop", None])))
     written.append(Entry(0, 0, ids, "stop", None, 2))
     written.append(Entry(0, 0, ids, "stop", None, WHOLE))
     written.flush()
     written.close()
-    entries, damage = journal.read(path, "f")
+    [name] = journal.names(out, 0)
+    entries, damage = journal.read(out, name, "f")
     assert (entries[0], damage) == (old, "")
     [request] = made.requests
     answers = job.task.output(made, [Answer(request, entry) for entry in entries])

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batchgen import __version__
-from batchgen.output.folder import fingerprint
+from batchgen.output.record import fingerprint
 
 HERE = Path(__file__).parent
 INPUTS = HERE / "0.1.0"

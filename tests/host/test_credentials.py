@@ -9,7 +9,7 @@ from conftest import MODEL, demo_records
 from batchgen.host import credentials
 from batchgen.host.credentials import in_settings, in_uris, redacted, stripped
 from batchgen.job import spec as job
-from batchgen.output.folder import opened
+from batchgen.output.sealed import opened
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 REFUSED = {

@@ -16,7 +16,7 @@ from batchgen.errors import JobError, Reject
 from batchgen.input import columns
 from batchgen.input.columns import alone
 from batchgen.job.spec import load
-from batchgen.output import folder, opening, shard
+from batchgen.output import opening, shard
 from batchgen.output.journal import Entry
 from batchgen.run.prepare import Job, prepare
 from batchgen.task.task import Answer
@@ -47,7 +47,7 @@ def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
                 lines.append(shard.reject_line(row, job.task.id_of(row), why))
         facts = {"fingerprint": job.fingerprint_of(planned)}
         shard.commit(job.out, planned, answers, lines, job.task.schema, facts)
-        tables.append(pq.read_table(folder.shard_path(job.out, planned)))
+        tables.append(pq.read_table(shard.where(job.out, planned)))
         rejected |= {line["row"]: line["reason"] for line in shard.read_rejects(job.out, planned)}
         assert len(answers) + len(lines) == planned.rows
     return pa.concat_tables(tables), rejected

@@ -23,7 +23,8 @@ from batchgen.input.file_formats import chunks
 from batchgen.input.plan import locate, plan_input
 from batchgen.input.rows import Reader, read_rows
 from batchgen.job.spec import load
-from batchgen.output import folder, opening
+from batchgen.output import opening
+from batchgen.output import record as records
 from batchgen.run.prepare import prepare
 
 LINE = b'{"text": "Monday"}\n'
@@ -91,7 +92,7 @@ def test_a_job_whose_output_lies_in_its_input_goes_on(tmp_path):
     tables = {"input": {"path": [str(tmp_path)], "incremental": True}, "model": {"path": str(MODEL)}}
     job = prepare(load(None, {**tables, "output": {"path": str(tmp_path / "out")}}))
     opening.open_job(job.out, job.record)
-    put(job.out / "part-00000-of-00001.parquet", parquet())
+    put(tmp_path / "out" / "part-00000-of-00001.parquet", parquet())
     again = prepare(load(None, {**tables, "output": {"path": str(tmp_path / "out")}}))
     assert again.record.fingerprint == job.record.fingerprint
 
@@ -109,7 +110,7 @@ def test_names_that_are_not_utf8(tmp_path, batchgen):
             "input": {"path": [given]}, "model": {"path": str(MODEL)}, "output": {"path": str(tmp_path / "out")}
         }))  # fmt: skip
         opening.open_job(job.out, job.record)
-        plan = folder.read_job(job.out).plan
+        plan = records.read_job(job.out).plan
         assert [row.record() for row in read_rows(plan, plan.shards[0], [])] == [{"text": "Monday"}]
         assert locate(plan, 0).isascii()
         assert batchgen("plan", given, "--model", MODEL, "--output", tmp_path / "none").exit_code == 0

@@ -18,7 +18,10 @@ from neighbours import instant_engine
 from batchgen.commands import export, retry, status, verify
 from batchgen.errors import JobError, Stopped
 from batchgen.job.spec import load
-from batchgen.output import folder, journal, opening
+from batchgen.output import journal, layout, opening
+from batchgen.output import record as records
+from batchgen.output.sealed import sealed
+from batchgen.output.store import at
 from batchgen.run.prepare import prepare
 
 MADE = Path(__file__).parent.parent / "folders" / "0.2.0"
@@ -105,13 +108,13 @@ def made_to_fit(table: dict) -> dict:
     with suppress(KeyError, TypeError, AttributeError, OverflowError):
         facts = [{"digest": file["digest"], "rows": file["rows"]} for file in table["plan"]["files"]]
         table["results"]["input"]["files"] = facts
-        table["fingerprint"] = folder.fingerprint(table["results"])
+        table["fingerprint"] = records.fingerprint(table["results"])
     return table
 
 
 def seal(path: Path, table: dict) -> None:
     with suppress(OverflowError, TypeError):
-        table = {**table, "digest": folder.fingerprint(table)}
+        table = {**table, "digest": records.fingerprint(table)}
     path.write_text(json.dumps(table))
 
 
@@ -127,10 +130,10 @@ def out(tmp_path):
 
 def look(out: Path) -> None:
     """What costs milliseconds."""
-    record = folder.job_of(out)
-    folder.fingerprints(record)
-    opening.check_shards(out, record)
-    opening.held_in(out)
+    record = records.job_of(at(out))
+    records.fingerprints(record)
+    opening.check_shards(at(out), record)
+    opening.held_in(at(out))
     status.metrics(status.look(out))
     list(retry.rejected(out, []))
 
@@ -203,28 +206,27 @@ def test_a_fingerprint_that_is_not_that_of_its_results_is_refused(out, name):
     with pytest.raises(
         JobError, match=r"_job\.json: damaged, or not batchgen's \(its fingerprint is not that of its res"
     ):
-        folder.read_job(out)
+        records.read_job(at(out))
 
 
 def test_a_generation_that_adds_nothing_is_refused_and_not_read_for_ever(out):
-    record = folder.read_job(out)
+    record = records.read_job(at(out))
     path = out / "_state" / "grown" / f"{record.fingerprint}.json"
-    path.write_bytes(folder.sealed(folder.Plan([], [])))
+    path.write_bytes(sealed(records.Plan([], [])))
     with within(20), pytest.raises(JobError, match=r"\.json: damaged \(it does not grow the plan\)"):
-        folder.read_job(out)
+        records.read_job(at(out))
 
 
 def test_a_journal_that_holds_what_no_engine_gives_is_set_aside_and_its_rows_are_answered(tmp_path, write_rows):
     spec = spec_of(write_rows(demo_records(3)), tmp_path / "out", logprobs=1)
-    job = prepare(spec)
+    job, out = prepare(spec), tmp_path / "out"
     opening.open_job(job.out, job.record)
     good = [0, 0, [5], "length", [[[5, -1.0]]]]
     for place, odd in ((2, [-1]), (3, "x\x1b[2J"), (4, [[[2**40, 0.0]]])):
         forged_entry = [1, 0, *good[2:]]
         forged_entry[place] = odd
-        path = journal.path_of(job.out, 0, f"{place}")
-        records = [job.record.fingerprint.encode(), *map(msgspec.msgpack.encode, (good, forged_entry))]
-        path.write_bytes(b"".join(map(journal._record, records)))
+        payloads = [job.record.fingerprint.encode(), *map(msgspec.msgpack.encode, (good, forged_entry))]
+        (out / layout.journal(0, f"{place}")).write_bytes(b"".join(map(journal._record, payloads)))
     assert run_here(instant_engine(), spec).counts["responses"] == 3
-    assert len(list(job.out.glob("_state/quarantine/*"))) == 3
-    assert verify.verify(job.out).problems == []
+    assert len(list(out.glob("_state/quarantine/*"))) == 3
+    assert verify.verify(out).problems == []

@@ -15,7 +15,8 @@ from processes import instant
 from batchgen.engine.installed import versions
 from batchgen.host import environment
 from batchgen.job import trust
-from batchgen.output import folder
+from batchgen.output import record as records
+from batchgen.output.store import at
 from batchgen.run.worker_process import _offline
 
 PLUGIN = {"backend": "xgrammar", "reasoning_parser_plugin": "plugin.py"}
@@ -223,7 +224,7 @@ def test_workers_have_their_arguments_from_the_command_line_whatever_the_record_
     table = json.loads((out / "_job.json").read_text())
     del table["digest"]
     table["spec"]["engine"] = {"worker_cls": "evil.Worker"}
-    (out / "_job.json").write_text(json.dumps({**table, "digest": folder.fingerprint(table)}))
+    (out / "_job.json").write_text(json.dumps({**table, "digest": records.fingerprint(table)}))
     next(out.glob("part-*")).unlink()
     done = batchgen_process(*made[1], "--output", out, env=telling)
     assert done.returncode == 0, done.stderr
@@ -243,7 +244,7 @@ def test_workers_have_no_hub_and_tell_nobody(made, telling, batchgen_process, tm
 
 
 def test_workers_keep_the_hub_that_their_input_is_on(out):
-    plan = folder.read_job(out).plan
+    plan = records.read_job(at(out)).plan
     assert _offline(SimpleNamespace(plan=plan)) == environment.OFFLINE
     plan.files[0] = msgspec.structs.replace(plan.files[0], path="hf://datasets/a/b/c.jsonl")
     assert _offline(SimpleNamespace(plan=plan)) == {}

@@ -16,7 +16,8 @@ from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model.hf_tokenizer import HfTokenizer
 from batchgen.model.model import load_model
-from batchgen.output import folder, opening
+from batchgen.output import record as records
+from batchgen.output.store import at
 from batchgen.run.prepare import prepare
 
 ROWS = [
@@ -189,10 +190,10 @@ def test_a_folder_of_format_2_goes_on_with_control_tokens_in_texts_as_tokens(lla
 
     end = 1
     assert ids().count(end) == 1  # the template's
-    opening.make_folders(out)
+    at(out).prepare(shared=False)
     record = prepare(spec).record
     record.format = 2
-    (out / "_job.json").write_bytes(folder.written(record))
+    (out / "_job.json").write_bytes(records.written(record))
     assert ids().count(end) == 2
-    (out / "_job.json").write_bytes(folder.written(prepare(spec).record))
-    assert folder.read_job(out).format == 2
+    (out / "_job.json").write_bytes(records.written(prepare(spec).record))
+    assert records.read_job(at(out)).format == 2

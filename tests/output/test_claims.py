@@ -17,6 +17,7 @@ from conftest import demo_records
 from processes import Watch, dataset, until
 
 from batchgen.output.claims import Claims
+from batchgen.output.store import at
 
 STALE = 0.6  # seconds
 FAR = 600  # seconds that the clock of another host may be off
@@ -52,28 +53,28 @@ def taken_after(claims: Claims, shard: int = 0) -> float:
 
 
 def test_only_one_of_two_takes_a_shard(out):
-    one, two = Claims(out, STALE), Claims(out, STALE)
+    one, two = Claims(at(out), STALE), Claims(at(out), STALE)
     assert one.take(0)
     assert not two.take(0)
     assert two.take(1)
 
 
 def test_a_released_shard_can_be_taken_by_another(out):
-    one, two = Claims(out, STALE), Claims(out, STALE)
+    one, two = Claims(at(out), STALE), Claims(at(out), STALE)
     assert one.take(0)
     one.release(0)
     assert two.take(0)
 
 
 def test_closing_releases_everything_and_leaves_no_file(out):
-    claims = Claims(out, STALE)
+    claims = Claims(at(out), STALE)
     assert claims.take(0) and claims.take(1)
     claims.close()
     assert list(out.glob("_state/*/*")) == []
 
 
 def test_a_claim_that_was_taken_over_is_not_released_by_its_old_holder(out):
-    one, two = Claims(out, STALE), Claims(out, STALE)
+    one, two = Claims(at(out), STALE), Claims(at(out), STALE)
     assert one.take(0)
     (out / "_state" / "claims" / "part-00000").write_text(two.worker)
     one.release(0)
@@ -84,7 +85,8 @@ TAKE_AND_WAIT = """
 import sys
 from pathlib import Path
 from batchgen.output.claims import Claims
-assert Claims(Path(sys.argv[1]), 60).take(0)
+from batchgen.output.store import at
+assert Claims(at(sys.argv[1]), 60).take(0)
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -97,7 +99,7 @@ def test_a_claim_of_a_killed_process_of_this_host_is_taken_at_once(out, reaped):
     )
     with holder:
         assert holder.stdout.readline() == b"taken\n"
-        claims = Claims(out, 60)
+        claims = Claims(at(out), 60)
         assert not claims.take(0)
         holder.kill()
         if reaped:
@@ -106,22 +108,22 @@ def test_a_claim_of_a_killed_process_of_this_host_is_taken_at_once(out, reaped):
 
 
 def test_a_process_that_was_given_a_dead_workers_id_is_not_taken_for_it(out):
-    dead = Claims(out, 60)
+    dead = Claims(at(out), 60)
     assert dead.take(0)
     file = out / "_state" / "workers" / dead.worker
     file.write_text(json.dumps({**json.loads(file.read_text()), "started": "1"}))
-    assert Claims(out, 60).take(0)
+    assert Claims(at(out), 60).take(0)
 
 
 @pytest.mark.parametrize("clock", [-FAR, 0, FAR])
 def test_a_silent_worker_elsewhere_loses_its_shard_after_stale_by_our_own_clock(out, clock):
     Elsewhere(out, clock)
-    assert STALE <= taken_after(Claims(out, STALE)) < STALE + 2
+    assert STALE <= taken_after(Claims(at(out), STALE)) < STALE + 2
 
 
 @pytest.mark.parametrize("clock", [-FAR, FAR])
 def test_a_worker_elsewhere_that_beats_keeps_its_shard(out, clock):
-    holder, claims = Elsewhere(out, clock), Claims(out, STALE)
+    holder, claims = Elsewhere(out, clock), Claims(at(out), STALE)
     end, number = time.monotonic() + 4 * STALE, 0
     while time.monotonic() < end:
         number += 1
@@ -131,28 +133,28 @@ def test_a_worker_elsewhere_that_beats_keeps_its_shard(out, clock):
 
 def test_a_claim_of_a_worker_that_has_left_is_taken_at_once(out):
     (out / "_state" / "claims" / "part-00000").write_text("elsewhere.1.x")
-    assert Claims(out, 60).take(0)
+    assert Claims(at(out), 60).take(0)
 
 
 @pytest.mark.parametrize("content", [b"\0" * 40, b"\xff\xfe/../..\n", b"no such worker", b"../claims/part-00000"])
 def test_a_claim_that_names_no_worker_is_taken_at_once(out, content):
     (out / "_state" / "claims" / "part-00000").write_bytes(content)
-    assert Claims(out, 60).take(0)
+    assert Claims(at(out), 60).take(0)
 
 
 def test_an_empty_claim_is_taken_after_stale_for_its_maker_may_be_about_to_write_its_name(out):
     (out / "_state" / "claims" / "part-00000").touch()
-    assert STALE <= taken_after(Claims(out, STALE)) < STALE + 2
+    assert STALE <= taken_after(Claims(at(out), STALE)) < STALE + 2
 
 
 def test_a_damaged_beat_counts_as_silence(out):
     Elsewhere(out)
     (out / "_state" / "workers" / "elsewhere.1.x").write_bytes(b"\0\0{")
-    assert STALE <= taken_after(Claims(out, STALE)) < STALE + 2
+    assert STALE <= taken_after(Claims(at(out), STALE)) < STALE + 2
 
 
 def test_a_holder_counts_as_at_work_only_once_its_beat_went_on(out):
-    holder, claims = Elsewhere(out), Claims(out, 60)
+    holder, claims = Elsewhere(out), Claims(at(out), 60)
     holder.beat(1)
     claims.take(0)
     since = time.monotonic()
@@ -166,7 +168,7 @@ def test_a_holder_counts_as_at_work_only_once_its_beat_went_on(out):
 
 
 def take_all(out: Path, shards: int, number: int, barrier, taken) -> None:
-    claims, order = Claims(out, 60), list(range(shards))
+    claims, order = Claims(at(out), 60), list(range(shards))
     if number % 2:
         random.Random(number).shuffle(order)
     barrier.wait()
@@ -175,7 +177,7 @@ def take_all(out: Path, shards: int, number: int, barrier, taken) -> None:
 
 
 def take_and_die(out: Path, shards: int) -> None:
-    claims = Claims(out, 60)
+    claims = Claims(at(out), 60)
     assert all(claims.take(shard) for shard in range(shards))
     os._exit(0)
 

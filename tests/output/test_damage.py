@@ -21,11 +21,25 @@ from batchgen.input.conversation import Row
 from batchgen.input.file_formats import detect
 from batchgen.input.plan import Shard
 from batchgen.job.sampling import Sampling
-from batchgen.output import folder, shard
-from batchgen.output.folder import checksum_path, rejects_path, shard_path, unsealed
+from batchgen.output import layout, shard
+from batchgen.output.record import JobRecord
+from batchgen.output.sealed import unsealed
+from batchgen.output.store import at
 
 ROWS = [*demo_records(2), {"text": ""}, *demo_records(3), "no", *demo_records(1)]
 SHARDS = [Shard(index, 3, 0, 0, 0, 0) for index in range(3)]
+
+
+def shard_path(out: Path, planned: Shard) -> Path:
+    return out / layout.part(planned)
+
+
+def rejects_path(out: Path, planned: Shard) -> Path:
+    return out / layout.rejects(planned)
+
+
+def checksum_path(out: Path, planned: Shard) -> Path:
+    return out / layout.checksums(planned)
 
 
 def cut_off(content: bytes) -> bytes:
@@ -163,7 +177,7 @@ def test_a_damaged_job_record_is_one_line_and_exit_2(done, how, command):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("_job.json", folder.JobRecord), ("_state/checksums/part-00000-of-00003.json", shard.Checksums)],
+    [("_job.json", JobRecord), ("_state/checksums/part-00000-of-00003.json", shard.Checksums)],
 )
 def test_a_flipped_bit_anywhere_in_a_record_is_noticed(done, name, kind):
     content = (done.out / name).read_bytes()
@@ -299,7 +313,7 @@ def test_1_000_random_bad_rows_among_10_000_good_ones_are_all_rejected_with_row_
     rows = [bad[row][0] if row in bad else {"text": f"{row}"} for row in range(11_000)]
     out = tmp_path / "out"
     run_here(engine, spec_of(write_rows(rows), out, shard_rows=1000, max_tokens=1))
-    rejects = [line for index in range(11) for line in shard.read_rejects(out, Shard(index, 11, 0, 0, 0, 0))]
+    rejects = [line for index in range(11) for line in shard.read_rejects(at(out), Shard(index, 11, 0, 0, 0, 0))]
     assert [(line["row"], line["reason"]) for line in rejects] == [(row, bad[row][1]) for row in sorted(bad)]
     for line, row in zip(rejects, sorted(bad), strict=True):
         whole = Row(row, bad[row][0]).raw_text()

@@ -12,8 +12,11 @@ from conftest import MODEL, demo_records
 from folders.make import JOBS, PLACES, command, put_places
 
 from batchgen import __version__
-from batchgen.output import folder, opening
-from batchgen.output.folder import FORMAT, sealed
+from batchgen.output import opening
+from batchgen.output import record as records
+from batchgen.output.record import FORMAT
+from batchgen.output.sealed import sealed, unsealed
+from batchgen.output.store import at
 
 MADE = Path(__file__).parent.parent / "folders"
 VERSIONS = sorted(path.name for path in MADE.iterdir() if (path / "finished").is_dir())
@@ -77,7 +80,7 @@ def test_drift_in_a_folder_of_any_version_is_told_by_old_and_new_value(made, bat
 
 def test_an_interrupted_job_of_any_version_goes_on_from_its_journal(made, batchgen_process):
     out = made / "interrupted"
-    held = opening.held_in(out)
+    held = opening.held_in(at(out))
     before = files_of_shards(out)
     done = batchgen_process(*run(made, "interrupted"))
     assert done.returncode == 0, done.stderr
@@ -91,7 +94,7 @@ def test_an_interrupted_job_of_any_version_goes_on_from_its_journal(made, batchg
         .equals(ds.dataset(sorted((made / "interrupted.expected").glob("part-*"))).to_table())
     )
     made_by = {pq.read_metadata(path).metadata[b"batchgen.fingerprint"] for path in out.glob("part-*")}
-    assert made_by == {folder.read_job(out).fingerprint.encode()}
+    assert made_by == {records.read_job(at(out)).fingerprint.encode()}
 
 
 def test_a_job_of_the_first_version_makes_of_its_other_rows_what_that_version_would_have(
@@ -121,14 +124,14 @@ def files_of_shards(out: Path) -> dict[str, bytes]:
 def test_an_incremental_job_of_any_version_has_a_further_night(made, batchgen, batchgen_process):
     out = made / "grown"
     before = files_of_shards(out)
-    first = folder.read_job(out)
+    first = records.read_job(at(out))
     with (made / "night.jsonl").open("a", encoding="utf-8") as lines:
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in demo_records(11)[8:])
     done = batchgen_process(*run(made, "grown"))
     assert done.returncode == 0, done.stderr
     assert files_of_shards(out).items() > before.items()
-    now = folder.read_job(out)
-    assert folder.fingerprints(now)[:2] == folder.fingerprints(first)
+    now = records.read_job(at(out))
+    assert records.fingerprints(now)[:2] == records.fingerprints(first)
     assert batchgen("verify", out).stdout.startswith("verified: 11 rows, 11 responses, 0 rejects\n")
     assert batchgen(*run(made, "grown")).stdout.startswith("all done already: 11 rows")
 
@@ -164,7 +167,7 @@ def change(out: Path, **fields) -> None:
     table = json.loads((out / "_job.json").read_bytes())
     del table["digest"]
     table |= fields
-    (out / "_job.json").write_bytes(json.dumps({**table, "digest": folder.fingerprint(table)}).encode())
+    (out / "_job.json").write_bytes(json.dumps({**table, "digest": records.fingerprint(table)}).encode())
 
 
 COMMANDS = {
@@ -185,13 +188,13 @@ def newer_format(out: Path) -> str:
 
 
 def unknown_key(out: Path) -> str:
-    spec = folder.read_job(out).spec
+    spec = records.read_job(at(out)).spec
     change(out, spec={**spec, "output": {**spec["output"], "compression": "lz4"}})
     return "made by a newer batchgen: its job has [output] compression, which this one"
 
 
 def unknown_table(out: Path) -> str:
-    change(out, spec={**folder.read_job(out).spec, "sweep": {}})
+    change(out, spec={**records.read_job(at(out)).spec, "sweep": {}})
     return "made by a newer batchgen: its job has a table [sweep], which this one"
 
 
@@ -208,7 +211,7 @@ def test_a_newer_folder_is_refused_in_one_line(job, batchgen, name, newer):
 
 
 def of_no_job(path: Path) -> None:
-    path.write_bytes(json.dumps({"digest": folder.fingerprint({})}).encode())
+    path.write_bytes(json.dumps({"digest": records.fingerprint({})}).encode())
 
 
 def no_json(path: Path) -> None:
@@ -221,7 +224,7 @@ def a_list(path: Path) -> None:
 
 def other_types(path: Path) -> None:
     table = {name: 7 for name in ("fingerprint", "results", "spec", "versions", "plan", "format", "files", "shards")}
-    path.write_bytes(json.dumps({**table, "digest": folder.fingerprint(table)}).encode())
+    path.write_bytes(json.dumps({**table, "digest": records.fingerprint(table)}).encode())
 
 
 @every_command
@@ -229,7 +232,7 @@ def other_types(path: Path) -> None:
 @pytest.mark.parametrize("what", ["_job.json", "what it grew by"])
 def test_a_damaged_record_is_one_line(job, batchgen, name, how, what):
     out = job / "grown"
-    next_night = out / "_state" / "grown" / f"{folder.read_job(out).fingerprint}.json"
+    next_night = out / "_state" / "grown" / f"{records.read_job(at(out)).fingerprint}.json"
     path = out / "_job.json" if what == "_job.json" else next_night
     how(path)
     result = batchgen(*COMMANDS[name](job, out))
@@ -272,7 +275,7 @@ def test_a_moved_folder_goes_on_where_it_is(job, batchgen, tmp_path):
     flags[flags.index("--output") + 1] = moved
     result = batchgen(*flags)
     assert result.stdout == f"all done already: 8 rows, 8 responses, 0 rejects in {moved}\n"
-    assert folder.read_job(moved).spec["output"]["path"] == str(moved)
+    assert records.read_job(at(moved)).spec["output"]["path"] == str(moved)
     assert not (job / "grown").exists()
 
 
@@ -297,5 +300,5 @@ def test_verify_with_another_model_in_its_place_says_so_and_touches_nothing(job,
 
 
 def test_what_is_sealed_opens_as_it_was():
-    record = folder.JobRecord(fingerprint="f", results={}, spec={}, versions={}, plan=folder.Plan([], []))
-    assert folder.unsealed(sealed(record), folder.JobRecord) == record
+    record = records.JobRecord(fingerprint="f", results={}, spec={}, versions={}, plan=records.Plan([], []))
+    assert unsealed(sealed(record), records.JobRecord) == record

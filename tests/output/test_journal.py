@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.output import journal
-from batchgen.output.journal import Entry, Journal, path_of, paths_of
+from batchgen.output import journal, layout
+from batchgen.output.journal import Entry, Journal
+from batchgen.output.store import at
 
 FINGERPRINT = "0123456789abcdef" * 2
 ENTRIES = [Entry(7, 0, [5, 300, 65535, 3], "stop"), Entry(8, 0, [], "length"), Entry(8, 1, [1] * 20, "length")]
@@ -22,13 +23,20 @@ def out(tmp_path):
 
 
 def write(out, entries, worker="w", shard=0, fingerprint=FINGERPRINT):
-    path = path_of(out, shard, worker)
-    ours = Journal(path, fingerprint)
+    ours = Journal(at(out), shard, worker, fingerprint)
     for entry in entries:
         ours.append(entry)
     ours.flush()
     ours.close()
-    return path
+    return out / layout.journal(shard, worker)
+
+
+def read(path, fingerprint=FINGERPRINT):
+    return journal.read(at(path.parent), path.name, fingerprint)
+
+
+def paths_of(out, shard):
+    return [out / name for name in journal.names(at(out), shard)]
 
 
 def ends(out, entries):
@@ -38,13 +46,16 @@ def ends(out, entries):
 
 
 def test_entries_come_back_as_they_were_written(out):
-    assert journal.read(write(out, ENTRIES), FINGERPRINT) == (ENTRIES, "")
+    assert read(write(out, ENTRIES)) == (ENTRIES, "")
 
 
 def test_flushed_entries_are_there_for_another_process_at_once(out):
-    path = path_of(out, 0, "w")
-    ours = Journal(path, FINGERPRINT)
-    code = "import sys; from batchgen.output.journal import *; print(read(Path(sys.argv[1]), sys.argv[2]))"
+    path = out / layout.journal(0, "w")
+    ours = Journal(at(out), 0, "w", FINGERPRINT)
+    code = (
+        "import sys; from batchgen.output.journal import *; from batchgen.output.store import at; "
+        "print(read(at('/'), sys.argv[1], sys.argv[2]))"
+    )
     for count, entry in enumerate(ENTRIES, 1):
         ours.append(entry)
         ours.flush()
@@ -64,7 +75,7 @@ def test_cut_at_every_byte_it_keeps_the_whole_entries_before_the_cut(out):
     cut = out / "cut"
     for size in range(len(content) + 1):
         cut.write_bytes(content[:size])
-        entries, damage = journal.read(cut, FINGERPRINT)
+        entries, damage = read(cut)
         assert entries == ENTRIES[: max(0, sum(end <= size for end in whole) - 1)]
         assert bool(damage) == (size not in (0, *whole))
 
@@ -73,7 +84,7 @@ def test_cut_at_every_byte_it_keeps_the_whole_entries_before_the_cut(out):
 def test_zeros_behind_the_last_entry_are_damage_and_the_entries_are_kept(out, tail):
     path = write(out, ENTRIES)
     path.write_bytes(path.read_bytes() + bytes(tail))
-    entries, damage = journal.read(path, FINGERPRINT)
+    entries, damage = read(path)
     assert entries == ENTRIES
     assert damage
 
@@ -81,7 +92,7 @@ def test_zeros_behind_the_last_entry_are_damage_and_the_entries_are_kept(out, ta
 def test_a_file_of_zeros_is_damage_and_holds_nothing(out):
     path = write(out, ENTRIES)
     path.write_bytes(bytes(path.stat().st_size))
-    assert journal.read(path, FINGERPRINT) == ([], "damaged at byte 0; 0 whole entries kept")
+    assert read(path) == ([], "damaged at byte 0; 0 whole entries kept")
 
 
 def test_a_flipped_bit_anywhere_is_damage_and_the_entries_before_it_are_kept(out):
@@ -92,13 +103,13 @@ def test_a_flipped_bit_anywhere_is_damage_and_the_entries_before_it_are_kept(out
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        entries, damage = journal.read(path, FINGERPRINT)
+        entries, damage = read(path)
         assert entries == ENTRIES[: max(0, sum(end <= bit // 8 for end in whole) - 1)], bit
         assert damage, bit
 
 
 def test_the_journal_of_another_job_gives_nothing(out):
-    assert journal.read(write(out, ENTRIES, fingerprint="f" * 32), FINGERPRINT) == ([], "")
+    assert read(write(out, ENTRIES, fingerprint="f" * 32)) == ([], "")
 
 
 @settings(max_examples=500, deadline=None)
@@ -106,13 +117,13 @@ def test_the_journal_of_another_job_gives_nothing(out):
 def test_arbitrary_bytes_never_raise_and_never_hide_what_stands_before_them(tmp_path_factory, tail, keep):
     out = tmp_path_factory.getbasetemp()
     (out / "_state" / "journal").mkdir(parents=True, exist_ok=True)
-    path_of(out, 0, "w").unlink(missing_ok=True)
+    (out / layout.journal(0, "w")).unlink(missing_ok=True)
     path = write(out, ENTRIES)
     content = path.read_bytes()[:keep]
     path.write_bytes(content + tail)
-    entries, _ = journal.read(path, FINGERPRINT)
+    entries, _ = read(path)
     path.write_bytes(content)
-    before, _ = journal.read(path, FINGERPRINT)
+    before, _ = read(path)
     assert entries[: len(before)] == before
 
 
@@ -120,7 +131,7 @@ def test_arbitrary_bytes_never_raise_and_never_hide_what_stands_before_them(tmp_
 def test_payloads_that_are_no_entries_never_raise(tmp_path_factory, payloads):
     path = tmp_path_factory.getbasetemp() / "payloads"
     path.write_bytes(b"".join(map(journal._record, [FINGERPRINT.encode(), *payloads])))
-    journal.read(path, FINGERPRINT)
+    read(path)
 
 
 def test_the_journals_of_all_workers_of_a_shard_are_found_and_no_others(out):
@@ -128,21 +139,21 @@ def test_the_journals_of_all_workers_of_a_shard_are_found_and_no_others(out):
     write(out, ENTRIES, shard=10)
     write(out, ENTRIES, shard=100_000)
     assert paths_of(out, 0) == written
-    assert [journal.read(path, FINGERPRINT)[0] for path in paths_of(out, 0)] == [[entry] for entry in ENTRIES]
+    assert [read(path)[0] for path in paths_of(out, 0)] == [[entry] for entry in ENTRIES]
 
 
 def test_removing_the_journals_of_a_shard_leaves_those_of_others(out):
     for shard in (1, 10):
         for worker in ("a", "b"):
             write(out, ENTRIES, worker, shard)
-    journal.remove(out, 1)
+    journal.remove(at(out), 1)
     assert (len(paths_of(out, 1)), len(paths_of(out, 10))) == (0, 2)
 
 
 def test_what_was_flushed_is_synced_within_the_promised_second(out, monkeypatch):
     now, synced = [0.0], []
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    ours = Journal(path_of(out, 0, "w"), FINGERPRINT)
+    ours = Journal(at(out), 0, "w", FINGERPRINT)
     ours.append(ENTRIES[0])
     ours.flush()
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(now[0]))

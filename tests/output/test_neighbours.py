@@ -20,7 +20,9 @@ from batchgen.engine import scratch
 from batchgen.errors import JobError
 from batchgen.host import safeopen
 from batchgen.input.plan import Shard
-from batchgen.output import folder, owners
+from batchgen.output import layout, owners
+from batchgen.output import record as records
+from batchgen.output.store import at
 
 
 @pytest.fixture
@@ -223,7 +225,7 @@ def finished():
 def test_what_is_no_file_of_ours_is_one_line(finished, tmp_path, name, commands, kind):
     out = tmp_path / "out"
     shutil.copytree(finished / "out", out)
-    path = out / name.format(folder.read_job(out).fingerprint)
+    path = out / name.format(records.read_job(at(out)).fingerprint)
     path.parent.mkdir(exist_ok=True)
     if path.exists():
         path.unlink()
@@ -279,7 +281,7 @@ def test_verify_writes_only_in_the_users_own_folder(finished, tmp_path, how):
 def test_a_damaged_shard_is_named_and_left_unless_it_shall_be_set_aside(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished / "out", out)
-    path = folder.shard_path(out, FIRST)
+    path = out / layout.part(FIRST)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     before = snapshot(out)
     [problem] = verify.verify(out).problems
@@ -393,12 +395,12 @@ def test_a_job_that_has_read_linked_files_before_goes_on(tmp_path, batchgen):
 def test_a_pipe_in_the_place_of_an_input_file_is_one_line(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, tmp_path / "copy")
-    record = folder.read_job(tmp_path / "copy" / "out")
+    record = records.read_job(at(tmp_path / "copy" / "out"))
     os.mkfifo(tmp_path / "in.jsonl")
     path = tmp_path / "in.jsonl"
     file = replace(record.plan.files[0], path=str(path))
-    forged = replace(record, plan=folder.Plan([file], record.plan.shards))
+    forged = replace(record, plan=records.Plan([file], record.plan.shards))
     (tmp_path / "copy" / "out").rename(out)
-    (out / "_job.json").write_bytes(folder.written(forged))
+    (out / "_job.json").write_bytes(records.written(forged))
     with pytest.raises(JobError, match="needs a regular file"):
         verify.verify(out)

@@ -13,11 +13,12 @@ from conftest import MODEL, demo_records
 from processes import instant, said, until
 
 from batchgen.job.spec import load
-from batchgen.output import folder, journal, opening
 from batchgen.output import heartbeat as beat
-from batchgen.output.folder import sealed
+from batchgen.output import opening
+from batchgen.output import record as records
 from batchgen.output.journal import Entry, Journal
 from batchgen.output.presence import Presence
+from batchgen.output.store import at
 from batchgen.run.prepare import Job, prepare
 
 ROWS = 120
@@ -118,12 +119,12 @@ def test_a_grid_loop_that_names_one_folder_keeps_the_first_job(start, slow, sour
 
 def change_owner(out: Path, **sampling) -> None:
     """What no run does that goes by the rules: writes another job over one that is at work."""
-    record = folder.read_job(out)
+    record = records.read_job(at(out))
     results = {**record.results, "sampling": {**record.results["sampling"], **sampling}}
     other = {**json.loads((out / "_job.json").read_bytes()), "results": results}
-    record.results, record.fingerprint = results, folder.fingerprint(results)
+    record.results, record.fingerprint = results, records.fingerprint(results)
     assert other["fingerprint"] != record.fingerprint
-    folder.publish(out, out / "_job.json", sealed(record))
+    records.write(at(out), record)
 
 
 def test_a_worker_stops_before_it_commits_into_a_folder_that_is_another_jobs_by_now(start, slow, source, tmp_path):
@@ -145,9 +146,9 @@ def test_a_worker_takes_its_plan_from_its_own_run(start, slow, source, tmp_path)
     until(lambda: has_job(out))
     record = json.loads((out / "_job.json").read_bytes().replace(b"/in.jsonl", b"/no.jsonl"))
     del record["digest"]
-    content = json.dumps({**record, "digest": folder.fingerprint(record)}).encode()
-    folder.publish(out, out / "_job.json", content)
-    assert folder.read_job(out).plan.files[0].path == f"{tmp_path}/no.jsonl"
+    content = json.dumps({**record, "digest": records.fingerprint(record)}).encode()
+    at(out).write("_job.json", content)
+    assert records.read_job(at(out)).plan.files[0].path == f"{tmp_path}/no.jsonl"
     assert run.wait() == 0, run.stderr
 
 
@@ -159,7 +160,7 @@ def test_another_job_is_told_what_it_would_drop_and_drops_it_when_told(start, sl
     first = start(source, out, *FLAGS, env=slow)
     until(lambda: (out / "part-00000-of-00003.parquet").exists() and any(out.glob("_state/journal/part-00001*")))
     first.kill()
-    held = opening.held_in(out)
+    held = opening.held_in(at(out))
     assert held.shards >= 1
     assert held.responses >= 40
     is_refused(
@@ -167,7 +168,7 @@ def test_another_job_is_told_what_it_would_drop_and_drops_it_when_told(start, sl
         "holds results of a job that differs in\n  sampling.seed: 0 -> 1\n",
         f"--discard drops the {held.responses:,} responses that are there and starts anew",
     )
-    assert opening.held_in(out) == held
+    assert opening.held_in(at(out)) == held
     second = start(source, out, *FLAGS, "--seed", "1", "--shard-rows", "60", "--discard", env=quick)
     ends_well(second, batchgen)
     [warning] = said(second.stderr)
@@ -181,7 +182,7 @@ def test_a_journal_alone_keeps_another_job_out(start, slow, quick, source, tmp_p
     until(first.generating)
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 75
-    held = opening.held_in(out)
+    held = opening.held_in(at(out))
     assert held.shards == 0
     is_refused(start(source, out, *FLAGS, env=quick), f"--discard drops the {held.responses:,} responses")
     again = start(source, out, *FLAGS, "--shard-rows", "1000", "--discard", env=quick)  # the same job loses nothing
@@ -244,47 +245,46 @@ def beats(place: Path, host: str, age: float, state: str = "running") -> None:
 @pytest.mark.parametrize(("age", "refused"), [(5, True), (300, False)])
 def test_one_at_work_on_another_host_keeps_another_job_out_until_it_was_silent(source, tmp_path, place, age, refused):
     out = tmp_path / "out"
-    assert opening.open_job(out, job(source, out).record)
+    assert opening.open_job(at(out), job(source, out).record)
     beats(out / "_state" / place, "elsewhere", age)
     if refused:
         with pytest.raises(opening.JobError, match="a run is at work there \\(elsewhere, process "):
-            opening.open_job(out, job(source, out, seed=1).record)
+            opening.open_job(at(out), job(source, out, seed=1).record)
     else:
-        assert opening.open_job(out, job(source, out, seed=1).record)
+        assert opening.open_job(at(out), job(source, out, seed=1).record)
 
 
 def test_one_that_waits_for_its_turn_keeps_nobody_out(source, tmp_path):
     out = tmp_path / "out"
-    assert opening.open_job(out, job(source, out).record)
+    assert opening.open_job(at(out), job(source, out).record)
     beats(out / "_state" / "runs", "elsewhere", 5, state="opening")
-    assert opening.open_job(out, job(source, out, seed=1).record)
+    assert opening.open_job(at(out), job(source, out, seed=1).record)
 
 
 def test_runs_decide_one_at_a_time(source, tmp_path):
     out = tmp_path / "out"
     early, late = job(source, out), job(source, out, seed=1)
-    opening.make_folders(out)
-    with Presence(out, 60) as one, Presence(out, 60) as two:
+    at(out).prepare(shared=False)
+    with Presence(at(out), 60) as one, Presence(at(out), 60) as two:
         with one.deciding():
             assert not two._claims.take("job")
-        assert opening.open_job(out, early.record, one)
-        assert not opening.open_job(out, late.record, two)  # it was prepared for an empty folder
+        assert opening.open_job(at(out), early.record, one)
+        assert not opening.open_job(at(out), late.record, two)  # it was prepared for an empty folder
         with pytest.raises(opening.JobError, match="a run is at work there"):
-            opening.open_job(out, job(source, out, seed=1).record, two)
-    assert opening.open_job(out, job(source, out, seed=1).record)
+            opening.open_job(at(out), job(source, out, seed=1).record, two)
+    assert opening.open_job(at(out), job(source, out, seed=1).record)
 
 
 def test_a_journal_without_entries_is_nothing_to_keep(source, tmp_path):
     out = tmp_path / "out"
     one = job(source, out)
-    assert opening.open_job(out, one.record)
-    path = journal.path_of(out, 0, "w")
-    begun = Journal(path, one.record.fingerprint)
+    assert opening.open_job(at(out), one.record)
+    begun = Journal(at(out), 0, "w", one.record.fingerprint)
     begun._create()
-    assert not opening.held_in(out)
+    assert not opening.held_in(at(out))
     begun.append(Entry(0, 0, [5], "stop"))
     begun.flush()
-    assert opening.held_in(out) == (0, 1)
+    assert opening.held_in(at(out)) == (0, 1)
 
 
 # --- by the dozen

@@ -12,8 +12,8 @@ from batchgen.errors import Reject
 from batchgen.input.conversation import ASSISTANT, USER, Utterance
 from batchgen.model.hf_tokenizer import HfTokenizer
 from batchgen.model.model import load_model
-from batchgen.output import folder
-from batchgen.output.folder import JobRecord
+from batchgen.output import record as records
+from batchgen.output.record import JobRecord
 from batchgen.prompt.fit import fit
 from batchgen.prompt.formats import forged, renderer
 
@@ -174,4 +174,4 @@ def test_fixed_turns_of_the_job_are_not_counted(batchgen, write_rows, tmp_path):
 def test_a_folder_that_an_older_version_began_goes_on_with_control_tokens_as_tokens():
     record = {"fingerprint": "", "results": {"prompt": {}}, "spec": {}, "versions": {}, "plan": None}
     assert JobRecord(format=2, **record).control_tokens == "token"
-    assert JobRecord(format=folder.FORMAT, **record).control_tokens == "text"
+    assert JobRecord(format=records.FORMAT, **record).control_tokens == "text"

@@ -21,7 +21,9 @@ from batchgen.input.conversation import BYTE_ORDER_MARK
 from batchgen.input.plan import Plan, changed_files, grow, locate, plan_input
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
-from batchgen.output import folder, opening
+from batchgen.output import opening
+from batchgen.output import record as records
+from batchgen.output.store import at
 from batchgen.run import prepare
 from batchgen.run.run import close
 
@@ -123,7 +125,7 @@ def test_success_is_gone_while_new_rows_are_to_be_answered(night, talks, command
     append(talks / "a.jsonl", 0, 5)
     out = night()
     append(talks / "a.jsonl", 5, 1)
-    assert opening.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(at(out), prepared(talks, out).record)
     assert not (out / "_SUCCESS").exists()
     assert len(record_of(out)["plan"]["shards"]) == 3
 
@@ -418,12 +420,12 @@ def test_of_two_that_let_a_job_grow_the_first_counts_and_the_other_adds_what_it_
     early = prepared(talks, out)
     append(talks / "a.jsonl", 6, 2)
     late = prepared(talks, out)
-    assert opening.open_job(out, late.record)
-    assert not opening.open_job(out, early.record)
+    assert opening.open_job(at(out), late.record)
+    assert not opening.open_job(at(out), early.record)
     early = prepared(talks, out)
     assert early.plan == late.plan
     append(talks / "a.jsonl", 8, 1)
-    assert opening.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(at(out), prepared(talks, out).record)
     assert ids_by_row(night()) == {row: demo_id(row) for row in range(9)}
     assert batchgen("verify", out).exit_code == 0
 
@@ -434,8 +436,8 @@ def test_of_two_that_begin_a_job_the_first_counts(talks, tmp_path):
     early = prepared(talks, out)
     append(talks / "a.jsonl", 5, 1)
     late = prepared(talks, out)
-    assert opening.open_job(out, late.record)
-    assert not opening.open_job(out, early.record)
+    assert opening.open_job(at(out), late.record)
+    assert not opening.open_job(at(out), early.record)
     assert prepared(talks, out).plan == late.plan
 
 
@@ -443,17 +445,17 @@ def test_of_two_that_begin_a_job_the_first_counts(talks, tmp_path):
 def test_many_at_once_agree_on_one_plan(talks, tmp_path, monkeypatch, links):
     """Each has found another end of the input."""
     if not links:
-        monkeypatch.setattr(folder.os, "link", no_links)
+        monkeypatch.setattr(os, "link", no_links)
     out = tmp_path / "out"
     append(talks / "a.jsonl", 0, 3)
-    assert opening.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(at(out), prepared(talks, out).record)
     for generation in range(1, 6):
         jobs = []
         for number in range(4):
             append(talks / "a.jsonl", 3 + 4 * generation + number, 1)
             jobs.append(prepared(talks, out))
         opened = at_once(jobs)
-        record = folder.read_job(out)
+        record = records.read_job(at(out))
         if links:
             assert [job.record.fingerprint for job in opened] == [record.fingerprint]
         assert record.plan in [job.plan for job in jobs]
@@ -490,7 +492,7 @@ def test_what_a_kill_or_a_slow_run_left_behind_in_job_json_is_mended(night, talk
     night()
     ahead = record_of(out)
     (out / "_job.json").write_bytes(behind)
-    assert len(folder.read_job(out).plan.shards) == 3
+    assert len(records.read_job(at(out)).plan.shards) == 3
     night()
     assert record_of(out)["plan"] == ahead["plan"]
 
@@ -500,7 +502,7 @@ def test_success_is_not_written_for_a_job_that_has_grown_meanwhile(night, talks,
     out = night()
     old = prepared(talks, out)
     append(talks / "a.jsonl", 5, 1)
-    assert opening.open_job(out, prepared(talks, out).record)
+    assert opening.open_job(at(out), prepared(talks, out).record)
     close(old)
     assert not (out / "_SUCCESS").exists()
     night()

@@ -14,7 +14,7 @@ from batchgen.engine.vllm import CPU_KV_CACHE_BYTES, _cpu_settings
 from batchgen.errors import MachineError, Stopped, Stopping
 from batchgen.host.console import Console
 from batchgen.job.spec import load
-from batchgen.output.journal import Entry, Journal, path_of, rows_done
+from batchgen.output.journal import Entry, Journal, rows_done
 from batchgen.output.opening import open_job
 from batchgen.run import admission, run
 from batchgen.run.death import Death
@@ -189,7 +189,7 @@ def test_rows_of_a_lost_worker_are_counted_from_its_journal(job):
     shard = job.plan.shards[0]
     fingerprint = job.fingerprint_of(shard)
     for worker_name, of_job in (("a", fingerprint), ("b", fingerprint), ("c", "another job's")):
-        written = Journal(path_of(job.out, shard.index, worker_name), of_job)
+        written = Journal(job.out, shard.index, worker_name, of_job)
         for row, sample in {"a": [(0, 0), (1, 0)], "b": [(1, 0), (2, 0), (2, 1)], "c": [(3, 0)]}[worker_name]:
             written.append(Entry(row, sample, [5], "stop"))
         written.flush()

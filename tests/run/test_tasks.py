@@ -6,6 +6,7 @@ A task of the tests' own stands for all that are to come: it knows the loop by `
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,7 +127,7 @@ def work(job: Job, engine: Seeded) -> Worker:
 
 
 def rows(job: Job) -> list[dict]:
-    return pq.read_table(sorted(job.out.glob("part-*.parquet"))).to_pylist()
+    return pq.read_table(sorted(Path(job.out.location).glob("part-*.parquet"))).to_pylist()
 
 
 def test_a_row_is_done_when_its_task_asks_for_no_further_try(job_of):
@@ -179,7 +180,7 @@ def test_one_of_several_parts_that_fails_rejects_its_row_and_others_still_get_th
     job, engine = job_of(), Seeded(fails="0-0-1-0")  # "two" of row 0, for which rows 1 and 3 wait
     work(job, engine)
     assert [row["row"] for row in rows(job)] == [1, 2, 3, 4]
-    assert (job.out / "_rejects").is_dir()
+    assert (Path(job.out.location) / "_rejects").is_dir()
     assert sum(name.split("-")[-2:] == ["1", "0"] for name in engine.asked) >= 2  # another one asked in its place
 
 

@@ -57,7 +57,7 @@ def done(job_of):
         engine = InstantEngine(job.model, {}, job.context)
         Worker(job, engine, Claims(job.out, stale=60)).run(missing_shards(job))
         close(job)
-        return job.out
+        return Path(job.out.location)
 
     return run
 

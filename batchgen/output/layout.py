@@ -1,0 +1,95 @@
+"""The names of all that lies in an output folder: relative to it, with `/` between their parts. No other room spells
+one out.
+
+    _job.json                                  what the job is (record.py)
+    part-00000-of-00040.parquet                a finished shard (shard.py)
+    _rejects/part-00000-of-00040.jsonl         the rows of it that were rejected
+    _SUCCESS                                   the accounting of a finished job (success.py)
+    .huggingface.yaml                          tells `datasets` which files are data
+    _state/checksums/part-00000-of-00040.json  digests and counts of a finished shard
+    _state/journal/part-00000.WORKER.journal   finished items of a shard under way (journal.py)
+    _state/claims/part-00000, .../job          who holds a shard, or decides which job the folder is (claims.py)
+    _state/workers/WORKER, _state/runs/RUN     heartbeats (heartbeat.py, presence.py)
+    _state/grown/FINGERPRINT.json              what the job of that fingerprint grew by (growth.py)
+    _state/quarantine/                         damaged files, for people to look at
+    _state/engine*.log                         what engines and workers print
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..input.plan import Shard
+
+JOB = "_job.json"
+SUCCESS = "_SUCCESS"
+HUGGING_FACE = ".huggingface.yaml"
+REJECTS = "_rejects"
+STATE = "_state"
+CLAIMS = "_state/claims"
+RUNS = "_state/runs"
+WORKERS = "_state/workers"
+JOURNALS = "_state/journal"
+CHECKSUMS = "_state/checksums"
+GROWN = "_state/grown"
+QUARANTINE = "_state/quarantine"
+
+FROM_THE_START = (STATE, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS)
+WHEN_NEEDED = (REJECTS, GROWN, QUARANTINE)
+FOLDERS = (STATE, REJECTS, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS, GROWN, QUARANTINE)
+
+DECIDING = "job"  # the claim of a run that decides which job the folder is
+
+
+def part(shard: "Shard") -> str:
+    return f"{_stem(shard)}.parquet"
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of the folder has the name of a shard, whatever job's it is."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def rejects(shard: "Shard") -> str:
+    return f"{REJECTS}/{_stem(shard)}.jsonl"
+
+
+def checksums(shard: "Shard") -> str:
+    return checksums_of(part(shard))
+
+
+def checksums_of(part: str) -> str:
+    return f"{CHECKSUMS}/{part.removesuffix('.parquet')}.json"
+
+
+def _stem(shard: "Shard") -> str:
+    return f"part-{shard.index:05}-of-{shard.of:05}"
+
+
+def journal(shard: int, worker: str) -> str:
+    return f"{JOURNALS}/part-{shard:05}.{worker}.journal"
+
+
+def is_journal_of(name: str, shard: int) -> bool:
+    """Whether a file in JOURNALS is of this shard, of whatever worker."""
+    return name.startswith(f"part-{shard:05}.")
+
+
+def claim(shard: int | str) -> str:
+    """Of a shard, or of what else goes by a name."""
+    return f"{CLAIMS}/{shard if isinstance(shard, str) else f'part-{shard:05}'}"
+
+
+def claimed_shard(name: str) -> int | None:
+    """The shard that a file in CLAIMS is about, if it is about one."""
+    index = name.removeprefix("part-")
+    return int(index) if index.isdigit() else None
+
+
+def growth(fingerprint: str) -> str:
+    return f"{GROWN}/{fingerprint}.json"
+
+
+def log(worker: int, user: int | None = None) -> str:
+    """What the worker of this number, from 1 on, and its engine print. user: where several share a folder, so that
+    nobody writes to another one's log."""
+    return f"{STATE}/engine{'' if user is None else f'.{user}'}{'' if worker == 1 else f'-{worker}'}.log"

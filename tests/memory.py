@@ -1,0 +1,148 @@
+"""A store that keeps everything in this process: what a bucket could do, and nothing that only a disk can."""
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchgen.errors import JobError
+from batchgen.host.safeopen import SMALL
+from batchgen.output.store import Entry, Stat
+
+
+class Appending:
+    def __init__(self, store: "MemoryStore", name: str):
+        self._store, self._name = store, name
+
+    def append(self, data: bytes) -> None:
+        self._store.write(self._name, self._store.read(self._name, 1 << 40) + data)
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryStore:
+    location = "memory://out"
+
+    def __init__(self, logs: Path):
+        self.objects: dict[str, bytes] = {}
+        self._written: dict[str, tuple[float, int]] = {}  # when, and as which version
+        self._versions = 0
+        self._lock = threading.RLock()
+        self._logs = logs
+
+    def __str__(self) -> str:
+        return self.location
+
+    def where(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def prepare(self, shared: bool) -> None:
+        pass
+
+    def check(self, shared: bool) -> None:
+        pass
+
+    def check_links(self, *folders: str) -> None:
+        pass
+
+    def is_writable(self) -> bool:
+        return True
+
+    def now(self) -> float:
+        return time.time()
+
+    def log(self, name: str) -> Path:
+        return self._logs / name.replace("/", "-")
+
+    # --- looks
+
+    def exists(self, name: str) -> bool:
+        return name in self.objects
+
+    def stat(self, name: str, fresh: bool = False) -> Stat:
+        with self._lock:
+            return Stat(len(self._of(name)), *self._written[name])
+
+    def changed(self, folder: str) -> float:
+        times = [when for name, (when, _) in self._written.items() if name.startswith(f"{folder}/")]
+        if not times:
+            raise FileNotFoundError(folder)
+        return max(times)
+
+    def names(self, folder: str = "", missing_ok: bool = False) -> list[str]:
+        start = f"{folder}/" if folder else ""
+        with self._lock:
+            return sorted({name.removeprefix(start).split("/")[0] for name in self.objects if name.startswith(start)})
+
+    def entries(self, folder: str) -> list[Entry]:
+        with self._lock:
+            paths = [(name, f"{folder}/{name}") for name in self.names(folder)]
+            found = [Entry(name, self.objects[path], self._written[path][0]) for name, path in paths]
+        return [entry for entry in found if len(entry.content) <= SMALL]
+
+    def read(self, name: str, most: int = SMALL) -> bytes:
+        content = self._of(name)
+        if len(content) > most:
+            raise JobError(f"{self.where(name)}: has {len(content)} bytes, where {most} are the most that can be")
+        return content
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedReader]:
+        yield io.BufferedReader(io.BytesIO(self._of(name)))
+
+    def _of(self, name: str) -> bytes:
+        try:
+            return self.objects[name]
+        except KeyError:
+            raise FileNotFoundError(name) from None
+
+    # --- changes
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        with self._lock:
+            self._versions += 1
+            self.objects[name], self._written[name] = bytes(content), (time.time(), self._versions)
+
+    overwrite = write
+
+    def create(self, name: str, content: bytes | memoryview) -> None:
+        if not self.swap(name, None, bytes(content)):
+            raise FileExistsError(name)
+
+    def swap(self, name: str, old: bytes | None, new: bytes | None) -> bool:
+        with self._lock:
+            if self.objects.get(name) != old:
+                return False
+            if new is None:
+                self.remove(name)
+            else:
+                self.write(name, new)
+            return True
+
+    def appender(self, name: str, head: bytes) -> Appending:
+        self.create(name, head)
+        return Appending(self, name)
+
+    def move(self, name: str, to: str) -> None:
+        with self._lock:
+            self.write(to, self._of(name))
+            self.remove(name)
+
+    def remove(self, *names: str, durable: bool = False) -> None:
+        with self._lock:
+            for name in names:
+                self.objects.pop(name, None)
+                self._written.pop(name, None)
+
+    def empty(self, *folders: str) -> None:
+        for folder in folders:
+            self.remove(*(f"{folder}/{name}" for name in self.names(folder)))
+
+    def remove_unfinished(self) -> None:
+        pass
