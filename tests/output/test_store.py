@@ -80,7 +80,7 @@ def test_what_is_not_there_is_not_found(store, look):
 
 def test_what_is_longer_than_it_can_be_is_not_read(store):
     store.write(NAME, bytes(safeopen.SMALL + 1))
-    with pytest.raises(JobError, match="are the most that can be"):
+    with pytest.raises(JobError, match="cannot have more than"):
         store.read(NAME)
     assert len(store.read(NAME, most=safeopen.RECORD)) == safeopen.SMALL + 1
 
@@ -417,7 +417,7 @@ REFUSED = {
 def test_a_link_in_the_place_of_a_file_is_not_followed(folder, tmp_path, work):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "out" / NAME).symlink_to(tmp_path / "precious")
-    with pytest.raises(JobError, match="is a link, where a file belongs"):
+    with pytest.raises(JobError, match="is a link, but must be a regular file"):
         REFUSED[work](folder, NAME)
     assert (tmp_path / "precious").read_text() == "precious"
 
