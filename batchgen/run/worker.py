@@ -84,12 +84,12 @@ class Worker:
             self._tell()
             if self._admission.in_engine:
                 self._step()
-            elif self._stopping is not Stopping.NO or self._queue.is_done:
-                break
-            elif self._queue.is_waiting:
+            elif self._queue.is_waiting and self._stopping is Stopping.NO:
                 time.sleep(REPORT_EVERY)
             self._flush()  # before the commits, which take their time
             self._commit()
+            if not self._admission.in_engine and (self._stopping is not Stopping.NO or self._queue.is_done):
+                break
         self._shut_down()
         if self._stopping is not Stopping.NO and (self._queue.open or not self._queue.is_done):
             raise Stopped(why=self._stopping)
