@@ -1,6 +1,6 @@
 """Our tokenizer as vLLM and xgrammar want to see it, for bad_words and structured outputs. Neither imported here.
 
-vLLM loads it by the name that engine.py registers, in every process that needs one.
+vLLM loads it by the name that engine/vllm.py registers, in every process that needs one.
 """
 
 from typing import Any
