@@ -31,8 +31,8 @@ tags:
 # What of [engine] is published. Other arguments may name this machine's files and services.
 _ENGINE = frozenset(
     """
-    attention_backend calculate_kv_scales dtype enforce_eager kv_cache_dtype load_format max_model_len quantization
-    rope_parameters rope_scaling rope_theta seed
+    BATCHGEN_ENGINE attention_backend calculate_kv_scales dtype enforce_eager kv_cache_dtype load_format max_model_len
+    quantization rope_parameters rope_scaling rope_theta seed
     """.split()
 )
 

@@ -17,7 +17,7 @@ _ENTRY = re.compile(r"\d+|(GPU|MIG)-.+")
 _LINE = re.compile(r"(GPU (?P<index>\d+):|\s+MIG ).*\(UUID: (?P<uuid>[^)]+)\)")
 
 
-def environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, str]]:
+def worker_environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, str]]:
     """The variables of each worker, beside our environment. Raises JobError if there are too few GPUs.
 
     workers: None for as many as the GPUs suffice for, or 1 without any; engine: vLLM's EngineArgs, by which one worker

@@ -121,7 +121,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     warn_of_choice()
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
-    environments = gpus.environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
+    environments = gpus.worker_environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
     progress = Progress(console.stderr(), job.plan.rows, rows_done)
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     try:

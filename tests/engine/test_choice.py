@@ -33,13 +33,16 @@ def run(batchgen_process, batchgen, write_rows, tmp_path, monkeypatch):
     return invoke
 
 
-def test_what_another_engine_made_says_so_in_its_folder(run, tmp_path):
+def test_what_another_engine_made_says_so_in_its_folder(run, batchgen, tmp_path):
     done = run("instant")
     assert (done.returncode, done.stderr.splitlines()) == (0, [WARNING])
     assert json.loads((tmp_path / "out" / "_job.json").read_bytes())["results"]["engine"][VARIABLE] == "instant"
     [part] = (tmp_path / "out").glob("part-*")
     metadata = pq.read_metadata(part).metadata
     assert (metadata[b"batchgen.dtype"], metadata[b"batchgen.device"]) == (b"none", b"no model: answers at once")
+    card = batchgen("export", tmp_path / "out", "--to", tmp_path / "published", "--format", "hf")
+    assert card.exit_code == 0, card.stderr
+    assert f'"{VARIABLE}": "instant"' in (tmp_path / "published" / "README.md").read_text()
 
 
 def test_a_folder_goes_on_with_the_engine_that_it_was_begun_with(run, batchgen, tmp_path):

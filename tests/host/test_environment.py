@@ -46,6 +46,7 @@ NEEDED = {
     "HF_HOME": "/h",
     "HF_HUB_OFFLINE": "1",
     "SLURM_ARRAY_TASK_ID": "3",
+    "BATCHGEN_ENGINE": "instant",
 }
 
 

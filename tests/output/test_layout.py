@@ -16,7 +16,11 @@ SHARD = Shard(7, 40, 0, 0, 0, 0)
 A_NAME = re.compile(r"(?<![a-z])_(state|rejects|SUCCESS)\b|_job\.json|\.huggingface|\bpart-|\.journal|engine.*\.log")
 # What may spell a name all the same: texts for people, and the input room, which stands below this one and passes over
 # output folders.
-ELSEWHERE = {"cli.py": {"_state", "_SUCCESS"}, "show.py": {"_SUCCESS"}, "input/files.py": {"_state", "_job.json", "part-"}}
+ELSEWHERE = {
+    "cli.py": {"_state", "_SUCCESS"},
+    "show.py": {"_SUCCESS"},
+    "input/files.py": {"_state", "_job.json", "part-"},
+}
 
 
 @pytest.mark.parametrize(
