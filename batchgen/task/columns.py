@@ -15,7 +15,7 @@ from msgspec import inspect
 from ..engine.vllm import WHOLE
 from ..input import first_format
 from ..input.columns import Column
-from ..job.sampling import PARAMETERS, Sampling, StructuredOutputs, bare
+from ..job.sampling import PARAMETERS, Sampling, bare
 from ..prompt import prompt, structured_outputs
 
 if TYPE_CHECKING:
@@ -85,15 +85,21 @@ def _arrow_type(kind: inspect.Type) -> pa.DataType:
     raise TypeError(f"no Arrow type for {kind}")
 
 
+_CONVERTED = [each.name for each in PARAMETERS if isinstance(each.kind, inspect.DictType | inspect.StructType)]
+
+
 def as_column(params: Sampling) -> dict[str, Any]:
     """The parameters as the column `sampling` holds them."""
-    return {each.name: _as_value(getattr(params, each.name)) for each in PARAMETERS}
+    values = msgspec.structs.asdict(params)
+    for name in _CONVERTED:
+        values[name] = _as_value(values[name])
+    return values
 
 
 def _as_value(value: Any) -> Any:
     if isinstance(value, dict):
         return [{"token_id": token, "bias": bias} for token, bias in value.items()]
-    return structured_outputs.as_json(value) if isinstance(value, StructuredOutputs) else value
+    return structured_outputs.as_json(value) if value else None
 
 
 def from_column(value: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +238,15 @@ def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column]) -> pa.Schem
         [(column.name, column.type) for column in own if column.is_optional is which] for which in (False, True)
     )
     return pa.schema([*fixed, *((column.name, column.type) for column in passed), *optional])
+
+
+def in_words(kind: pa.DataType) -> str:
+    """An Arrow type for documents."""
+    if pa.types.is_list(kind):
+        return f"list of {in_words(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return f"struct of {', '.join(f'`{field.name}` {in_words(field.type)}' for field in kind)}"
+    return str(kind)
 
 
 # What every shard has, whatever the job.
