@@ -3,11 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 from .host import console, terminal
 
 shown = terminal.line
 
+RejectReason = Literal[
+    "invalid_json",
+    "invalid_utf8",
+    "bad_shape",
+    "unknown_speaker",
+    "empty",
+    "bad_sampling",
+    "too_long",
+    "too_large",
+    "too_costly",
+    "skipped",
+    "engine_error",
+]
+REJECT_REASONS: tuple[RejectReason, ...] = get_args(RejectReason)
 LONGEST_DETAIL = 2000  # characters of why a row is rejected
 
 
@@ -27,11 +42,10 @@ class MissingInput(JobError):
 class Reject(Exception):
     """One row that gets no response. The job goes on; the row is listed under `_rejects/`.
 
-    reason: one of invalid_json, invalid_utf8, bad_shape, unknown_speaker, empty, bad_sampling,
-    too_long, too_large, too_costly, skipped, engine_error. detail: a sentence for the person who mends the data.
+    detail: a sentence for the person who fixes the data
     """
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: RejectReason, detail: str):
         if len(detail) > LONGEST_DETAIL:  # a row may have a million columns
             detail = f"{detail[:LONGEST_DETAIL]}..."
         super().__init__(f"{reason}: {detail}")

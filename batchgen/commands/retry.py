@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pyarrow.dataset as ds
 
-from ..errors import JobError
+from ..errors import REJECT_REASONS, JobError
 from ..input import source
+from ..job.sampling import FINISH_REASONS
 from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
 from ..output import folder, shard
@@ -17,12 +18,6 @@ from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
 from ..task.columns import ALWAYS
 from .verify import grows, open_finished, set_aside_by
-
-FINISH_REASONS = ("stop", "length")
-REJECT_REASONS = (
-    *("invalid_json", "invalid_utf8", "bad_shape", "unknown_speaker"),
-    *("empty", "bad_sampling", "too_long", "too_large", "too_costly", "skipped", "engine_error"),
-)
 
 
 def check_reasons(only: str) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
-from ..errors import JobError, Reject
+from ..errors import JobError, Reject, RejectReason
 
 # name of a type in the job file -> Arrow type; json is any value, written as JSON text
 TYPES = {
@@ -325,7 +325,7 @@ def _as_json_column(array: pa.Array, column: Column) -> Fitted:
 class Unreadable(NamedTuple):
     """A value that Python cannot hold."""
 
-    reason: str
+    reason: RejectReason
     detail: str
 
     def why(self, column: str) -> Reject:

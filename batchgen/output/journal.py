@@ -17,6 +17,7 @@ from typing import Annotated, BinaryIO
 import msgspec
 
 from ..host import safeopen
+from ..job.sampling import FINISH_REASONS
 from .folder import sync_folder
 
 SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
@@ -37,7 +38,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     row: int
     sample: int
     token_ids: list[TokenId]
-    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
+    finish_reason: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(FINISH_REASONS)})$")]
     logprobs: list[list[tuple[TokenId, float]]] | None = None
     text_end: int | None = None
 
