@@ -286,7 +286,7 @@ def _print_outcome(outcome: Any) -> None:
     """The summary; exits 3 if more rows were rejected than the job allows."""
     _print_summary(outcome)
     max_rejects = outcome.max_rejects
-    rejected = sum((outcome.counts or {"rejects": {}})["rejects"].values())
+    rejected = outcome.counts.rejected if outcome.counts else 0
     if max_rejects is not None and rejected > max_rejects:
         fail(f"{rejected} rows were rejected, max_rejects allows {max_rejects}; see batchgen rejects", EXIT_REJECTS)
 
@@ -297,7 +297,7 @@ def _print_summary(outcome: Any) -> None:
         console.say(f"no work left here: other workers are at the last shards of {outcome.out}")
     else:
         state = "done" if totals.rows else "all done already"
-        console.say(f"{state}: {_counted(outcome.counts)} in {outcome.out}")
+        console.say(f"{state}: {outcome.counts} in {outcome.out}")
     if totals.rows:
         seconds = max(outcome.seconds - outcome.engine_start, 1e-9)
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
@@ -306,14 +306,6 @@ def _print_summary(outcome: Any) -> None:
             f"{totals.response_tokens:,} response tokens in {outcome.seconds:,.1f} s, engine start "
             f"{outcome.engine_start:,.1f} s; then {totals.response_tokens / seconds:,.0f} response tokens/s"
         )
-
-
-def _counted(counts: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejects"].items())
-    return (
-        f"{counts['rows']:,} rows, {counts['responses']:,} responses, "
-        f"{sum(counts['rejects'].values()):,} rejects{f' ({reasons})' if reasons else ''}"
-    )
 
 
 @cli.command("submit", short_help="Run a job on a Slurm cluster.")
@@ -398,12 +390,13 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], show: int, as
 
 def _print_forecast(forecast: Any) -> None:
     job, lengths, tokens = forecast.job, forecast.percentiles(), forecast.tokens
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(forecast.rejects.items()))
+    from .output.counts import by_reason
+
     output = job.spec.output
     new = "" if forecast.new_rows is None else f", {forecast.new_rows:,} of them new"
     for name, value in {
         "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
-        "rejects": f"{forecast.rejects.total():,}{f' ({reasons})' if reasons else ''}",
+        "rejects": f"{forecast.rejects.total():,}{by_reason(dict(sorted(forecast.rejects.items())))}",
         "shapes": ", ".join(f"{shape} {number:,}" for shape, number in forecast.shapes.most_common()) or "none",
         "prompt tokens": f"{tokens:,}; " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()),
         "over-length": f"{forecast.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
@@ -478,8 +471,9 @@ def _status_line(seen: Any) -> str:
 
 def _print_status(seen: Any) -> None:
     shards, finished = seen.shards, seen.finished
-    reasons = ", ".join(f"{shown(reason)} {number:,}" for reason, number in finished.rejects.items())
-    rejects = f"{sum(finished.rejects.values()):,} rejects{f' ({reasons})' if reasons else ''}"
+    from .output.counts import by_reason
+
+    rejects = f"{finished.rejected:,} rejects{by_reason(finished.rejects)}"
     unreadable = f"; those of {finished.unreadable:,} shards cannot be read" if finished.unreadable else ""
     overall = seen.response_tokens_per_second_overall
     for name, value in {
@@ -571,7 +565,7 @@ def verify_command(
             click.echo(terminal.message(f"batchgen: {line}"), err=True)
         if verdict.problems:
             fail(f"{out}: the accounting does not close", EXIT_BROKEN)
-        console.say(f"verified: {verdict.rows:,} rows, {verdict.responses:,} responses, {verdict.rejects:,} rejects")
+        console.say(f"verified: {verdict.counts.summary}")
         if verdict.closed:
             console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
         elif not verdict.is_closed:
@@ -661,7 +655,7 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
 
         done = export(out, to, format or "", columns, partial, overwrite)
     missing = f", {done.missing:,} shards missing" if done.missing else ""
-    console.say(f"exported: {_counted(done.counts)}{missing} to {to}")
+    console.say(f"exported: {done.counts}{missing} to {to}")
 
 
 @cli.group("bench", short_help="Measure how fast batchgen is here.")

@@ -13,6 +13,7 @@ from ..host import safeopen
 from ..input.source import Shard
 from ..output import folder
 from ..output import heartbeat as beat
+from ..output.counts import Counts
 from ..output.heartbeat import Activity, Beat
 from ..output.presence import FILE_SYSTEM, files_of, now
 
@@ -24,14 +25,9 @@ STATES = ("starting", "running", "stopped", "done", "unknown")
 WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
 
 
-class Counts(msgspec.Struct):
-    """What finished shards hold. unreadable: how many of them, whose counts are damaged or gone."""
+class Finished(Counts):
+    """What finished shards hold, but for those whose counts are damaged or gone: unreadable is their number."""
 
-    rows: int = 0
-    responses: int = 0
-    rejects: dict[str, int] = {}
-    prompt_tokens: int = 0
-    response_tokens: int = 0
     unreadable: int = 0
 
 
@@ -81,7 +77,7 @@ class Status(msgspec.Struct, kw_only=True):
     shards: Shards
     rows: int
     rows_done: int
-    finished: Counts
+    finished: Finished
     rows_per_second: float
     prompt_tokens_per_second: float
     response_tokens_per_second: float
@@ -116,7 +112,7 @@ def look(out: Path, known: dict[str, Counts] | None = None) -> Status:
     held = _held(out, {shard.index for shard in done})
     workers, clock = _workers(out, held, record.spec["output"].get("stale", 60.0))
     live = [worker for worker in workers if worker.is_alive]
-    finished = _counts(out, done, known if known is not None else {})
+    finished = _finished(out, done, known if known is not None else {})
     rows, rows_done = record.plan.rows, sum(len(shard.row_numbers) for shard in done)
     rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
     rows_rate, prompt_rate, response_rate = (
@@ -159,26 +155,15 @@ def _state(done: bool, workers: list[Worker]) -> str:
 # --- finished shards
 
 
-def _counts(out: Path, shards: list[Shard], known: dict[str, Counts]) -> Counts:
+def _finished(out: Path, shards: list[Shard], known: dict[str, Counts]) -> Finished:
     """The sum over finished shards; what had to be read for it is added to `known`."""
     new = [shard for shard in shards if shard.name not in known]
     parts = [new[start : start + FILES_AT_A_TIME] for start in range(0, len(new), FILES_AT_A_TIME)]
     with ThreadPoolExecutor(READERS) as readers:
         for read in readers.map(lambda part: _read_counts(out, part), parts):
             known.update(read)
-    total = Counts()
-    for shard in shards:
-        counts = known.get(shard.name)
-        if counts is None:
-            total.unreadable += 1
-            continue
-        total.rows += counts.rows
-        total.responses += counts.responses
-        total.prompt_tokens += counts.prompt_tokens
-        total.response_tokens += counts.response_tokens
-        for reason, number in counts.rejects.items():
-            total.rejects[reason] = total.rejects.get(reason, 0) + number
-    return total
+    readable = [known[shard.name] for shard in shards if shard.name in known]
+    return Finished(**msgspec.structs.asdict(sum(readable, Counts())), unreadable=len(shards) - len(readable))
 
 
 class _Checksums(msgspec.Struct):

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from ..errors import Reject, on_disk
+from ..errors import Reject, RejectReason, on_disk
 from ..host import safeopen
 from ..input import source
 from ..input.source import Reader, Shard
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
 from ..output import folder, opening, owners, shard
+from ..output.counts import Counts
 from ..output.folder import JobRecord
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
@@ -32,7 +33,7 @@ from ..task.columns import ALWAYS, from_column
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
 # skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
-UNFORESEEN = ("engine_error", "too_costly", "skipped")
+UNFORESEEN: tuple[RejectReason, ...] = ("engine_error", "too_costly", "skipped")
 
 
 @dataclass
@@ -40,9 +41,7 @@ class Verdict:
     """problems: one line each; the accounting closes if there are none. digest: over all shards and rejects; is_closed:
     whether `_SUCCESS` is there; closed: it was missing, and is there now."""
 
-    rows: int = 0
-    responses: int = 0
-    rejects: int = 0
+    counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     digest: str = ""
     is_closed: bool = False
@@ -135,11 +134,10 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
     if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned), ALWAYS):
         verdict.problems.append(f"{path}: {what}; {_set_aside(out, path) if quarantine else set_aside_by(out)}")
         return
-    answers = pq.read_table(path, columns=["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
+    columns = ["row", "sample", "id", "seed", "prompt_tokens", "response_tokens"]
+    answers = pq.read_table(path, columns=columns).to_pylist()
     rejects = shard.read_rejects(out, planned)
-    verdict.rows += len(planned.row_numbers)
-    verdict.responses += len(answers)
-    verdict.rejects += len(rejects)
+    verdict.counts += shard.counted(len(planned.row_numbers), answers, rejects)
     found = list(_found(answers, rejects))
     expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}))
     for has, should in zip(found, expected, strict=False):

@@ -134,8 +134,8 @@ def _responses(out: Path, name: str) -> int:
     """Of a shard, by its checksums; 0 if they are gone or damaged."""
     path = out / "_state" / "checksums" / f"{name.removesuffix('.parquet')}.json"
     try:
-        return int(folder.unsealed(safeopen.read(path), shard.Checksums).counts["responses"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return folder.unsealed(safeopen.read(path), shard.Checksums).counts.responses
+    except (FileNotFoundError, ValueError):
         return 0
 
 

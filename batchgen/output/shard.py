@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import JobError, Reject
+from ..errors import JobError, Reject, Stopped
 from ..host import safeopen
 from ..input.columns import Cell, assemble
 from ..input.conversation import Row
 from ..input.source import Shard
+from .counts import Counts
 from .folder import (
     check_links,
     checksum_path,
@@ -35,16 +37,6 @@ RAW = 4096  # bytes of a rejected row that its line shows
 LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
 
 
-class Counts(msgspec.Struct):
-    """A shard's accounting."""
-
-    rows: int
-    responses: int
-    rejects: dict[str, int]
-    prompt_tokens: int
-    response_tokens: int
-
-
 class RejectLine(msgspec.Struct):
     """A rejected row."""
 
@@ -56,13 +48,18 @@ class RejectLine(msgspec.Struct):
 
 
 class Checksums(msgspec.Struct):
-    """blake2b of a shard's Parquet file and of its rejects, the Parquet file's size, the shard's accounting, and the
-    fingerprint of the job that made it; empty in folders of format 1, where only the Parquet file has it."""
+    """What is known of a finished shard without reading it.
+
+    parquet: blake2b of its Parquet file
+    rejects: blake2b of its rejects, None if it has none
+    size: of the Parquet file, in bytes
+    fingerprint: of the job that made it; empty in folders of format 1, where only the Parquet file has it
+    """
 
     parquet: str
     rejects: str | None
     size: int
-    counts: dict[str, Any]
+    counts: Counts
     fingerprint: str = ""
 
 
@@ -92,16 +89,23 @@ def _whole(text: str) -> str:
     return re.sub(r"(\\x[89a-f][0-9a-f]){1,3}$", "", text)
 
 
-def counts(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, Any]:
+def counted(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Counts:
     """A shard's accounting: rows = rows with all samples + rejected rows."""
-    reasons = sorted(line["reason"] for line in rejects)
-    return {
-        "rows": rows,
-        "responses": len(answers),
-        "rejects": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
-        "prompt_tokens": sum(answer["prompt_tokens"] for answer in answers),
-        "response_tokens": sum(answer["response_tokens"] for answer in answers),
-    }
+    reasons = Counter(sorted(line["reason"] for line in rejects))
+    tokens = (sum(answer[what] for answer in answers) for what in ("prompt_tokens", "response_tokens"))
+    return Counts(rows, len(answers), dict(reasons), *tokens)
+
+
+def total(out: Path, shards: Iterable[Shard]) -> Counts:
+    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged."""
+    found = Counts()
+    for planned in shards:
+        try:
+            found += read_checksums(out, planned).counts
+        except ValueError as error:
+            path = shard_path(out, planned)
+            raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
+    return found
 
 
 def commit(
@@ -116,8 +120,8 @@ def commit(
 
     Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
     """
-    accounting = counts(len(shard.row_numbers), answers, rejects)
-    about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
+    counts = counted(len(shard.row_numbers), answers, rejects)
+    about = {"shard": shard.index, "first_row": shard.first_row, "counts": msgspec.to_builtins(counts), **facts}
     if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
         about["skipped"] = skipped
     content = as_parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
@@ -130,7 +134,7 @@ def commit(
         left.unlink(missing_ok=True)
         sync_folder(left.parent)
     digests = _digest(content), _digest(rejected) if rejects else None
-    sums = Checksums(*digests, len(content), accounting, facts.get("fingerprint", ""))
+    sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""))
     publish(out, checksum_path(out, shard), sealed(sums))
     publish(out, shard_path(out, shard), content)
 
@@ -173,9 +177,7 @@ def _file_digest(path: Path) -> str:
 
 def read_checksums(out: Path, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    sums = unsealed(safeopen.read(checksum_path(out, shard)), Checksums)
-    msgspec.convert(sums.counts, Counts)
-    return sums
+    return unsealed(safeopen.read(checksum_path(out, shard)), Checksums)
 
 
 def damage(out: Path, shard: Shard) -> str:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,6 +19,7 @@ from ..input import source
 from ..input.source import Shard
 from ..job.spec import JobSpec
 from ..output import folder, journal, opening, owners, shard
+from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
 from ..task import item
 from . import deadline, gpus, slurm
@@ -39,7 +39,7 @@ class Outcome:
     out: Path
     max_rejects: int | None = None
     totals: Totals = field(default_factory=Totals)
-    counts: dict[str, Any] | None = None
+    counts: Counts | None = None
     seconds: float = 0.0
     engine_start: float = 0.0
 
@@ -73,25 +73,24 @@ def _check_for_answers(job: Job) -> None:
         if job.plan.generation or (job.out.is_dir() and folder.finished(job.out, job.plan)):
             return
     reader = item.reader(job, running=True)
-    reasons: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
     first = ""
     rows = itertools.islice((row for planned in job.plan.shards for row in reader.read(planned)), LOOKED_AT)
     for row, made in item.make_all(rows, job):
         if not isinstance(made, Reject):
             return
         first = first or f"{source.place(job.plan, row.number)}: {made}"
-        reasons[made.reason] += 1
-    total = reasons.total()
+        rejects[made.reason] += 1
+    total = rejects.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
-        listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
         which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
         raise JobError(
-            f"{which} would be rejected ({listed}), the first at {first}; mend that "
+            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; mend that "
             f"(`batchgen plan` takes the same flags), or give --max-rejects {total} to go on"
         )
 
 
-def _done_already(job: Job) -> dict[str, Any] | None:
+def _done_already(job: Job) -> Counts | None:
     """The accounting of a job that lacks nothing, so that nothing is to be written: its folder may be read-only."""
     with on_disk(job.out):
         old = folder.read_job(job.out)
@@ -104,8 +103,8 @@ def _done_already(job: Job) -> dict[str, Any] | None:
             return None
         opening.check_shards(job.out, old)
         success = job.out / "_SUCCESS"
-        totals = _totals(job)
-        return totals if success.exists() and safeopen.read(success) == _as_success(totals) else None
+        counts = shard.total(job.out, job.plan.shards)
+        return counts if success.exists() and safeopen.read(success) == _as_success(job, counts) else None
 
 
 def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
@@ -163,7 +162,7 @@ def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
         warn(f"[input] skip: row {min(late)} is in a finished shard, which stays as it is, or not in the input")
 
 
-def _closed(job: Job, presence: Presence) -> dict[str, Any]:
+def _closed(job: Job, presence: Presence) -> Counts:
     counts = close(job)
     with on_disk(job.out):
         presence.tidy()
@@ -214,7 +213,7 @@ def _warn_of_other_versions(job: Job) -> None:
     warn(f"this job was begun with {was} and goes on with {is_now}")
 
 
-def close(job: Job) -> dict[str, Any]:
+def close(job: Job) -> Counts:
     """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped, or
     JobError if there are shards of another job.
 
@@ -224,35 +223,15 @@ def close(job: Job) -> dict[str, Any]:
     success = job.out / "_SUCCESS"
     opening.check_shards(job.out, job.record)
     with on_disk(job.out):
-        totals = _totals(job)
-        content = _as_success(totals)
+        counts = shard.total(job.out, job.plan.shards)
+        content = _as_success(job, counts)
         if not success.exists() or safeopen.read(success) != content:
             folder.publish(job.out, success, content)
             if _as_it_is_now(job) is not job:
                 success.unlink(missing_ok=True)
-    return totals
+    return counts
 
 
-def _totals(job: Job) -> dict[str, Any]:
-    shards = job.plan.shards
-    return count(job.out, shards) | {"shards": len(shards), "fingerprint": job.record.fingerprint}
-
-
-def _as_success(totals: dict[str, Any]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(totals), indent=1) + b"\n"
-
-
-def count(out: Path, shards: list[Shard]) -> dict[str, Any]:
-    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged."""
-    totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
-    for planned in shards:
-        try:
-            part = shard.read_checksums(out, planned).counts
-        except ValueError as error:
-            path = folder.shard_path(out, planned)
-            raise Stopped(f"{path}: its checksums are damaged ({error}); run the same command again") from None
-        for reason, number in part.pop("rejects").items():
-            totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number
-        for key, number in part.items():
-            totals[key] += number
-    return totals
+def _as_success(job: Job, counts: Counts) -> bytes:
+    facts = msgspec.to_builtins(counts) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}
+    return msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"

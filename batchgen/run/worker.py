@@ -363,6 +363,7 @@ class Worker:
             made.row, made.sample, response.token_ids, response.finish_reason, response.logprobs, response.text_end
         )
         request.shard.journal.append(entry)
+        self.totals.responses += 1
         self.totals.prompt_tokens += len(made.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
         self._answer(request, entry)
@@ -409,9 +410,8 @@ class Worker:
             journal.remove(self._job.out, opened.shard.index)
             self._claims.release(opened.shard.index)
         self._open.remove(opened)
-        self.totals.open_rows -= opened.rows_done
-        self.totals.rows += len(opened.shard.row_numbers)
-        self.totals.add_rejects(shard.counts(len(opened.shard.row_numbers), answers, rejects)["rejects"])
+        counts = shard.counted(len(opened.shard.row_numbers), answers, rejects)
+        self.totals += Totals(rows=counts.rows, rejects=counts.rejects, open_rows=-opened.rows_done)
         with on_disk(self._job.out):
             self._claims.beat()  # or the shard's rows would count twice: as committed ones, and as open ones
 

@@ -225,6 +225,6 @@ def test_a_journal_that_holds_what_no_engine_gives_is_set_aside_and_its_rows_are
         path = journal.path_of(job.out, 0, f"{place}")
         records = [job.record.fingerprint.encode(), *map(msgspec.msgpack.encode, (good, forged_entry))]
         path.write_bytes(b"".join(map(journal._record, records)))
-    assert run_here(Instant(), spec).counts["responses"] == 3
+    assert run_here(Instant(), spec).counts.responses == 3
     assert len(list(job.out.glob("_state/quarantine/*"))) == 3
     assert verify.verify(job.out).problems == []
