@@ -165,7 +165,7 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
 def _end(outcome: "Outcome") -> None:
     """Prints the summary; exits 3 if more rows were rejected than the job allows."""
     show.outcome(outcome)
-    rejected = sum(outcome.counts["rejects"].values()) if outcome.counts else 0
+    rejected = outcome.counts.rejected if outcome.counts else 0
     most = outcome.max_rejects
     if most is not None and rejected > most:
         fail(f"{rejected} rows were rejected, max_rejects allows {most}; see batchgen rejects", EXIT_REJECTS)

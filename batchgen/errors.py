@@ -3,11 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from typing import Literal, get_args
 
 from .host import console, terminal
 
 shown = terminal.line
 
+RejectReason = Literal[
+    "invalid_json",
+    "invalid_utf8",
+    "bad_shape",
+    "unknown_speaker",
+    "empty",
+    "bad_sampling",
+    "too_long",
+    "too_large",
+    "too_costly",
+    "skipped",
+    "engine_error",
+]
+REJECT_REASONS: tuple[RejectReason, ...] = get_args(RejectReason)
 LONGEST_DETAIL = 2000  # characters of a Reject's detail
 
 
@@ -31,12 +46,10 @@ class Reject(Exception):
     """A row that gets no response. The job continues; the row is listed under `_rejects/`.
 
     Attributes:
-        reason: one of invalid_json, invalid_utf8, bad_shape, unknown_speaker, empty, bad_sampling, too_long,
-            too_large, too_costly, skipped, engine_error.
         detail: a sentence for the person who has to fix the data.
     """
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: RejectReason, detail: str):
         if len(detail) > LONGEST_DETAIL:  # a row may have a million columns
             detail = f"{detail[:LONGEST_DETAIL]}..."
         super().__init__(f"{reason}: {detail}")

@@ -9,6 +9,7 @@ import click
 
 from .errors import shown
 from .host import console, terminal
+from .output.counts import by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.export import Results
@@ -36,15 +37,6 @@ def facts(values: Mapping[str, str], width: int) -> None:
         say(f"{name:{width}} {value}")
 
 
-def counted(counts: dict[str, Any]) -> str:
-    return f"{counts['rows']:,} rows, {counts['responses']:,} responses, {_rejects(counts['rejects'])}"
-
-
-def _rejects(reasons: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{shown(reason)} {number:,}" for reason, number in reasons.items())
-    return f"{sum(reasons.values()):,} rejects{f' ({listed})' if listed else ''}"
-
-
 # --- run, retry, export
 
 
@@ -54,7 +46,7 @@ def outcome(done: "Outcome") -> None:
         console.say(f"nothing left to do here: other workers hold the last shards of {done.out}")
     else:
         state = "done" if totals.rows else "all done already"
-        console.say(f"{state}: {counted(done.counts)} in {done.out}")
+        console.say(f"{state}: {done.counts} in {done.out}")
     if totals.rows:
         seconds = max(done.seconds - done.engine_start, 1e-9)
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
@@ -67,7 +59,7 @@ def outcome(done: "Outcome") -> None:
 
 def exported(results: "Results", to: object) -> None:
     missing = f", {results.missing:,} shards missing" if results.missing else ""
-    console.say(f"exported: {counted(results.counts)}{missing} to {to}")
+    console.say(f"exported: {results.counts}{missing} to {to}")
 
 
 # --- plan
@@ -76,12 +68,11 @@ def exported(results: "Results", to: object) -> None:
 def forecast(seen: "Forecast") -> None:
     job, tokens = seen.job, seen.tokens
     new = "" if seen.new_rows is None else f", {seen.new_rows:,} of them new"
-    rejects = ", ".join(f"{reason} {number:,}" for reason, number in sorted(seen.rejects.items()))
     lengths = ", ".join(f"{name} {value:,}" for name, value in seen.percentiles().items())
     facts(
         {
             "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
-            "rejects": f"{seen.rejects.total():,}{f' ({rejects})' if rejects else ''}",
+            "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
             "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
             "prompt tokens": f"{tokens:,}; {lengths}",
             "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
@@ -131,7 +122,8 @@ def status(seen: "Status") -> None:
             "job": f"{seen.state}, {shown(seen.out)}",
             "shards": f"{shards.done:,} done, {shards.running:,} running, {shards.left:,} left of {shards.total:,}",
             "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
-            "in finished": f"{finished.responses:,} responses, {_rejects(finished.rejects)}, "
+            "in finished": f"{finished.responses:,} responses, "
+            f"{finished.rejected:,} rejects{by_reason(finished.rejects)}, "
             f"{finished.prompt_tokens:,} prompt and {finished.response_tokens:,} response tokens{unreadable}",
             "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response "
             f"{seen.response_tokens_per_second:,.0f}; "
@@ -180,7 +172,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def verdict(found: "Verdict", out: object) -> None:
-    console.say(f"verified: {found.rows:,} rows, {found.responses:,} responses, {found.rejects:,} rejects")
+    console.say(f"verified: {found.counts.summary}")
     if found.closed:
         console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
     elif not found.is_closed:

@@ -21,6 +21,7 @@ from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
+from batchgen.output.counts import Counts
 from batchgen.run.messages import Report, Totals, Warn
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
@@ -82,7 +83,9 @@ def finished_in_shards_of_one(source: Path, out: Path) -> Job:
     with mock.patch.object(os, "fsync"):
         opening.open_job(job.out, job.record)
         for planned in job.plan.shards:
-            shard.commit(job.out, planned, [{"row": planned.first_row, **facts}], [], job.task.schema, made_by)
+            counts = Counts(rows=1, responses=1, prompt_tokens=1, response_tokens=1)
+            answers = [{"row": planned.first_row, **facts}]
+            shard.commit(job.out, planned, answers, [], job.task.schema, counts, made_by)
     return job
 
 

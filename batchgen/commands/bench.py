@@ -42,6 +42,7 @@ from ..model.model import Model, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import journal, opening, shard
 from ..output.claims import Claims
+from ..output.counts import Counts
 from ..run import gpus
 from ..run.admission import WINDOW_PER_SEQUENCE
 from ..run.messages import Report, Work
@@ -198,8 +199,8 @@ class Round(NamedTuple):
 
 def pipeline(
     spec: JobSpec, runner: Engine, scratch: Path, heard: Callable[[Report], None] = lambda report: None
-) -> tuple[Round, Figures]:
-    """From the input file to committed shards, in a folder of its own that is gone afterwards; and its `_SUCCESS`.
+) -> tuple[Round, Counts]:
+    """From the input file to committed shards, in a folder of its own that is gone afterwards; and its accounting.
 
     Reports are written as a worker writes them, but to nobody.
     """
@@ -223,7 +224,7 @@ def pipeline(
     named = {"plan": prepared, **seconds}
     named["all else"] = max(0.0, elapsed - sum(named.values()))
     parts = {stage: round(value, 3) for stage, value in named.items()}
-    return Round(elapsed, cpu, counts["prompt_tokens"], counts["response_tokens"], stages=parts), counts
+    return Round(elapsed, cpu, counts.prompt_tokens, counts.response_tokens, stages=parts), counts
 
 
 # --- the engine: bare, and with all of batchgen around it
@@ -455,11 +456,11 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
         runner = InstantEngine(loaded, {}, loaded.context, per_step)
         done, counts = pipeline(spec, runner, Path(scratch), look)
         return {
-            "rows_per_second": round(counts["responses"] / done.seconds, 1),
-            "rows_per_cpu_second": round(counts["responses"] / done.cpu_seconds, 1),
-            "rows": counts["rows"],
-            "rejects": counts["rejects"],
-            "prompt_tokens_per_row": round(done.prompt_tokens / max(1, counts["responses"]), 1),
+            "rows_per_second": round(counts.responses / done.seconds, 1),
+            "rows_per_cpu_second": round(counts.responses / done.cpu_seconds, 1),
+            "rows": counts.rows,
+            "rejects": counts.rejects,
+            "prompt_tokens_per_row": round(done.prompt_tokens / max(1, counts.responses), 1),
             "response_tokens_per_row": response_tokens,
             "seconds": round(done.seconds, 3),
             "stages": done.stages,

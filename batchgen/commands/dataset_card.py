@@ -8,8 +8,9 @@ import msgspec
 import pyarrow as pa
 
 from ..host import terminal
+from ..output.counts import Counts, by_reason
 from ..output.record import JobRecord
-from ..task.columns import COLUMNS
+from ..task.output_columns import COLUMNS
 
 _HEAD = """\
 ---
@@ -50,15 +51,15 @@ class ModelFacts(msgspec.Struct):
 def text(
     title: str,
     record: JobRecord,
-    counts: dict[str, Any],
+    counts: Counts,
     facts: dict[str, list[str]],
     schema: pa.Schema,
     missing: int,
 ) -> str:
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
-    size = size_category(counts["responses"])
-    head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **counts)
+    size = size_category(counts.responses)
+    head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **msgspec.structs.asdict(counts))
     passed = record.settings["output"]["columns"]
     meanings = _MEANINGS | dict.fromkeys(passed, "from the input")
     columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
@@ -88,9 +89,8 @@ def size_category(rows: int) -> str:
 
 
 def _facts(
-    record: JobRecord, model: dict[str, Any], counts: dict[str, Any], facts: dict[str, list[str]], missing: int
+    record: JobRecord, model: dict[str, Any], counts: Counts, facts: dict[str, list[str]], missing: int
 ) -> Iterator[tuple[str, str]]:
-    reasons = ", ".join(f"{_text(reason)} {number:,}" for reason, number in counts["rejects"].items())
     shards = len(record.plan.shards)
     yield "model", _code(model["name"])
     if model["revision"]:
@@ -104,10 +104,10 @@ def _facts(
     if record.retry_of:
         only = _text(" or ".join(record.retry_of["only"]))
         yield "retry", f"of the rows that ended with {only} in the job {_code(record.retry_of['fingerprint'])}"
-    yield "rows", f"{counts['rows']:,}"
-    yield "responses", f"{counts['responses']:,}"
-    yield "rejected rows", f"{sum(counts['rejects'].values()):,}{f' ({reasons})' if reasons else ''}"
-    yield "tokens", f"{counts['prompt_tokens']:,} of prompts, {counts['response_tokens']:,} of responses"
+    yield "rows", f"{counts.rows:,}"
+    yield "responses", f"{counts.responses:,}"
+    yield "rejected rows", f"{counts.rejected:,}{_text(by_reason(counts.rejects))}"
+    yield "tokens", f"{counts.prompt_tokens:,} of prompts, {counts.response_tokens:,} of responses"
     yield "dtype", _text(", ".join(facts["dtype"]))
     yield "device", _text(", ".join(facts["device"]))
     for versions in facts["versions"]:

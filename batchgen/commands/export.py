@@ -27,10 +27,10 @@ from ..input.plan import COMPRESSION_BY_ENDING, Shard
 from ..job.output_path import check_output_path
 from ..job.spec import nearest
 from ..output import opening, owners, shard, store
+from ..output.counts import Counts
 from ..output.record import JobRecord, fingerprints
 from ..output.store import Store
-from ..run.run import count
-from ..task.columns import ALWAYS
+from ..task.output_columns import ALWAYS
 from . import dataset_card
 from .verify import open_finished, set_aside_by
 
@@ -50,7 +50,7 @@ class Results:
     shards: list[Shard]
     missing: int
     schema: pa.Schema
-    counts: dict[str, Any]
+    counts: Counts
     facts: dict[str, list[str]]
 
     def batches(self, shards: Iterable[Shard], columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -121,7 +121,7 @@ def _open(out: Store, columns: str, partial: bool) -> Results:
     for each in shards[1:]:
         _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
-    return Results(out, record, shards, missing, schema, count(out, shards), _facts(out, shards))
+    return Results(out, record, shards, missing, schema, shard.total(out, shards), _facts(out, shards))
 
 
 def _refuse(out: Store, planned: Shard, damage: str) -> None:
@@ -299,7 +299,8 @@ def _parquet(results: Results, made: Path) -> None:
 def _write_parquet(results: Results, shards: list[Shard], made: Path) -> None:
     """One file; its metadata are those of the shards, in a JSON list where they differ."""
     about = {name: values[0] if len(values) == 1 else _json(values) for name, values in results.facts.items()}
-    about |= {"counts": _json(results.counts), "shards": f"{len(results.shards)} of {len(results.record.plan.shards)}"}
+    about["counts"] = _json(msgspec.to_builtins(results.counts))
+    about["shards"] = f"{len(results.shards)} of {len(results.record.plan.shards)}"
     with made.open("wb") as stream, pq.ParquetWriter(stream, results.schema, compression="zstd") as writer:
         for batches in _row_groups(results.batches(shards, results.schema.names)):
             writer.write_table(pa.Table.from_batches(batches).replace_schema_metadata(None))
@@ -439,7 +440,7 @@ _HF_NAMES = ("README.md", "data", "data/train-*-of-*.parquet")
 
 
 def _hugging_face(results: Results, made: Path) -> None:
-    if not results.counts["responses"]:
+    if not results.counts.responses:
         raise JobError(f"{results.out}: has no responses, and Hugging Face datasets opens no dataset without rows")
     data = made / "data"
     data.mkdir(parents=True)

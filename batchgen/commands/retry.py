@@ -8,8 +8,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import JobError
+from ..errors import REJECT_REASONS, JobError
 from ..input.plan import changed_files, locator, only_rows
+from ..job.sampling import FINISH_REASONS
 from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
 from ..output import record as records
@@ -18,14 +19,8 @@ from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
-from ..task.columns import ALWAYS
+from ..task.output_columns import ALWAYS
 from .verify import grows, open_finished, set_aside_by
-
-FINISH_REASONS = ("stop", "length")
-REJECT_REASONS = (
-    *("invalid_json", "invalid_utf8", "bad_shape", "unknown_speaker"),
-    *("empty", "bad_sampling", "too_long", "too_large", "too_costly", "skipped", "engine_error"),
-)
 
 
 def check_reasons(only: str) -> list[str]:

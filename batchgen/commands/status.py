@@ -13,6 +13,7 @@ from ..host import safeopen
 from ..input.plan import Shard
 from ..output import claims, presence, record, shard, store, success
 from ..output import heartbeat as beat
+from ..output.counts import Counts
 from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
 from ..output.store import Store
@@ -25,14 +26,9 @@ STATES = ("starting", "running", "stopped", "done", "unknown")
 WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
 
 
-class Counts(msgspec.Struct):
-    """What finished shards hold. unreadable: how many of them, whose counts are damaged or gone."""
+class Finished(Counts):
+    """What finished shards hold, but for those whose counts are damaged or gone: unreadable is their number."""
 
-    rows: int = 0
-    responses: int = 0
-    rejects: dict[str, int] = {}
-    prompt_tokens: int = 0
-    response_tokens: int = 0
     unreadable: int = 0
 
 
@@ -82,7 +78,7 @@ class Status(msgspec.Struct, kw_only=True):
     shards: Shards
     rows: int
     rows_done: int
-    finished: Counts
+    finished: Finished
     rows_per_second: float
     prompt_tokens_per_second: float
     response_tokens_per_second: float
@@ -117,7 +113,7 @@ def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
     done = shard.finished(place, job.plan)  # before the heartbeats: a shard counts rather too late than twice
     workers, clock = _workers(place, {planned.index for planned in done}, job.spec["output"].get("stale", 60.0))
     live = [worker for worker in workers if worker.is_alive]
-    finished = _counts(place, done, known if known is not None else {})
+    finished = _finished(place, done, known if known is not None else {})
     rows, rows_done = job.plan.rows, sum(len(planned.row_numbers) for planned in done)
     rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
     rows_rate, prompt_rate, response_rate = (
@@ -160,26 +156,15 @@ def _state(done: bool, workers: list[Worker]) -> str:
 # --- finished shards
 
 
-def _counts(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Counts:
+def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Finished:
     """The sum over finished shards; what had to be read for it is added to `known`, by the shard's number."""
     new = [planned for planned in shards if planned.index not in known]
     parts = [new[start : start + FILES_AT_A_TIME] for start in range(0, len(new), FILES_AT_A_TIME)]
     with ThreadPoolExecutor(READERS) as readers:
         for read in readers.map(lambda part: _read_counts(out, part), parts):
             known.update(read)
-    total = Counts()
-    for planned in shards:
-        counts = known.get(planned.index)
-        if counts is None:
-            total.unreadable += 1
-            continue
-        total.rows += counts.rows
-        total.responses += counts.responses
-        total.prompt_tokens += counts.prompt_tokens
-        total.response_tokens += counts.response_tokens
-        for reason, number in counts.rejects.items():
-            total.rejects[reason] = total.rejects.get(reason, 0) + number
-    return total
+    readable = [known[planned.index] for planned in shards if planned.index in known]
+    return Finished(**msgspec.structs.asdict(sum(readable, Counts())), unreadable=len(shards) - len(readable))
 
 
 class _Checksums(msgspec.Struct):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +14,23 @@ import msgspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from ..errors import Reject
+from ..errors import Reject, RejectReason
 from ..input.plan import Shard, changed_files
 from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
 from ..output import opening, owners, record, shard, store, success
+from ..output.counts import Counts
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
-from ..task.columns import ALWAYS, from_column
 from ..task.flow import work_of
+from ..task.output_columns import ALWAYS, from_column
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
 # skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
-UNFORESEEN = ("engine_error", "too_costly", "skipped")
+UNFORESEEN: tuple[RejectReason, ...] = ("engine_error", "too_costly", "skipped")
 
 
 @dataclass
@@ -36,9 +38,7 @@ class Verdict:
     """problems: one line each; the accounting closes if there are none. digest: over all shards and rejects; is_closed:
     whether `_SUCCESS` is there; closed: it was missing, and is there now."""
 
-    rows: int = 0
-    responses: int = 0
-    rejects: int = 0
+    counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     digest: str = ""
     is_closed: bool = False
@@ -115,9 +115,8 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
         return
     answers = shard.read(out, planned, ["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
     rejects = shard.read_rejects(out, planned)
-    verdict.rows += len(planned.row_numbers)
-    verdict.responses += len(answers)
-    verdict.rejects += len(rejects)
+    reasons = Counter(line["reason"] for line in rejects)
+    verdict.counts += Counts(rows=len(planned.row_numbers), responses=len(answers), rejects=dict(reasons))
     found = list(_found(answers, rejects))
     expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}))
     for has, should in zip(found, expected, strict=False):

@@ -22,7 +22,7 @@ import msgspec
 
 from ..errors import JobError, Reject, in_one_line
 from ..host import environment
-from ..job.sampling import Sampling
+from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from . import scratch
@@ -155,27 +155,14 @@ class VllmEngine:
         return params
 
     def _params(self, sampling: Sampling) -> Any:
-        greedy = sampling.temperature == 0
-        return self._sampling_params(
-            temperature=sampling.temperature,
-            top_p=1.0 if greedy else sampling.top_p,
-            top_k=0 if greedy else sampling.top_k,
-            min_p=0.0 if greedy else sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            # Which ids end a response is ours to say, whatever this vLLM takes from the model's files.
-            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._tokenizer.eos_ids)],
-            ignore_eos=sampling.ignore_eos,
-            bad_words=sampling.bad_words or None,
-            allowed_token_ids=sampling.allowed_token_ids or None,
-            logit_bias=sampling.logit_bias or None,
-            logprobs=sampling.logprobs,
-            detokenize=False,
-            output_kind=self._every_token if sampling.stop else self._final_only,
-        )
+        """What requests with the same parameters share: all but the seed and the structured outputs."""
+        values = {each.name: getattr(sampling, each.name) for each in PARAMETERS if each.goes_to_vllm}
+        values |= {name: None for name, value in values.items() if value in ([], {})}  # which vLLM would refuse
+        # Which ids end a response is ours to say, whatever this vLLM takes from the model's files.
+        values["stop_token_ids"] = [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._tokenizer.eos_ids)]
+        values["structured_outputs"] = None  # each request gets its own
+        output_kind = self._every_token if sampling.stop else self._final_only
+        return self._sampling_params(**values, detokenize=False, output_kind=output_kind)
 
     def step(self) -> list[Response]:
         """One step of all running requests; the responses that it finished."""

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..errors import Reject
+from ..errors import Reject, RejectReason
 
 USER = "ユーザー"
 ASSISTANT = "システム"
@@ -74,7 +74,7 @@ class Unreadable(NamedTuple):
     reason, detail: those of the Reject for a row that needs the value.
     """
 
-    reason: str
+    reason: RejectReason
     detail: str
 
     def why(self, column: str) -> Reject:

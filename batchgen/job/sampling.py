@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta, inspect
@@ -14,6 +14,10 @@ Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the job, from
 Number = Annotated[int, Meta(ge=1, le=1024, description="responses per conversation")]
 Text = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+# What ended a response: a stop token, a stop text or the end of a structure; or max_tokens, or the context.
+FinishReason = Literal["stop", "length"]
+FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 INT32 = 2**31 - 1  # the type of these columns in the shards
 FOLLOWED_BY_US = {"vllm": None}  # Meta's `extra` of a parameter that vLLM does not get
@@ -43,25 +47,25 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             raise ValueError("json_object must be true, or left out")
 
 
-class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """All parameters of a response, each declared here and nowhere else: what vLLM gets, the fields of the column
-    `sampling`, and what documents say are derived from these fields (see PARAMETERS).
+class GivenSampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The parameters of a response, each declared here and nowhere else: what vLLM gets, the fields of the column
+    `sampling` and what documents say are derived from these fields (see PARAMETERS). None is left to the model's card.
 
-    Names are those of vLLM's SamplingParams; the defaults are those of the bilingual SFT model's card. The ranges are
-    vLLM's own, and so are the sizes of lists: on a GPU its runner has room for 1,024 biases and allowed tokens, 128
-    token ids that end a response (the model's own among them) and 128 bad words.
+    Names are those of vLLM's SamplingParams. The ranges are vLLM's own, and so are the sizes of lists: on a GPU its
+    runner has room for 1,024 biases and allowed tokens, 128 token ids that end a response (the model's own among them)
+    and 128 bad words.
     """
 
-    temperature: Temperature = 1.0
-    top_p: TopP = 0.85
-    top_k: TopK = 0
-    min_p: MinP = 0.0
-    repetition_penalty: RepetitionPenalty = 1.0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="penalty for tokens that occurred already")] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="penalty per earlier occurrence of a token")] = (
         0.0
     )
-    max_tokens: MaxTokens = 512
+    max_tokens: MaxTokens | None = None
     min_tokens: Annotated[
         int, Meta(ge=0, le=INT32, description="minimum number of tokens, unless structured_outputs ends it earlier")
     ] = 0
@@ -88,6 +92,17 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     logprobs: (
         Annotated[int, Meta(ge=0, le=20, description="log probabilities to record, in tokens per step")] | None
     ) = None
+
+
+class Sampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The parameters that a response is generated with. The defaults are those of the bilingual SFT model's card."""
+
+    temperature: Temperature = 1.0
+    top_p: TopP = 0.85
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    max_tokens: MaxTokens = 512
 
     def __post_init__(self) -> None:
         for name in _FLOATS:
@@ -162,15 +177,9 @@ _FLOATS = [each.name for each in PARAMETERS if isinstance(each.kind, inspect.Flo
 _TOKEN_IDS = [each.name for each in PARAMETERS if _holds_token_ids(each.kind)]
 
 
-class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """`[sampling]`: parameters of rows that have none of their own, and the seed. None means as on the model card."""
+class JobSampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """`[sampling]`: parameters of rows that have none of their own, how many responses they get, and the seed."""
 
-    temperature: Temperature | None = None  # type: ignore[assignment]
-    top_p: TopP | None = None  # type: ignore[assignment]
-    top_k: TopK | None = None  # type: ignore[assignment]
-    min_p: MinP | None = None  # type: ignore[assignment]
-    repetition_penalty: RepetitionPenalty | None = None  # type: ignore[assignment]
-    max_tokens: MaxTokens | None = None  # type: ignore[assignment]
     n: Number = 1
     seed: Seed = 0
 
@@ -180,7 +189,7 @@ class JobSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=Tru
             msgspec.structs.force_setattr(self, "top_k", 0)
 
     def for_rows(self) -> Sampling:
-        """The parameters of a row that has none of its own."""
+        """The parameters of a row that has none of its own. Raises ValueError."""
         values = {name: getattr(self, name) for name in NAMES}
         return Sampling(**{name: value for name, value in values.items() if value is not None})
 

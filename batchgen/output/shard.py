@@ -17,6 +17,7 @@ from ..input.columns import Cell, assemble
 from ..input.conversation import Row
 from ..input.plan import Plan, Shard
 from . import layout
+from .counts import Counts
 from .quarantine import quarantine
 from .sealed import sealed, unsealed
 from .store import Store
@@ -27,16 +28,6 @@ PART_BYTES = 4 << 30  # of passed-through values that are written at once
 DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
 RAW = 4096  # bytes of a rejected row that its line shows
 LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
-
-
-class Counts(msgspec.Struct):
-    """A shard's accounting."""
-
-    rows: int
-    responses: int
-    rejects: dict[str, int]
-    prompt_tokens: int
-    response_tokens: int
 
 
 class RejectLine(msgspec.Struct):
@@ -50,13 +41,18 @@ class RejectLine(msgspec.Struct):
 
 
 class Checksums(msgspec.Struct):
-    """blake2b of a shard's Parquet file and of its rejects, the Parquet file's size, the shard's accounting, and the
-    fingerprint of the job that made it; empty in folders of format 1, where only the Parquet file has it."""
+    """What is known of a finished shard without reading it.
+
+    parquet: blake2b of its Parquet file
+    rejects: blake2b of its rejects, None if it has none
+    size: of the Parquet file, in bytes
+    fingerprint: of the job that made it; empty in folders of format 1, where only the Parquet file has it
+    """
 
     parquet: str
     rejects: str | None
     size: int
-    counts: dict[str, Any]
+    counts: Counts
     fingerprint: str = ""
 
 
@@ -86,16 +82,9 @@ def _whole(text: str) -> str:
     return re.sub(r"(\\x[89a-f][0-9a-f]){1,3}$", "", text)
 
 
-def counts(rows: int, answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, Any]:
-    """A shard's accounting: rows = rows with all samples + rejected rows."""
-    reasons = sorted(line["reason"] for line in rejects)
-    return {
-        "rows": rows,
-        "responses": len(answers),
-        "rejects": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
-        "prompt_tokens": sum(answer["prompt_tokens"] for answer in answers),
-        "response_tokens": sum(answer["response_tokens"] for answer in answers),
-    }
+def total(out: Store, shards: Iterable[Shard]) -> Counts:
+    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged or gone."""
+    return sum((read_counts(out, planned) for planned in shards), Counts())
 
 
 def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
@@ -133,18 +122,20 @@ def commit(
     shard: Shard,
     answers: list[dict[str, Any]],
     rejects: list[dict[str, Any]],
-    shape: pa.Schema,
+    schema: pa.Schema,
+    counts: Counts,
     facts: dict[str, Any],
 ) -> None:
     """Makes a shard final: first its rejects and checksums, then its Parquet file.
 
     Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
+
+    answers: its output rows, in order
     """
-    accounting = counts(len(shard.row_numbers), answers, rejects)
-    about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
+    about = {"shard": shard.index, "first_row": shard.first_row, "counts": msgspec.to_builtins(counts), **facts}
     if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
         about["skipped"] = skipped
-    content = as_parquet(sorted(answers, key=lambda answer: (answer["row"], answer["sample"])), shape, about)
+    content = as_parquet(answers, schema, about)
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     out.check_links(layout.REJECTS)
     if rejects:
@@ -152,17 +143,17 @@ def commit(
     elif out.exists(left := layout.rejects(shard)):  # by a job that was changed since
         out.remove(left, durable=True)
     digests = _digest(content), _digest(rejected) if rejects else None
-    sums = Checksums(*digests, len(content), accounting, facts.get("fingerprint", ""))
+    sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""))
     out.write(layout.checksums(shard), sealed(sums))
     out.write(layout.part(shard), content)
 
 
-def as_parquet(answers: list[dict[str, Any]], shape: pa.Schema, about: dict[str, Any]) -> memoryview:
+def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any]) -> memoryview:
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, shape, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for some in _in_parts(answers):
             writer.write_table(
-                pa.table([assemble([row.get(field.name) for row in some], field.type) for field in shape], shape)
+                pa.table([assemble([row.get(field.name) for row in some], field.type) for field in schema], schema)
             )
         writer.add_key_value_metadata({PREFIX + key: _text(value) for key, value in about.items()})
     return memoryview(sink.getvalue())
@@ -210,12 +201,10 @@ def seconds_of_all(out: Store) -> float:
 
 def read_checksums(out: Store, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    sums = unsealed(checksums(out, shard), Checksums)
-    msgspec.convert(sums.counts, Counts)
-    return sums
+    return unsealed(checksums(out, shard), Checksums)
 
 
-def read_counts(out: Store, shard: Shard) -> dict[str, Any]:
+def read_counts(out: Store, shard: Shard) -> Counts:
     """A finished shard's accounting. Raises Stopped if it is damaged or gone."""
     try:
         with on_disk(out):
@@ -307,8 +296,8 @@ def _made_by(out: Store, shard: Shard) -> str:
 def responses(out: Store, part: str) -> int:
     """How many a shard has of whatever job, by its checksums; 0 if they are gone or damaged."""
     try:
-        return int(unsealed(out.read(layout.checksums_of(part)), Checksums).counts["responses"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return unsealed(out.read(layout.checksums_of(part)), Checksums).counts.responses
+    except (FileNotFoundError, ValueError):
         return 0
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from ..errors import JobError, MachineError, Reject, in_one_line
+from ..errors import JobError, MachineError, Reject, RejectReason, in_one_line
 from ..host import environment
 from ..host.lifeline import die_with_parent
 from ..host.trial import addresses
@@ -118,7 +118,7 @@ class Checked(msgspec.Struct, tag=True):
 class Refused(msgspec.Struct, tag=True):
     """The row's Reject, by its parts."""
 
-    reason: str
+    reason: RejectReason
     detail: str
 
 

@@ -17,4 +17,3 @@ stop; either way, the same command resumes it and loses nothing.
     gpus.py         which GPUs or cores a worker gets
     progress.py     the bar, or the lines in a log
 """
-"""

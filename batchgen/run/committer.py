@@ -1,13 +1,14 @@
 """Makes complete shards final."""
 
+from collections import Counter
 from typing import Any
 
 from ..errors import Reject, in_one_line
 from ..input.conversation import Row
 from ..output import journal, shard
+from ..output.counts import Counts
 from ..output.opening import Fence
 from ..task.task import Task
-from .messages import Totals
 from .open_shard import OpenShard
 from .prepare import Job
 
@@ -25,33 +26,30 @@ class Committer:
             "device": device,
         }
 
-    def commit(self, opened: OpenShard, totals: Totals) -> None:
-        """Writes a complete shard, counts it into `totals`, and removes its journals."""
+    def commit(self, opened: OpenShard) -> Counts:
+        """Writes a complete shard, and removes its journals."""
         self._fence.check()
         out, planned = self._job.out, opened.shard
-        answers = self._output(opened)
+        opened.finished.sort(key=lambda finished: finished[0].row)
         if not shard.is_finished(out, planned):  # whoever took this worker for dead may have been faster
-            answers = self._write(opened, answers)
+            try:
+                self._write(opened)
+            except shard.DOES_NOT_FIT:
+                if not self._reject_unwritable(opened):
+                    raise
+                self._write(opened)
         opened.journal.close()
         journal.remove(out, planned.index)
-        rows = len(planned.row_numbers)
-        totals.rows += rows
-        totals.add_rejects(shard.counts(rows, answers, list(opened.rejects.values()))["rejects"])
+        return self._counts(opened, self._output(opened))
 
-    def _write(self, opened: OpenShard, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What was written: without the rows that no shard can hold, which become rejects."""
-        planned = opened.shard
+    def _write(self, opened: OpenShard) -> None:
+        rows, planned = self._output(opened), opened.shard
         facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts}
-        try:
-            shard.commit(self._job.out, planned, answers, list(opened.rejects.values()), self._task.schema, facts)
-        except shard.DOES_NOT_FIT:
-            if not self._reject_unwritable(opened):
-                raise
-            answers = self._output(opened)
-            shard.commit(self._job.out, planned, answers, list(opened.rejects.values()), self._task.schema, facts)
-        return answers
+        rejects, counts = list(opened.rejects.values()), self._counts(opened, rows)
+        shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts)
 
     def _output(self, opened: OpenShard) -> list[dict[str, Any]]:
+        """The output rows of a shard, in order; a row whose task wants none of its answers becomes a reject."""
         rows: list[dict[str, Any]] = []
         for work, answers in opened.finished:
             if work.row not in opened.rejects:
@@ -60,6 +58,17 @@ class Committer:
                 except Reject as why:
                     opened.reject(Row(work.row, {}), work.id, why)
         return rows
+
+    def _counts(self, opened: OpenShard, rows: list[dict[str, Any]]) -> Counts:
+        reasons = Counter(sorted(line["reason"] for line in opened.rejects.values()))
+        answers = [answer for work, answers in opened.finished if work.row not in opened.rejects for answer in answers]
+        return Counts(
+            rows=len(opened.shard.row_numbers),
+            responses=len(rows),
+            rejects=dict(reasons),
+            prompt_tokens=sum(len(request.prompt_token_ids) for request, _ in answers),
+            response_tokens=sum(len(entry.token_ids) for _, entry in answers),
+        )
 
     def _reject_unwritable(self, opened: OpenShard) -> bool:
         """Rejects the rows whose output no shard can hold; False if there are none."""

@@ -2,42 +2,24 @@
 
 import mmap
 import os
-from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
 
 from ..errors import Stopping
 from ..job.spec import JobSpec
+from ..output.counts import Counts
 
 
-@dataclass
-class Totals:
-    """What a run did. rows: of committed shards; open_rows: finished ones of shards that are not committed yet;
-    kept: responses that were found in journals."""
+class Totals(Counts):
+    """What a run did. Of rows and rejects only those of shards that it committed count.
 
-    rows: int = 0
+    open_rows: rows that are done, of shards that are not committed yet
+    kept: responses that were found in journals; all others are the engine's, and so are the tokens
+    """
+
     open_rows: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    response_tokens: int = 0
     kept: int = 0
-
-    def add_rejects(self, rejects: dict[str, int]) -> None:
-        for reason, number in rejects.items():
-            self.rejects[reason] = self.rejects.get(reason, 0) + number
-
-    def __add__(self, other: "Totals") -> "Totals":
-        total = Totals(
-            rows=self.rows + other.rows,
-            open_rows=self.open_rows + other.open_rows,
-            rejects=dict(self.rejects),
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            response_tokens=self.response_tokens + other.response_tokens,
-            kept=self.kept + other.kept,
-        )
-        total.add_rejects(other.rejects)
-        return total
 
 
 # --- from the supervisor

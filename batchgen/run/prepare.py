@@ -27,8 +27,8 @@ from ..output import record as records
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..prompt.checker import Checker
-from ..task.columns import columns_of
 from ..task.generate import Generate
+from ..task.output_columns import columns_of
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..host import console
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
 from ..output import journal, opening, owners, record, shard, success
+from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
 from ..output.store import Store
 from ..task.flow import work_of
@@ -37,7 +38,7 @@ class Outcome:
     out: Store
     max_rejects: int | None = None
     totals: Totals = field(default_factory=Totals)
-    counts: dict[str, Any] | None = None
+    counts: Counts | None = None
     seconds: float = 0.0
     engine_start: float = 0.0
 
@@ -67,24 +68,23 @@ def _check_for_answers(job: Job) -> None:
     no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
     if job.plan.growth or shard.finished(job.out, job.plan, missing_ok=True):
         return
-    reasons: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
     first = ""
     for row, work in itertools.islice(work_of(job.task, job.reader(running=True), job.plan.shards), LOOKED_AT):
         if not isinstance(work, Reject):
             return
         first = first or f"{locate(job.plan, row.number)}: {work}"
-        reasons[work.reason] += 1
-    total = reasons.total()
+        rejects[work.reason] += 1
+    total = rejects.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
-        listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
         which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
         raise JobError(
-            f"{which} would be rejected ({listed}), the first at {first}; mend that "
+            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; mend that "
             f"(`batchgen plan` takes the same flags), or give --max-rejects {total} to go on"
         )
 
 
-def _done_already(job: Job) -> dict[str, Any] | None:
+def _done_already(job: Job) -> Counts | None:
     """The accounting of a job that lacks nothing, so that nothing is to be written: its folder may be read-only."""
     old = record.read_job(job.out)
     if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
@@ -95,8 +95,8 @@ def _done_already(job: Job) -> dict[str, Any] | None:
     if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
         return None
     opening.check_shards(job.out, old)
-    totals = _totals(job)
-    return totals if success.says(job.out, totals) else None
+    counts = shard.total(job.out, job.plan.shards)
+    return counts if success.says(job.out, _as_success(job, counts)) else None
 
 
 def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
@@ -153,7 +153,7 @@ def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
         warn(f"[input] skip: row {min(late)} is in a finished shard, which stays as it is, or not in the input")
 
 
-def _closed(job: Job, presence: Presence) -> dict[str, Any]:
+def _closed(job: Job, presence: Presence) -> Counts:
     counts = close(job)
     presence.tidy()
     return counts
@@ -201,7 +201,7 @@ def _warn_of_other_versions(job: Job) -> None:
     warn(f"this job was begun with {was} and goes on with {is_now}")
 
 
-def close(job: Job) -> dict[str, Any]:
+def close(job: Job) -> Counts:
     """Adds up the counts of all shards and writes `_SUCCESS`, unless it is there and says the same. Raises Stopped, or
     JobError if there are shards of another job.
 
@@ -209,26 +209,14 @@ def close(job: Job) -> dict[str, Any]:
     growth is found here.
     """
     opening.check_shards(job.out, job.record)
-    totals = _totals(job)
-    if not success.says(job.out, totals):
-        success.write(job.out, totals)
+    counts = shard.total(job.out, job.plan.shards)
+    content = _as_success(job, counts)
+    if not success.says(job.out, content):
+        success.write(job.out, content)
         if _as_it_is_now(job) is not job:
             success.remove(job.out)
-    return totals
+    return counts
 
 
-def _totals(job: Job) -> dict[str, Any]:
-    shards = job.plan.shards
-    return count(job.out, shards) | {"shards": len(shards), "fingerprint": job.record.fingerprint}
-
-
-def count(out: Store, shards: list[Shard]) -> dict[str, Any]:
-    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged."""
-    totals: dict[str, Any] = {"rows": 0, "responses": 0, "rejects": {}, "prompt_tokens": 0, "response_tokens": 0}
-    for planned in shards:
-        part = shard.read_counts(out, planned)
-        for reason, number in part.pop("rejects").items():
-            totals["rejects"][reason] = totals["rejects"].get(reason, 0) + number
-        for key, number in part.items():
-            totals[key] += number
-    return totals
+def _as_success(job: Job, counts: Counts) -> dict[str, Any]:
+    return msgspec.to_builtins(counts) | {"shards": len(job.plan.shards), "fingerprint": job.record.fingerprint}

@@ -160,6 +160,7 @@ class Worker:
             self._queue.put_back(opened, opened.fail(request, why))
             return
         row, part, sample, attempt = request.name
+        self.totals.responses += 1
         self.totals.prompt_tokens += len(request.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
         entry = Entry(
@@ -185,7 +186,8 @@ class Worker:
 
     def _commit(self) -> None:
         for opened in [opened for opened in self._queue.open if opened.is_complete]:
-            self._committer.commit(opened, self.totals)
+            counts = self._committer.commit(opened)
+            self.totals += Totals(rows=counts.rows, rejects=counts.rejects)
             self._resumed += opened.resumed
             self._queue.forget(opened)
             self._claims.beat()  # its rows are committed ones now, and no open ones any more

@@ -23,7 +23,7 @@ from ..prompt.checker import Checker, ToFit, fit
 from ..prompt.fit import Fitted
 from ..prompt.formats import Render, renderer, response_text, to_model_text
 from . import limits
-from .columns import Answered, OutputColumn, columns_of, schema_of
+from .output_columns import Answered, OutputColumn, columns_of, schema_of
 from .task import WHOLE, Answer, Entry, Name, Request
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request

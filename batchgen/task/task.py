@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 
 from ..input.conversation import Row
-from ..job.sampling import Sampling
+from ..job.sampling import FINISH_REASONS, Sampling
 
 WHOLE = -1  # in place of where a response's text ends: it is all of it
 
@@ -66,7 +66,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     row: int
     sample: int
     token_ids: list[TokenId]
-    finish_reason: Annotated[str, msgspec.Meta(pattern="^(stop|length)$")]
+    finish_reason: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(FINISH_REASONS)})$")]
     logprobs: list[list[tuple[TokenId, float]]] | None = None
     text_end: int | None = None
     part: int = 0

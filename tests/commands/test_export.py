@@ -29,6 +29,7 @@ from processes import until
 from batchgen.commands import dataset_card, export
 from batchgen.input.plan import Plan
 from batchgen.job.spec import with_defaults
+from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
 
 ROWS = [
@@ -264,7 +265,7 @@ def test_the_card_publishes_no_argument_of_the_engine_that_may_name_what_is_the_
     )
     model = {"name": "m`\n# evil\n<script>", "revision": None, "digests": {"[x](http://y)": "0"}}
     facts = {name: ["<b>"] for name in ("dtype", "device")} | {"model": [json.dumps(model)], "versions": ["{}"]}
-    counts = {"rows": 1, "responses": 1, "rejects": {}, "prompt_tokens": 1, "response_tokens": 1}
+    counts = Counts(rows=1, responses=1, prompt_tokens=1, response_tokens=1)
     schema = pa.schema([("a`|b\n", pa.string())])
     text = dataset_card.text("T\n---\nlicense: evil <img onerror=x>", record, counts, facts, schema, 0)
     assert "/home/me" not in text and '"hf_overrides": "(not shown)"' in text and '"dtype": "float32"' in text

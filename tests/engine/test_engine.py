@@ -3,47 +3,40 @@
 import json
 import shutil
 
+import msgspec
 import pytest
 from conftest import MODEL, demo_records
+from parameters import GIVEN
 from processes import dataset, hook, said
 from vllm.exceptions import VLLMValidationError
 
 from batchgen.engine.vllm import VllmEngine
 from batchgen.errors import JobError, Reject
-from batchgen.job.sampling import Sampling, StructuredOutputs
+from batchgen.job.sampling import PARAMETERS, Sampling
 from batchgen.model.model import load_model
 
-# A value of each parameter that is not its default, and how vLLM has it.
-SET = {
-    "temperature": (0.7, 0.7),
-    "top_p": (0.5, 0.5),
-    "top_k": (7, 7),
-    "min_p": (0.2, 0.2),
-    "repetition_penalty": (1.3, 1.3),
-    "presence_penalty": (0.4, 0.4),
-    "frequency_penalty": (-0.6, -0.6),
-    "max_tokens": (33, 33),
-    "min_tokens": (4, 4),
-    "ignore_eos": (True, True),
-    "stop_token_ids": ([300], [300, 3]),
-    "bad_words": (["no"], ["no"]),
-    "allowed_token_ids": ([300, 301], [300, 301]),
-    "logit_bias": ({300: 2.5}, {300: 2.5}),
-    "logprobs": (3, 3),
-}
-OURS = {"stop", "include_stop_str_in_output"}  # looked for by stop.py
+OURS = ["stop", "include_stop_str_in_output"]  # looked for by stop.py
 
 
-@pytest.mark.parametrize("name", [name for name in Sampling.__struct_fields__ if name not in OURS])
+def test_only_stop_texts_are_kept_from_vllm():
+    assert [each.name for each in PARAMETERS if not each.goes_to_vllm] == OURS
+
+
+@pytest.mark.parametrize("name", [each.name for each in PARAMETERS if each.goes_to_vllm])
 def test_every_sampling_parameter_reaches_vllm(engine, name):
+    default, found = (
+        getattr(engine.params(msgspec.convert(given, Sampling), 1), name) for given in ({}, {name: GIVEN[name]})
+    )
+    assert found != default
     if name == "structured_outputs":
-        params = engine.params(Sampling(structured_outputs=StructuredOutputs(choice=["a", "b"])), 1)
-        assert params.structured_outputs.choice == ["a", "b"]
-        return
-    ours, theirs = SET[name]
-    default = getattr(engine.params(Sampling(), 1), name)
-    found = getattr(engine.params(Sampling(**{name: ours}), 1), name)
-    assert found == theirs != default
+        assert found.json == GIVEN[name]["json"]
+    else:
+        assert found == ([*GIVEN[name], 3] if name == "stop_token_ids" else GIVEN[name])
+
+
+def test_parameters_of_drawing_mean_nothing_to_vllm_where_nothing_is_drawn(engine):
+    params = engine.params(Sampling(temperature=0, top_p=0.5, top_k=7, min_p=0.2), 1)
+    assert (params.top_p, params.top_k, params.min_p) == (1.0, 0, 0.0)
 
 
 def test_a_seed_reaches_vllm_where_something_is_drawn(engine):

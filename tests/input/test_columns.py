@@ -17,6 +17,7 @@ from batchgen.input import columns
 from batchgen.input.columns import alone
 from batchgen.job.spec import load
 from batchgen.output import opening, shard
+from batchgen.output.counts import Counts
 from batchgen.output.journal import Entry
 from batchgen.run.prepare import Job, prepare
 from batchgen.task.task import Answer
@@ -46,7 +47,7 @@ def committed(job: Job) -> tuple[pa.Table, dict[int, str]]:
             except Reject as why:
                 lines.append(shard.reject_line(row, job.task.id_of(row), why))
         facts = {"fingerprint": job.fingerprint_of(planned)}
-        shard.commit(job.out, planned, answers, lines, job.task.schema, facts)
+        shard.commit(job.out, planned, answers, lines, job.task.schema, Counts(planned.rows), facts)
         tables.append(pq.read_table(shard.where(job.out, planned)))
         rejected |= {line["row"]: line["reason"] for line in shard.read_rejects(job.out, planned)}
         assert len(answers) + len(lines) == planned.rows

@@ -227,6 +227,6 @@ def test_a_journal_that_holds_what_no_engine_gives_is_set_aside_and_its_rows_are
         forged_entry[place] = odd
         payloads = [job.record.fingerprint.encode(), *map(msgspec.msgpack.encode, (good, forged_entry))]
         (out / layout.journal(0, f"{place}")).write_bytes(b"".join(map(journal._record, payloads)))
-    assert run_here(instant_engine(), spec).counts["responses"] == 3
+    assert run_here(instant_engine(), spec).counts.responses == 3
     assert len(list(out.glob("_state/quarantine/*"))) == 3
     assert verify.verify(out).problems == []

@@ -358,7 +358,7 @@ def test_whatever_bytes_the_input_has_every_line_is_answered_or_rejected(engine,
             kind = "none"
         assume(kind == "jsonl")  # others are refused as a file, or have records that are no lines
         counts = run_here(engine, spec_of(path, out, max_rejects=data.count(b"\n") + 1)).counts
-        assert counts["rows"] == data.count(b"\n") + (data[-1:] != b"\n")
-        assert counts["rows"] == counts["responses"] + sum(counts["rejects"].values())
+        assert counts.rows == data.count(b"\n") + (data[-1:] != b"\n")
+        assert counts.rows == counts.responses + counts.rejected
         result = batchgen("verify", out)
         assert result.exit_code == 0, result.stderr

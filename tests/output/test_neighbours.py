@@ -258,7 +258,8 @@ def test_any_folder_is_verified_and_nothing_in_it_changes(finished, user):
     (finished / "out" / "_SUCCESS").rename(finished / "success")
     before = snapshot(finished / "out")
     verdict = as_user(user, lambda: verify.verify(finished / "out"))
-    assert verdict.startswith("Verdict(rows=8, responses=7, rejects=1, problems=[], ")
+    assert verdict.startswith("Verdict(counts=Counts(rows=8, responses=7, rejects={'invalid_json': 1}, ")
+    assert "), problems=[], " in verdict
     assert verdict.endswith("is_closed=False, closed=False)")
     assert snapshot(finished / "out") == before
     (finished / "success").rename(finished / "out" / "_SUCCESS")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from msgspec import inspect
 
 from ..input.columns import Column
-from ..job.sampling import PARAMETERS, Sampling, StructuredOutputs, bare
+from ..job.sampling import PARAMETERS, Sampling, bare
 from ..job.spec import JobSpec
 from ..prompt import structured_outputs
 from .task import Entry
@@ -83,24 +83,21 @@ def _arrow_type(kind: inspect.Type) -> pa.DataType:
     raise TypeError(f"no Arrow type for {kind}")
 
 
+_CONVERTED = [each.name for each in PARAMETERS if isinstance(each.kind, inspect.DictType | inspect.StructType)]
+
+
 def as_column(params: Sampling) -> dict[str, Any]:
     """The parameters as the column `sampling` holds them."""
     values = msgspec.structs.asdict(params)
-    for name in _NOT_AS_THEY_ARE:
+    for name in _CONVERTED:
         values[name] = _as_value(values[name])
     return values
-
-
-# The others are written as they are: to ask each of them costs a third of an output row.
-_NOT_AS_THEY_ARE = [
-    each.name for each in PARAMETERS if isinstance(bare(each.kind), inspect.DictType | inspect.StructType)
-]
 
 
 def _as_value(value: Any) -> Any:
     if isinstance(value, dict):
         return [{"token_id": token, "bias": bias} for token, bias in value.items()]
-    return structured_outputs.as_json(value) if isinstance(value, StructuredOutputs) else value
+    return structured_outputs.as_json(value) if value else None
 
 
 def from_column(value: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +236,15 @@ def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column]) -> pa.Schem
         [(column.name, column.type) for column in own if column.is_optional is which] for which in (False, True)
     )
     return pa.schema([*fixed, *((column.name, column.type) for column in passed), *optional])
+
+
+def in_words(kind: pa.DataType) -> str:
+    """An Arrow type for documents."""
+    if pa.types.is_list(kind):
+        return f"list of {in_words(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return f"struct of {', '.join(f'`{field.name}` {in_words(field.type)}' for field in kind)}"
+    return str(kind)
 
 
 # What every shard has, whatever the job.

@@ -1,0 +1,34 @@
+"""The accounting: how it adds up, and what it says."""
+
+import msgspec
+
+from batchgen.output.counts import Counts, by_reason
+from batchgen.run.messages import Totals
+
+
+def test_counts_add_up_by_reason_in_the_order_in_which_reasons_were_seen():
+    parts = [Counts(3, 2, {"too_long": 1}, 30, 20), Counts(4, 1, {"empty": 2, "too_long": 1}, 5, 6), Counts(1, 1)]
+    found = sum(parts, Counts())
+    assert found == Counts(8, 4, {"too_long": 2, "empty": 2}, 35, 26)
+    assert list(found.rejects) == ["too_long", "empty"]
+    assert parts[0].rejects == {"too_long": 1}
+    assert found.rejected == 4
+
+
+def test_they_have_one_wording():
+    counts = Counts(1200, 1199, {"empty": 1, "too_long": 1000})
+    assert str(counts) == "1,200 rows, 1,199 responses, 1,001 rejects (empty 1, too_long 1,000)"
+    assert f"{Counts(2, 2)}" == Counts(2, 2).summary == "2 rows, 2 responses, 0 rejects"
+    assert by_reason({}) == ""
+    assert "\x1b" not in by_reason({"\x1b[2J": 1})  # a folder may say anything
+
+
+def test_their_json_is_that_of_the_files():
+    assert msgspec.json.encode(Counts(2, 1, {"empty": 1}, 8, 9)) == (
+        b'{"rows":2,"responses":1,"rejects":{"empty":1},"prompt_tokens":8,"response_tokens":9}'
+    )
+
+
+def test_what_a_run_did_adds_up_too():
+    found = Totals(rows=1, open_rows=3, kept=1) + Totals(rows=2, rejects={"empty": 1}, open_rows=-2)
+    assert found == Totals(rows=3, rejects={"empty": 1}, open_rows=1, kept=1)

@@ -1,0 +1,85 @@
+"""The table of output columns: complete, and each value fits its type."""
+
+from typing import get_args
+
+import msgspec
+import msgspec.inspect
+import pyarrow as pa
+import pytest
+from parameters import GIVEN
+
+from batchgen.input.conversation import Utterance
+from batchgen.job.sampling import NAMES, PARAMETERS, Sampling
+from batchgen.job.spec import OptionalColumn, load
+from batchgen.task.generate import Prompted
+from batchgen.task.output_columns import (
+    ALWAYS,
+    COLUMNS,
+    Answered,
+    as_column,
+    columns_of,
+    from_column,
+    in_words,
+    sampling_type,
+)
+from batchgen.task.task import Entry
+
+
+def sampling_of(given: dict) -> Sampling:
+    return msgspec.convert(given, Sampling)
+
+
+def test_the_job_file_offers_the_optional_columns_but_logprobs_which_sampling_asks_for():
+    optional = [column.name for column in COLUMNS if column.is_optional]
+    assert optional == [*get_args(OptionalColumn), "logprobs"]
+    tables = {"input": {"path": ["in"]}, "model": {"path": "m"}, "sampling": {"logprobs": 0}}
+    spec = load(None, {**tables, "output": {"path": "out", "include": ["response_token_ids"]}})
+    assert [column.name for column in columns_of(spec)] == [
+        *ALWAYS.names,
+        "response_token_ids",
+        "logprobs",
+    ]
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_every_column_has_a_meaning_and_a_value_of_its_type(column):
+    asked = sampling_of({"logit_bias": {5: 1.5}})
+    turns = [Utterance("ユーザー", "月曜日")]
+    work = Prompted(9, "a", turns, "ユーザー: 月曜日", [5, 6], 2, asked, {}, "text", [])
+    done = Answered(work, 77, Entry(9, 1, [7, 8], "stop", [[(7, -0.5), (8, -1.0)], [(8, 0.0)]], 3), "金曜日")
+    value = column.value(done)
+    assert column.meaning
+    assert pa.array([value], column.type).to_pylist() == [value]
+    assert value not in (None, [], "")
+
+
+def test_types_have_words_for_the_manual():
+    kinds = {column.name: in_words(column.type) for column in COLUMNS}
+    assert kinds["row"] == "int64"
+    assert kinds["conversation"] == "list of struct of `speaker` string, `text` string"
+    assert kinds["logprobs"] == "list of list of struct of `token_id` int32, `logprob` float"
+    assert in_words(sampling_type().field("logit_bias").type) == "list of struct of `token_id` int32, `bias` double"
+
+
+def test_the_column_sampling_has_every_parameter():
+    assert [field.name for field in sampling_type()] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parameter_survives_its_column(name):
+    """As `verify --replay` reads it back, and as a row does that brings the column of an earlier job."""
+    params = sampling_of({name: GIVEN[name]})
+    assert params != Sampling()
+    [value] = pa.array([as_column(params)], sampling_type()).to_pylist()
+    assert sampling_of({key: part for key, part in from_column(value).items() if part is not None}) == params
+
+
+def test_a_shard_of_an_older_version_may_lack_parameters():
+    assert from_column({"temperature": 0.5}) == {"temperature": 0.5}
+
+
+@pytest.mark.parametrize("name", [each.name for each in PARAMETERS if isinstance(each.kind, msgspec.inspect.FloatType)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_none(name, value):
+    with pytest.raises(ValueError, match=f"{name} is not a finite number"):
+        Sampling(**{name: value})
