@@ -79,8 +79,8 @@ def _only_text(prompt: Any, where: str) -> str:
 
 # --- parameters
 
-# These do not shape the text of the response, or say how it is to be sent.
-_PASSED_OVER = frozenset(
+# Parameters that do not affect the text of the response, or only say how to send it.
+_IGNORED = frozenset(
     """
     add_special_tokens background cache_salt chat_template_kwargs container include include_reasoning kv_transfer_params
     max_tool_calls media_io_kwargs messages metadata mm_processor_kwargs model moderation parallel_tool_calls prediction
@@ -132,7 +132,7 @@ def parameters(request: Request) -> dict[str, Any]:
     """The sampling parameters of a request by vLLM's names. Raises Reject(bad_sampling) for one that would change the
     response and is not supported."""
     kind, where, body = request
-    values = {name: value for name, value in body.items() if name not in _PASSED_OVER and name not in _ASKED[kind]}
+    values = {name: value for name, value in body.items() if name not in _IGNORED and name not in _ASKED[kind]}
     for name in [name for name in values if name in _ONLY or name in _NOT_SUPPORTED]:
         value = values.pop(name)
         if value not in _ONLY.get(name, ()) and value not in ([], {}, ""):

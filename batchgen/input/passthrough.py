@@ -34,7 +34,7 @@ def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted,
     """
     wanted = wanted_of(files, texts)
     recorded = recorded or {}
-    first = [file for file in files if not file.growth and file.rows]
+    first = [file for file in files if not file.growth and file.rows]  # those that the job began with
     unknown = [each for each in wanted if not each.declared and each not in recorded]
     seen = _seen(first, [each.source for each in unknown])
     found = []

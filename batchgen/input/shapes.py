@@ -443,12 +443,12 @@ def read(
         Reject: bad_shape, unknown_speaker, empty or invalid_utf8
     """
     said = SHAPES[shape].parse(record, drop_last_response)
-    if SHAPES[shape].system and (system := _system_beside(record, systems, said)):
+    if SHAPES[shape].system and (system := _system_columns(record, systems, said)):
         said = [*system, *said]
     return _ending_with_user(said, drop_last_response)
 
 
-def _system_beside(record: Record, columns: tuple[str, ...], said: Conversation) -> Conversation:
+def _system_columns(record: Record, columns: tuple[str, ...], said: Conversation) -> Conversation:
     """System messages from columns of their own, except those that the conversation has too. Non-text is ignored."""
     texts = [text_of(record[name], name) for name in columns if is_text(record.get(name))]
     if not texts:

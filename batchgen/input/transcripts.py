@@ -37,7 +37,7 @@ _HH = [
     _lines("USER", "ASSISTANT", "SYSTEM"),
     _lines("user", "assistant", "system"),
 ]
-_HH_CUE = "Assistant"  # on the last line it calls for an answer too, without its colon
+_HH_CUE = "Assistant"  # on the last line it asks for an answer, even without its colon
 _GUANACO = Marks(
     re.compile(r"\s*### ?(?:Human|User|System) ?:", re.IGNORECASE),
     re.compile(r"### ?(Human|User|Assistant|System) ?:", re.IGNORECASE),

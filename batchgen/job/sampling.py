@@ -90,7 +90,8 @@ class GivenSampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
         Annotated[StructuredOutputs, Meta(description="json (a schema), json_object, regex, choice or grammar")] | None
     ) = None
     logprobs: (
-        Annotated[int, Meta(ge=0, le=20, description="log probabilities to record, in tokens per step")] | None
+        Annotated[int, Meta(ge=0, le=20, description="record the log probabilities of this many tokens per step")]
+        | None
     ) = None
 
 

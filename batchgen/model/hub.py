@@ -11,9 +11,7 @@ from ..errors import JobError
 from ..host import terminal
 from ..job.spec import is_hub_name
 
-# The files that may affect what a model reads and writes, apart from the weights, by name or pattern.
-
-# Those that batchgen 0.2 recorded for models outside the series.
+# Names and patterns of files. These batchgen 0.2 recorded for models outside the series.
 FILES_OF_0_2 = (
     *("config.json", "generation_config.json", "spiece.model", "tokenizer_config.json"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -24,6 +22,7 @@ ENGINE_FILES = (
     *("generation_config.json", "*.index.json"),
     *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
 )
+# All that may affect what a model reads and writes, apart from the weights.
 FILES = (
     *FILES_OF_0_2,
     *ENGINE_FILES,
