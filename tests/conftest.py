@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from paced import Instant
 
 from batchgen.cli import cli
 from batchgen.engine.vllm import Engine
@@ -65,15 +67,28 @@ def engine():
 @pytest.fixture
 def generate(engine, tmp_path):
     """Runs a job to its end on the shared engine; flags as in the job file, by table. Returns the output folder."""
+    return _generating(lambda job: engine, tmp_path)
 
+
+@pytest.fixture
+def instantly(tmp_path, monkeypatch):
+    """The same on the engine of processes.instant: what runs in processes of their own are to give."""
+    from processes import pace  # which takes MODEL from here
+
+    for name, value in pace().items():
+        monkeypatch.setenv(name, value)
+    return _generating(lambda job: Instant(job.model, job.spec.engine, job.context), tmp_path)
+
+
+def _generating(engine_of: Callable[[Job], Engine], folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
-        tables["output"] = {"path": str(tmp_path / out), **tables.get("output", {})}
+        tables["output"] = {"path": str(folder / out), **tables.get("output", {})}
         tables.setdefault("model", {"path": str(MODEL)})
         job = prepare(load(None, tables))
         opening.open_job(job.out, job.record)
         missing = missing_shards(job)
-        worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
+        worker = Worker(job, engine_of(job), Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)
         close(job)
         return job.out

@@ -122,7 +122,7 @@ def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generat
     broken = hook(
         tmp_path / "hook",
         """
-def patch(engine, vllm):
+def patch(engine):
     import pyarrow
     from batchgen.output import shard
     def commit(*arguments):

@@ -128,7 +128,7 @@ def test_a_part_of_a_starting_engine_that_crashes_is_a_wrong_setup(start, write_
 
 
 def at_start(tmp_path: Path, code: str) -> dict[str, str]:
-    environment = hook(tmp_path / "hook", f"def patch(engine, vllm):\n    {code}\n")
+    environment = hook(tmp_path / "hook", f"def patch(engine):\n    {code}\n")
     return {**environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 

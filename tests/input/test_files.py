@@ -223,7 +223,7 @@ def test_input_that_goes_away_while_the_job_runs_stops_it_resumable_but_is_wrong
 
 def test_a_run_whose_input_goes_away_exits_75_and_goes_on_when_it_is_back(start, write_rows, tmp_path):
     path = write_rows([{"text": "Monday"}] * 9)
-    gone = hook(tmp_path / "hook", f"def patch(engine, vllm): os.rename({str(path)!r}, {str(path) + '.away'!r})")
+    gone = hook(tmp_path / "hook", f"def patch(engine): os.rename({str(path)!r}, {str(path) + '.away'!r})")
     run = start(path, tmp_path / "out", "--max-tokens", 4, env=gone)
     assert run.wait() == 75, run.stderr
     assert "in.jsonl: cannot be read now (No such file or directory)" in run.stderr

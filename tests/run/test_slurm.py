@@ -430,7 +430,7 @@ def test_without_a_signal_a_run_asks_slurm_when_its_time_ends(box, job, expected
 @pytest.mark.slurm
 def test_a_task_that_never_gets_to_work_gives_up_after_three_restarts(box, job, tmp_path):
     starting = tmp_path / "starting"
-    code = f"def patch(engine, vllm):\n    open({str(starting)!r}, 'w').close()\n    time.sleep(1000)\n"
+    code = f"def patch(engine):\n    open({str(starting)!r}, 'w').close()\n    time.sleep(1000)\n"
     run = box.submit(job, "--time", "30", PYTHONPATH=hook(tmp_path / "hook", code)["PYTHONPATH"])
     for restart in range(4):
         until(starting.exists, MINUTES)
