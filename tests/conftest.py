@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -36,6 +37,14 @@ def demo_records(count: int) -> list[dict]:
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced():
+    """Of what this process and its forks have written a kill loses nothing, synced or not, and to sync takes up to ten
+    milliseconds. What a power loss would do faulty.py knows."""
+    with mock.patch.object(os, "fsync", lambda file: None):
+        yield
 
 
 @pytest.fixture
@@ -80,6 +89,13 @@ def instantly(tmp_path, monkeypatch):
     return _generating(lambda job: Instant(job.model, job.spec.engine, job.context), tmp_path)
 
 
+@pytest.fixture
+def instant_engine(monkeypatch) -> Instant:
+    """That engine itself."""
+    model = load_model(str(MODEL))
+    return Instant(model, {}, model.context)
+
+
 def _generating(engine_of: Callable[[Job], Engine], folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
@@ -119,6 +135,19 @@ def batchgen():
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return SimpleNamespace(exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+
+    return invoke
+
+
+@pytest.fixture
+def batchgen_here(engine, batchgen):
+    """The same for what generates: its worker is in this process too, on the shared engine, and prepares the job as
+    one of its own process does."""
+    from faulty import worker_here  # which takes MODEL from here
+
+    def invoke(*arguments) -> SimpleNamespace:
+        with worker_here(engine):
+            return batchgen(*arguments)
 
     return invoke
 

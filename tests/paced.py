@@ -17,6 +17,7 @@ class Instant:
     def __init__(self, model, args, context):
         time.sleep(float(os.environ.get("BATCHGEN_TEST_START", 0)))
         self.max_num_seqs = args.get("max_num_seqs", 8)
+        self._pace = float(os.environ.get("BATCHGEN_TEST_STEP", 0))
         self._asked = []
 
     def add(self, name, prompt, sampling, seed):
@@ -24,7 +25,8 @@ class Instant:
         self._asked.append(Response(name, [5 + (seed + place) % 900 for place in range(length)], "length"))
 
     def step(self):
-        time.sleep(float(os.environ.get("BATCHGEN_TEST_STEP", 0)))
+        if self._pace:
+            time.sleep(self._pace)
         done, self._asked = self._asked[: self.max_num_seqs], self._asked[self.max_num_seqs :]
         return done
 

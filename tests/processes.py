@@ -27,7 +27,8 @@ if "batchgen.run.worker" in sys.orig_argv:
     from batchgen.engine.vllm import Engine
 """
 _INSTANT = """
-import sys
+import os, sys
+os.fsync = lambda file: None  # as in conftest.py
 if "batchgen.run.worker" in sys.orig_argv:
     import batchgen.engine.vllm
     from paced import Instant
