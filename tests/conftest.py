@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import settings
 from paced import Instant
 
 from batchgen.cli import cli
@@ -27,6 +28,9 @@ from batchgen.task.item import Item
 DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
 MODEL = DEMO / "model"
 CONVERSATIONS = DEMO / "data" / "conversations.jsonl"
+
+settings.register_profile("ours", deadline=None)  # a busy machine is no fault
+settings.load_profile("ours")
 
 
 def demo_records(count: int) -> list[dict]:

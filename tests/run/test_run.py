@@ -97,14 +97,6 @@ def test_damaged_weights_are_one_line_and_exit_1(write_rows, batchgen_process, t
     assert "Traceback" in (tmp_path / "out" / "_state" / "engine.log").read_text()
 
 
-def test_a_value_that_vllm_refuses_is_one_line_and_exit_2(write_rows, batchgen_process, tmp_path):
-    arguments = ["run", write_rows(demo_records(1)), "--model", MODEL, "--output", tmp_path / "out"]
-    result = batchgen_process(*arguments, "--engine", "dtype=flot16")
-    assert result.returncode == 2
-    [line] = said(result.stderr)
-    assert line.startswith("batchgen: [engine] vLLM refuses: dtype")
-
-
 def test_engine_arguments_reach_vllm(write_rows, batchgen_process, tmp_path):
     arguments = ["run", write_rows(demo_records(3)), "--model", MODEL, "--output", tmp_path / "out"]
     result = batchgen_process(*arguments, "--engine", "dtype=bfloat16", "--engine", "max_num_seqs=2")
