@@ -2,13 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import settings
+from paced import Instant
 
 from batchgen.cli import cli
+from batchgen.engine.types import Engine
 from batchgen.engine.vllm import VllmEngine
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
@@ -24,6 +29,9 @@ DEMO = Path(__file__).parent.parent / "batchgen" / "demo"
 MODEL = DEMO / "model"
 CONVERSATIONS = DEMO / "data" / "conversations.jsonl"
 
+settings.register_profile("ours", deadline=None)  # a busy machine is no fault
+settings.load_profile("ours")
+
 
 def demo_records(count: int) -> list[dict]:
     with CONVERSATIONS.open(encoding="utf-8") as lines:
@@ -33,6 +41,14 @@ def demo_records(count: int) -> list[dict]:
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced():
+    """Of what this process and its forks have written a kill loses nothing, synced or not, and to sync takes up to ten
+    milliseconds. What a power loss would do faulty.py knows."""
+    with mock.patch.object(os, "fsync", lambda file: None):
+        yield
 
 
 @pytest.fixture
@@ -64,18 +80,38 @@ def engine():
 @pytest.fixture
 def generate(engine, tmp_path):
     """Runs a job to its end on the shared engine; flags as in the job file, by table. Returns the output folder."""
+    return _generating(lambda job: engine, tmp_path)
 
+
+@pytest.fixture
+def instantly(tmp_path, monkeypatch):
+    """The same on the engine of processes.instant: what runs in processes of their own are to give."""
+    from processes import pace  # which takes MODEL from here
+
+    for name, value in pace().items():
+        monkeypatch.setenv(name, value)
+    return _generating(lambda job: Instant(job.model, job.spec.engine, job.context), tmp_path)
+
+
+@pytest.fixture
+def instant_engine(monkeypatch) -> Instant:
+    """That engine itself."""
+    model = load_model(str(MODEL))
+    return Instant(model, {}, model.context)
+
+
+def _generating(engine_of: Callable[[Job], Engine], folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
-        tables["output"] = {"path": str(tmp_path / out), **tables.get("output", {})}
+        tables["output"] = {"path": str(folder / out), **tables.get("output", {})}
         tables.setdefault("model", {"path": str(MODEL)})
         job = prepare(load(None, tables))
         opening.open_job(job.out, job.record)
         missing = missing_shards(job)
-        worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
+        worker = Worker(job, engine_of(job), Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)
         close(job)
-        return tmp_path / out
+        return folder / out
 
     return run
 
@@ -103,6 +139,19 @@ def batchgen():
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return SimpleNamespace(exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+
+    return invoke
+
+
+@pytest.fixture
+def batchgen_here(engine, batchgen):
+    """The same for what generates: its worker is in this process too, on the shared engine, and prepares the job as
+    one of its own process does."""
+    from faulty import worker_here  # which takes MODEL from here
+
+    def invoke(*arguments) -> SimpleNamespace:
+        with worker_here(engine):
+            return batchgen(*arguments)
 
     return invoke
 

@@ -7,10 +7,12 @@ import os
 import select
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 from conftest import MODEL
 
 import batchgen.model.model
@@ -22,6 +24,7 @@ from batchgen.job.spec import JobSpec, load
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
 from batchgen.output.counts import Counts
+from batchgen.output.record import JobRecord
 from batchgen.run.messages import Report, Totals, Warn
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
@@ -44,18 +47,40 @@ class _Here:
         self._job, self._progress = job, progress
 
     def run(self) -> None:
-        claims = Claims(self._job.out, self._job.spec.output.stale)
-        worker = Worker(self._job, self.engine, claims, self._hear)
+        job = self._prepared()
+        worker = Worker(job, self.engine, Claims(job.out, job.spec.output.stale), self._hear)
         with mock.patch.object(journal, "SYNC_EVERY", 0):
-            worker.run(self._job.plan.shards)
+            worker.run(job.plan.shards)
         self.totals = worker.totals
+
+    def _prepared(self) -> Job:
+        return self._job
 
     def _hear(self, report: Report) -> None:
         if isinstance(report, Warn):
             self._progress.write(f"batchgen: warning: {report.text}")
 
 
+class _HereByItself(_Here):
+    """It prepares the job anew from what a supervisor tells its worker, as a process of its own does."""
+
+    def _prepared(self) -> Job:
+        record = msgspec.json.decode(msgspec.json.encode(self._job.record), type=JobRecord)
+        return prepare(self._job.spec, begun=record)
+
+
+@contextmanager
+def worker_here(engine: Engine, kind: type[_Here] = _HereByItself) -> Iterator[None]:
+    """Whatever runs a job in this block has its worker in this process, on this engine."""
+    with (
+        mock.patch.object(batchgen.run.run, "Supervisor", kind),
+        mock.patch.object(_Here, "engine", engine, create=True),
+    ):
+        yield
+
+
 _load_model = functools.cache(batchgen.model.model.load_model)
+_versions = functools.cache(batchgen.engine.installed.versions)
 
 
 def spec_of(
@@ -92,10 +117,10 @@ def finished_in_shards_of_one(source: Path, out: Path) -> Job:
 def run_here(engine: Engine, spec: JobSpec) -> Outcome:
     """`batchgen run` but for the supervisor and the worker's own process."""
     with (
-        mock.patch.object(batchgen.run.run, "Supervisor", _Here),
-        mock.patch.object(_Here, "engine", engine, create=True),
-        # What reads vLLM's source and the model, and has nothing to do with the disk:
+        worker_here(engine, _Here),
+        # What reads vLLM's source, its versions and the model, and has nothing to do with the disk:
         mock.patch.object(batchgen.run.prepare, "check_args"),
+        mock.patch.object(batchgen.run.prepare, "versions", _versions),
         mock.patch.object(batchgen.run.prepare, "load_model", _load_model),
     ):
         return batchgen.run.run.run(spec)

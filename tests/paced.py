@@ -11,9 +11,9 @@ class Instant(InstantEngine):
     requests unless the job says otherwise."""
 
     def __init__(self, model, args, context):
-        time.sleep(float(os.environ["BATCHGEN_TEST_START"]))
+        time.sleep(float(os.environ.get("BATCHGEN_TEST_START", 0)))
         super().__init__(model, {"max_num_seqs": 8} | args, context)
 
     def step(self):
-        time.sleep(float(os.environ["BATCHGEN_TEST_STEP"]))
+        time.sleep(float(os.environ.get("BATCHGEN_TEST_STEP", 0)))
         return super().step()

@@ -22,44 +22,56 @@ from batchgen.engine.choice import VARIABLE
 LONG = {"ignore_eos": True, "max_tokens": 400}  # of a row's sampling: long enough to be stopped in
 PATIENCE = 120  # seconds that anything may take on a slow machine
 
-# Python runs this in every worker. It only patches what is asked for; the rest is the product and vLLM as they are.
-_SITE = """
-import os, sys, time
-if "batchgen.run.process" in sys.orig_argv:
-    from batchgen.engine.vllm import VllmEngine
-    init = VllmEngine.__init__
-    def patched(self, *arguments):
-        init(self, *arguments)
-        patch(self, self._engine)
-    VllmEngine.__init__ = patched
-"""
-
-
-def hook(folder: Path, code: str) -> dict[str, str]:
-    """An environment in which workers run `code` when their engine is up; it defines patch(engine, vllm)."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_SITE + code)
-    path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path}
-
-
-# For tests that append lines to it: workers run them when they start, with the class of their engine at hand.
-_INSTANT = """
+# Python runs this in every worker. It patches only what is asked for: the rest is the product and its engine.
+_VLLM = """
 import sys
 if "batchgen.run.process" in sys.orig_argv:
+    from batchgen.engine.vllm import VllmEngine as Engine
+"""
+_INSTANT = """
+import os, sys
+os.fsync = lambda file: None  # as in conftest.py
+if "batchgen.run.process" in sys.orig_argv:
     from paced import Instant
+    Engine = Instant
+"""
+_PATCHED = """
+import os, sys, time
+if "batchgen.run.process" in sys.orig_argv:
+    init = Engine.__init__
+    def patched(self, *arguments):
+        init(self, *arguments)
+        patch(self)
+    Engine.__init__ = patched
 """
 
 
 def instant(folder: Path, start: float = 0, step: float = 0) -> dict[str, str]:
     """An environment in which a worker's engine is up after `start` seconds and makes a step, of eight answers, in
-    `step` seconds: for tests of what happens around an engine, by the hundred."""
+    `step` seconds (paced.py): for tests of what happens around an engine, by the hundred."""
+    return _site(folder, _INSTANT) | pace(start, step)
+
+
+def pace(start: float = 0, step: float = 0) -> dict[str, str]:
+    """What names the engine that answers at once, and sets its pace."""
+    return {VARIABLE: "paced:Instant", "BATCHGEN_TEST_START": f"{start}", "BATCHGEN_TEST_STEP": f"{step}"}
+
+
+def hook(folder: Path, code: str, step: float | None = None) -> dict[str, str]:
+    """An environment in which workers run `code` when their engine is up; it defines patch(engine). The engine is
+    vLLM, or one that answers at once and takes `step` seconds for a step."""
+    environment = _site(folder, _VLLM) if step is None else instant(folder, step=step)
+    with (folder / "sitecustomize.py").open("a") as site:
+        site.write(_PATCHED + code)
+    return environment
+
+
+def _site(folder: Path, code: str) -> dict[str, str]:
     folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
     (folder / "paced.py").symlink_to(Path(__file__).with_name("paced.py"))
-    (folder / "sitecustomize.py").write_text(_INSTANT)
     path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
-    pace = {"BATCHGEN_TEST_START": str(start), "BATCHGEN_TEST_STEP": str(step)}
-    return {**os.environ, "PYTHONPATH": path, VARIABLE: "paced:Instant", **pace}
+    return {**os.environ, "PYTHONPATH": path}
 
 
 class Finished(NamedTuple):
@@ -75,8 +87,9 @@ class Watch:
     """Writes down every item that goes into an engine or comes out of it, in the instant it does: kills lose nothing
     of it. That is what the journals are held against."""
 
-    def __init__(self, folder: Path, together: int = 1, more: str = ""):
-        """together: the first engines begin when so many are up; more: lines that run in every worker by then."""
+    def __init__(self, folder: Path, together: int = 1, more: str = "", step: float | None = None):
+        """together: the first engines begin when so many are up; more: lines that run in every worker by then; step:
+        of hook."""
         self._log = folder / "watched"
         self._log.touch()
         self.environment = hook(
@@ -85,7 +98,7 @@ class Watch:
 log = os.open({str(self._log)!r}, os.O_WRONLY | os.O_APPEND)
 def write(lines):
     os.write(log, "".join(lines).encode())
-def patch(engine, vllm):
+def patch(engine):
     add, step = engine.add, engine.step
     write([f"^ {{os.getpid()}}\\n"])
     while open({str(self._log)!r}).read().count("^") < {together}:
@@ -101,7 +114,12 @@ def patch(engine, vllm):
     engine.add, engine.step = watched_add, watched_step
 {textwrap.indent(textwrap.dedent(more), "    ")}
 """,
+            step,
         )
+
+    def started(self) -> list[int]:
+        """The workers whose engines came up."""
+        return [int(fields[1]) for fields in self._lines() if fields[0] == "^"]
 
     def added(self) -> list[str]:
         return [fields[1] for fields in self._lines() if fields[0] == "+"]
@@ -111,6 +129,17 @@ def patch(engine, vllm):
 
     def _lines(self) -> Iterator[list[str]]:
         return (line.split() for line in self._log.read_text().splitlines())
+
+
+def waits_while(held: Path) -> str:
+    """For `more` of Watch: an engine that stands still for as long as the file is there."""
+    return f"""
+        def step_unless_held():
+            while os.path.exists({str(held)!r}):
+                time.sleep(0.01)
+            return watched_step()
+        engine.step = step_unless_held
+    """
 
 
 class Run:

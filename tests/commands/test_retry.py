@@ -17,11 +17,11 @@ def out(generate, write_rows):
     return generate([write_rows(rows)], sampling=SHORT, output={"shard_rows": 8, "columns": ["expected"]})
 
 
-def test_a_retry_answers_the_picked_rows_under_their_old_numbers_and_ids(out, batchgen_process, batchgen, tmp_path):
+def test_a_retry_answers_the_picked_rows_under_their_old_numbers_and_ids(out, batchgen_here, batchgen, tmp_path):
     new = tmp_path / "new"
     command = ["retry", out, "--only", "length", "--max-tokens", "96", "--output", new]
-    done = batchgen_process(*command)
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here(*command)
+    assert done.exit_code == 0, done.stderr
 
     old = {row["row"]: row for row in ds.dataset(out).to_table().to_pylist()}
     cut = [number for number, row in old.items() if row["finish_reason"] == "length"]
@@ -43,23 +43,23 @@ def test_a_retry_answers_the_picked_rows_under_their_old_numbers_and_ids(out, ba
 
 
 @pytest.mark.slow
-def test_rejected_rows_can_be_retried_too(out, batchgen_process, tmp_path):
+def test_rejected_rows_can_be_retried_too(out, batchgen_here, tmp_path):
     command = ["retry", out, "--only", "bad_sampling,invalid_json", "--output", tmp_path / "new"]
-    refused = batchgen_process(*command)
-    assert (refused.returncode, refused.stdout) == (2, "")
+    refused = batchgen_here(*command)
+    assert (refused.exit_code, refused.stdout) == (2, "")
     assert "all 2 rows would be rejected (bad_sampling 1, invalid_json 1)" in refused.stderr
-    done = batchgen_process(*command, "--max-rejects", 2)
+    done = batchgen_here(*command, "--max-rejects", 2)
     assert "done: 2 rows, 0 responses, 2 rejects (bad_sampling 1, invalid_json 1)" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_retry_of_parquet_input(generate, batchgen_process, tmp_path):
+def test_a_retry_of_parquet_input(generate, batchgen_here, tmp_path):
     texts = [record["conversation"][-1]["text"] for record in demo_records(20)]
     table = pa.table({"text": texts, "when": pa.array(range(20), pa.timestamp("us"))})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=3)
     out = generate([tmp_path / "in.parquet"], sampling=SHORT, output={"columns": ["when"]})
-    done = batchgen_process("retry", out, "--only", "length", "--max-tokens", "96", "--output", tmp_path / "new")
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here("retry", out, "--only", "length", "--max-tokens", "96", "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.stderr
     old = ds.dataset(out).to_table(filter=ds.field("finish_reason") == "length")
     new = ds.dataset(tmp_path / "new").to_table()
     assert new["row"] == old["row"]

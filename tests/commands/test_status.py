@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 from conftest import demo_records
 from faulty import finished_in_shards_of_one, run_here, spec_of
-from processes import starting, until
+from processes import instant, starting, until
 
 from batchgen.commands import status
 from batchgen.output import heartbeat as beat
@@ -286,10 +286,7 @@ def test_ctrl_c_ends_watch_quietly(out):
 
 
 def test_a_real_job_from_its_start_over_a_kill_to_its_end(write_rows, tmp_path):
-    rows = demo_records(240)
-    for number, row in enumerate(rows):
-        row["sampling"] = {"ignore_eos": True, "max_tokens": 60 + 37 * number % 140}
-    source, out = write_rows(rows), tmp_path / "out"
+    source, out = write_rows(demo_records(480)), tmp_path / "out"
     states, numbers = [], []
 
     def look() -> status.Status:
@@ -302,8 +299,9 @@ def test_a_real_job_from_its_start_over_a_kill_to_its_end(write_rows, tmp_path):
         numbers.extend(worker for worker in seen.workers if worker.response_tokens_per_second)
         return bool(numbers) and seen.shards.done > 0
 
+    paced = instant(tmp_path / "instant", start=0.5, step=0.1)
     with starting() as start:
-        run = start(source, out, "--shard-rows", 20, "--stale", STALE)
+        run = start(source, out, "--shard-rows", 20, "--stale", STALE, env=paced)
         until(lambda: (out / "_job.json").exists())
         until(generates)
         worker = numbers[-1]
@@ -317,11 +315,11 @@ def test_a_real_job_from_its_start_over_a_kill_to_its_end(write_rows, tmp_path):
         assert (seen.state, seen.eta, [worker.state for worker in seen.workers]) == ("stopped", None, ["dead"])
         assert seen.workers[0].running == 0 < seen.workers[0].rows
         watched = subprocess.Popen(command(out, "--watch", "--json"), stdout=subprocess.PIPE, text=True)
-        again = start(source, out, "--shard-rows", 20, "--stale", STALE)
+        again = start(source, out, "--shard-rows", 20, "--stale", STALE, env=paced)
         lines = [json.loads(line) for line in watched.communicate(timeout=120)[0].splitlines()]
         assert (again.wait(), watched.returncode) == (0, 0), again.stderr
     assert [lines[0]["state"], lines[-1]["state"]] == ["stopped", "done"]
-    assert lines[-1]["rows_done"] == lines[-1]["finished"]["rows"] == 240
+    assert lines[-1]["rows_done"] == lines[-1]["finished"]["rows"] == 480
     assert max(line["response_tokens_per_second"] for line in lines) > 0
 
 

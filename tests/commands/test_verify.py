@@ -130,19 +130,19 @@ def test_a_flipped_bit_is_found_quarantined_and_made_again_the_same(batchgen, ge
     assert batchgen("verify", out).exit_code == 0
 
 
-def test_replay_generates_items_again_and_counts_the_same(batchgen_process, out):
-    result = batchgen_process("verify", out, "--replay", 15)
-    assert result.returncode == 0, result.stderr
+def test_replay_generates_items_again_and_counts_the_same(batchgen_here, out):
+    result = batchgen_here("verify", out, "--replay", 15)
+    assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "replayed: 15 of 15 responses are the same"
 
 
-def test_replay_shows_the_first_difference(batchgen_process, out):
+def test_replay_shows_the_first_difference(batchgen_here, out):
     def change(table):
         column = table.schema.get_field_index("response")
         return table.set_column(column, "response", pa.array(["forged"] * table.num_rows))
 
     for index in range(3):
         rewrite(out, index, change)
-    result = batchgen_process("verify", out, "--replay", 3)
+    result = batchgen_here("verify", out, "--replay", 3)
     assert "replayed: 0 of 3 responses are the same" in result.stdout
     assert "'forged' then, " in result.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
+from processes import instant
 
 from batchgen.job.spec import OutputTable, load
 from batchgen.run.supervisor import GRACE
@@ -97,5 +98,5 @@ def test_cron_starts_no_second_run_while_one_is_going(site):
 
 def test_a_night_by_cron_answers_what_is_new(site):
     (site / "in" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in demo_records(5)))
-    assert subprocess.run(cron(site)).returncode == 0
+    assert subprocess.run(cron(site), env=instant(site / "instant")).returncode == 0
     assert "done: 5 rows, 5 responses, 0 rejects" in (site / "nightly.log").read_text()

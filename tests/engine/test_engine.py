@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from conftest import MODEL, demo_records
 from parameters import GIVEN
-from processes import dataset, hook, said
+from processes import dataset, hook, instant, said
 from vllm.exceptions import VLLMValidationError
 
 from batchgen.engine.vllm import VllmEngine
@@ -101,6 +101,11 @@ def test_settings_of_structured_outputs_that_vllm_does_not_know_are_refused_in_o
         VllmEngine(load_model(str(MODEL)), {"structured_outputs_config": {"backend": "none"}}, 512)
 
 
+def test_a_value_that_vllm_refuses_is_one_line():
+    with pytest.raises(JobError, match=r"^\[engine\] vLLM refuses: dtype.*$"):
+        VllmEngine(load_model(str(MODEL)), {"dtype": "flot16"}, 512)
+
+
 def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
     model = shutil.copytree(MODEL, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
@@ -109,19 +114,20 @@ def test_a_config_that_only_vllm_finds_wrong_is_refused_in_one_line(tmp_path):
         VllmEngine(load_model(str(model)), {}, 512)
 
 
-def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, generate, write_rows, tmp_path):
+def test_a_bug_at_a_commit_ends_the_run_at_once_and_loses_nothing(start, instantly, write_rows, tmp_path):
     """It is not taken for a death of the engine, which would be started again and again."""
     source = write_rows(demo_records(60))
     broken = hook(
         tmp_path / "hook",
         """
-def patch(engine, vllm):
+def patch(engine):
     import pyarrow
     from batchgen.output import shard
     def commit(*arguments):
         raise pyarrow.ArrowInvalid("Integer value 9007199254740993 not in range")
     shard.commit = commit
 """,
+        step=0,
     )
     run = start(source, tmp_path / "out", "--temperature", 0, env=broken)
     assert run.wait() == 1
@@ -131,10 +137,10 @@ def patch(engine, vllm):
         f"finished responses are kept; see {log}"
     ]
     assert "Traceback" in log.read_text()
-    again = start(source, tmp_path / "out", "--temperature", 0)
+    again = start(source, tmp_path / "out", "--temperature", 0, env=instant(tmp_path / "instant"))
     assert again.wait() == 0, again.stderr
     assert "(60 responses from the journal)" in again.stdout
-    assert dataset(tmp_path / "out") == dataset(generate([source], "expected", sampling={"temperature": 0}))
+    assert dataset(tmp_path / "out") == dataset(instantly([source], "expected", sampling={"temperature": 0}))
 
 
 def test_chunked_prefill_on_a_cpu_is_refused_before_anything_starts(batchgen, write_rows, tmp_path):

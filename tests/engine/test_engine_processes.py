@@ -124,15 +124,14 @@ def test_a_part_of_a_starting_engine_that_crashes_is_a_wrong_setup(start, write_
     assert "CPU instructions that this machine lacks" in line
 
 
-# --- the same without them: no vLLM process beside the worker
+# --- engines in the worker's own process: those that crash as they start answer at once, if ever
 
 
 def at_start(tmp_path: Path, code: str) -> dict[str, str]:
-    environment = hook(tmp_path / "hook", f"def patch(engine, vllm):\n    {code}\n")
-    return {**environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return hook(tmp_path / "hook", f"def patch(engine):\n    {code}\n", step=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGSEGV])
 def test_a_crash_at_the_first_start_is_given_up_at_once(start, write_rows, tmp_path, number):
     run = start(
         write_rows(demo_records(3)), tmp_path / "out", env=at_start(tmp_path, f"os.kill(os.getpid(), {number:d})")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
-from processes import until
+from processes import instant, until
 
 from batchgen.host.console import Console
 
 COMMAND = str(Path(sys.executable).with_name("batchgen"))
-LONG = {"ignore_eos": True, "max_tokens": 400}
 
 
 def command(*arguments: object) -> list[str]:
@@ -36,18 +35,18 @@ def a_terminal() -> tuple[int, int | None]:
     return theirs, ours
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("make", [a_pipe, pytest.param(a_full_disk, marks=SLOW), pytest.param(a_terminal, marks=SLOW)])
+@pytest.mark.parametrize("make", [a_pipe, a_full_disk, a_terminal])
 def test_ctrl_c_drains_where_nobody_reads_stderr_and_stdout_any_more(write_rows, tmp_path, make):
     """As with `batchgen run ... 2>&1 | tee log`: the Ctrl-C ends tee first, and a write fails with EPIPE; a terminal
     that is closed gives EIO."""
     theirs, ours = make()
     out = tmp_path / "out"
-    source = write_rows([{**record, "sampling": LONG} for record in demo_records(300)])
     run = subprocess.Popen(
-        command("run", source, "--model", MODEL, "--output", out), stdout=theirs, stderr=theirs, process_group=0
+        command("run", write_rows(demo_records(1000)), "--model", MODEL, "--output", out),
+        env=instant(tmp_path / "instant", step=0.1),
+        stdout=theirs,
+        stderr=theirs,
+        process_group=0,
     )
     try:
         os.close(theirs)
@@ -66,7 +65,8 @@ def test_ctrl_c_drains_where_nobody_reads_stderr_and_stdout_any_more(write_rows,
 def test_a_run_without_stderr_and_stdout_finishes_and_writes_nothing_of_them_into_its_files(write_rows, tmp_path):
     out = tmp_path / "out"
     arguments = command("run", write_rows(demo_records(20)), "--model", MODEL, "--output", out)
-    assert subprocess.run(["sh", "-c", '"$@" >&- 2>&- <&-', "sh", *arguments]).returncode == 0
+    closed = ["sh", "-c", '"$@" >&- 2>&- <&-', "sh", *arguments]
+    assert subprocess.run(closed, env=instant(tmp_path / "instant")).returncode == 0
     assert (out / "_SUCCESS").exists()
     checked = subprocess.run(command("verify", out), capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")

@@ -251,22 +251,22 @@ def test_a_job_of_which_all_rows_would_be_rejected_ends_before_anything_is_writt
     assert not (tmp_path / "out").exists()
 
 
-def test_max_rejects_that_allows_them_all_says_that_it_is_meant(batchgen_process, flags, write_rows):
+def test_max_rejects_that_allows_them_all_says_that_it_is_meant(batchgen_here, flags, write_rows):
     rows = write_rows([{"question": "Monday"}] * 3)
-    assert batchgen_process("run", rows, *flags, "--max-rejects", "2").returncode == 2
-    done = batchgen_process("run", rows, *flags, "--max-rejects", "3")
-    assert (done.returncode, "3 rows, 0 responses, 3 rejects" in done.stdout) == (0, True), done.stderr
+    assert batchgen_here("run", rows, *flags, "--max-rejects", "2").exit_code == 2
+    done = batchgen_here("run", rows, *flags, "--max-rejects", "3")
+    assert (done.exit_code, "3 rows, 0 responses, 3 rejects" in done.stdout) == (0, True), done.stderr
 
 
-def test_one_row_that_can_be_answered_is_enough(batchgen_process, flags, write_rows):
+def test_one_row_that_can_be_answered_is_enough(batchgen_here, flags, write_rows):
     rows = write_rows([{"question": "Monday"}] * 1500 + [GOOD])
-    done = batchgen_process("run", rows, *flags, "--max-tokens", "2")
+    done = batchgen_here("run", rows, *flags, "--max-tokens", "2")
     assert "1,501 rows, 1 responses, 1,500 rejects" in done.stdout, done.stderr
 
 
-def test_a_retry_that_changes_nothing_starts_no_engine(batchgen_process, flags, write_rows, tmp_path):
+def test_a_retry_that_changes_nothing_starts_no_engine(batchgen_here, batchgen, flags, write_rows, tmp_path):
     rows = write_rows([GOOD, "no JSON"])
-    assert batchgen_process("run", rows, *flags, "--max-tokens", "2").returncode == 0
-    again = batchgen_process("retry", tmp_path / "out", "--only", "invalid_json", "--output", tmp_path / "again")
-    assert again.returncode == 2
+    assert batchgen_here("run", rows, *flags, "--max-tokens", "2").exit_code == 0
+    again = batchgen("retry", tmp_path / "out", "--only", "invalid_json", "--output", tmp_path / "again")
+    assert again.exit_code == 2
     assert "all 1 rows would be rejected (invalid_json 1)" in again.stderr

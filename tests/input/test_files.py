@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL
-from processes import hook
+from processes import hook, instant
 
 from batchgen.errors import JobError, Stopped
 from batchgen.input import files
@@ -227,13 +227,14 @@ def test_input_that_goes_away_while_the_job_runs_stops_it_resumable_but_is_wrong
 
 def test_a_run_whose_input_goes_away_exits_75_and_goes_on_when_it_is_back(start, write_rows, tmp_path):
     path = write_rows([{"text": "Monday"}] * 9)
-    gone = hook(tmp_path / "hook", f"def patch(engine, vllm): os.rename({str(path)!r}, {str(path) + '.away'!r})")
+    rename = f"def patch(engine): os.rename({str(path)!r}, {str(path) + '.away'!r})"
+    gone = hook(tmp_path / "hook", rename, step=0)
     run = start(path, tmp_path / "out", "--max-tokens", 4, env=gone)
     assert run.wait() == 75, run.stderr
     assert "in.jsonl: cannot be read now (No such file or directory)" in run.stderr
     assert "Traceback" not in run.stderr
     Path(f"{path}.away").rename(path)
-    run = start(path, tmp_path / "out", "--max-tokens", 4)
+    run = start(path, tmp_path / "out", "--max-tokens", 4, env=instant(tmp_path / "instant"))
     assert run.wait() == 0, run.stderr
 
 

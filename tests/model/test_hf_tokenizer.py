@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -39,12 +42,25 @@ def prompts(llama, tmp_path, write_rows, **tables) -> list[str]:  # noqa: F811
     return [job.task.prepare_row(row).prompt for row in read_rows(job.plan, job.plan.shards[0], ())]
 
 
-def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
-    flags = ["--model", llama, "--output", tmp_path / "out", "--temperature", 0, "--max-tokens", 20]
-    flags += ["--include", "prompt", "--include", "prompt_token_ids", "--include", "response_token_ids"]
-    done = batchgen_process("run", write_rows(ROWS), *flags)
+CHOICES = ["はい", "no way"]
+
+
+@pytest.fixture(scope="module")
+def answered(llama, tmp_path_factory) -> list[dict]:  # noqa: F811
+    """What a run of vLLM makes of the rows, and of the same where there are but two answers to choose from."""
+    folder = tmp_path_factory.mktemp("answered")
+    chosen = [{**row, "sampling": {"structured_outputs": {"choice": CHOICES}}} for row in ROWS]
+    (folder / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS + chosen))
+    command = [Path(sys.executable).with_name("batchgen"), "run", folder / "in.jsonl", "--model", llama]
+    command += ["--output", folder / "out", "--temperature", 0, "--max-tokens", 20]
+    command += ["--include", "prompt", "--include", "prompt_token_ids", "--include", "response_token_ids"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet").to_pylist()
+    return pq.read_table(folder / "out" / "part-00000-of-00001.parquet").to_pylist()
+
+
+def test_a_llama_answers_as_transformers_does_by_its_own_template(llama, answered):  # noqa: F811
+    rows = answered[: len(ROWS)]
     assert [row["prompt"] for row in rows] == [
         "<|system|>Be brief.<|end|><|user|>Monday?<|end|><|assistant|>",
         "<|user|>a<|end|><|assistant|>b<|end|><|user|>月曜<|end|><|assistant|>",
@@ -108,13 +124,10 @@ def test_without_a_tokenizer_there_is_one_clear_line(llama, batchgen, tmp_path):
     assert "has no spiece.model, and transformers finds no tokenizer" in shown.stderr
 
 
-def test_structured_outputs_work_with_such_a_tokenizer(llama, batchgen_process, write_rows, tmp_path):  # noqa: F811
-    wanted = json.dumps({"choice": ["はい", "no way"]})
-    flags = ["--model", llama, "--output", tmp_path / "out", "--structured-outputs", wanted, "--max-tokens", 20]
-    done = batchgen_process("run", write_rows(ROWS), *flags)
-    assert done.returncode == 0, done.stderr
-    answers = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet")["response"].to_pylist()
-    assert set(answers) <= {"はい", "no way"}
+def test_structured_outputs_work_with_such_a_tokenizer(answered):
+    chosen = answered[len(ROWS) :]
+    assert len(chosen) == len(ROWS)
+    assert {row["response"] for row in chosen} <= set(CHOICES)
 
 
 @pytest.mark.parametrize(

@@ -211,13 +211,14 @@ def source(write_rows):
     return write_rows([*rows, "no json"])
 
 
-def test_two_runs_on_one_folder_share_the_work_and_give_the_dataset_of_one(start, generate, source, tmp_path):
-    expected = generate([source], "expected", output={"shard_rows": 20})
-    watch = Watch(tmp_path)
+def test_two_runs_on_one_folder_share_the_work_and_give_the_dataset_of_one(start, instantly, source, tmp_path):
+    expected = instantly([source], "expected", output={"shard_rows": 20})
+    watch = Watch(tmp_path, together=2, step=0.05)
     runs = [start(source, tmp_path / "out", "--shard-rows", 20, env=watch.environment) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0], [run.stderr for run in runs]
     assert dataset(tmp_path / "out") == dataset(expected)
     assert max(Counter(done.item for done in watch.finished()).values()) == 1
+    assert len({done.worker for done in watch.finished()}) == 2
 
 
 @pytest.mark.slow

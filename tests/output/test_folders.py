@@ -78,12 +78,12 @@ def test_drift_in_a_folder_of_any_version_is_told_by_old_and_new_value(made, bat
     assert result.stderr.splitlines()[1:-1] == [f"  {line}"]
 
 
-def test_an_interrupted_job_of_any_version_goes_on_from_its_journal(made, batchgen_process):
+def test_an_interrupted_job_of_any_version_goes_on_from_its_journal(made, batchgen_here):
     out = made / "interrupted"
     held = opening.held_in(at(out))
     before = files_of_shards(out)
-    done = batchgen_process(*run(made, "interrupted"))
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here(*run(made, "interrupted"))
+    assert done.exit_code == 0, done.stderr
     kept = held.responses - 20  # of the shard that is finished
     assert kept > 0
     assert f" ({kept} responses from the journal)" in done.stdout
@@ -97,9 +97,7 @@ def test_an_interrupted_job_of_any_version_goes_on_from_its_journal(made, batchg
     assert made_by == {records.read_job(at(out)).fingerprint.encode()}
 
 
-def test_a_job_of_the_first_version_makes_of_its_other_rows_what_that_version_would_have(
-    tmp_path, batchgen, batchgen_process
-):
+def test_a_job_of_the_first_version_makes_of_its_other_rows_what_that_version_would_have(tmp_path, batchgen_here):
     """System columns, contexts, histories, text parts, roles, ids and clipped texts: it had other rules for them."""
     place = tmp_path / "made"
     shutil.copytree(MADE / "0.1.0", place)
@@ -108,27 +106,29 @@ def test_a_job_of_the_first_version_makes_of_its_other_rows_what_that_version_wo
     flags = "--temperature 0 --max-tokens 8 --shard-rows 12 --drop-last-response --on-overlength clip --include prompt"
     source, out, expected = place / "shapes.jsonl", place / "shapes", place / "shapes.expected"
     asked = [source, "--model", MODEL, "--output", out, *flags.split(), "--engine", "max_model_len=96"]
-    done = batchgen_process("run", *asked)
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here("run", *asked)
+    assert done.exit_code == 0, done.stderr
     for part in sorted(expected.glob("*.parquet")):
         assert pq.read_table(out / part.name).equals(pq.read_table(part))
     for part in sorted(expected.glob("*.jsonl")):
         assert (out / "_rejects" / part.name).read_bytes() == part.read_bytes()
-    assert batchgen("verify", out, "--replay", 100).stdout.startswith("verified: 36 rows, 27 responses, 9 rejects\n")
+    assert batchgen_here("verify", out, "--replay", 100).stdout.startswith(
+        "verified: 36 rows, 27 responses, 9 rejects\n"
+    )
 
 
 def files_of_shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("part-*")}
 
 
-def test_an_incremental_job_of_any_version_has_a_further_night(made, batchgen, batchgen_process):
+def test_an_incremental_job_of_any_version_has_a_further_night(made, batchgen, batchgen_here):
     out = made / "grown"
     before = files_of_shards(out)
     first = records.read_job(at(out))
     with (made / "night.jsonl").open("a", encoding="utf-8") as lines:
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in demo_records(11)[8:])
-    done = batchgen_process(*run(made, "grown"))
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here(*run(made, "grown"))
+    assert done.exit_code == 0, done.stderr
     assert files_of_shards(out).items() > before.items()
     now = records.read_job(at(out))
     assert records.fingerprints(now)[:2] == records.fingerprints(first)
@@ -136,10 +136,10 @@ def test_an_incremental_job_of_any_version_has_a_further_night(made, batchgen, b
     assert batchgen(*run(made, "grown")).stdout.startswith("all done already: 11 rows")
 
 
-def test_rows_of_a_folder_of_any_version_are_tried_again(made, batchgen, batchgen_process, tmp_path):
+def test_rows_of_a_folder_of_any_version_are_tried_again(made, batchgen, batchgen_here, tmp_path):
     new = tmp_path / "new"
-    done = batchgen_process("retry", made / "finished", "--only", "length", "--max-tokens", 96, "--output", new)
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here("retry", made / "finished", "--only", "length", "--max-tokens", 96, "--output", new)
+    assert done.exit_code == 0, done.stderr
     old = ds.dataset(sorted((made / "finished").glob("part-*"))).to_table(["row", "finish_reason"]).to_pylist()
     rows = {row["row"] for row in old if row["finish_reason"] == "length"}
     assert set(ds.dataset(sorted(new.glob("part-*"))).to_table()["row"].to_pylist()) == rows

@@ -130,7 +130,7 @@ def test_success_is_gone_while_new_rows_are_to_be_answered(night, talks, command
     assert len(record_of(out)["plan"]["shards"]) == 3
 
 
-def test_rejected_rows_are_found_at_their_line_and_can_be_retried(night, talks, batchgen, batchgen_process, tmp_path):
+def test_rejected_rows_are_found_at_their_line_and_can_be_retried(night, talks, batchgen, batchgen_here, tmp_path):
     append(talks / "b.jsonl", 0, 3)
     night()
     append(talks / "a.jsonl", 3, 2)
@@ -142,8 +142,8 @@ def test_rejected_rows_are_found_at_their_line_and_can_be_retried(night, talks, 
 
     append(talks / "b.jsonl", 5, 1)  # not read yet
     new = tmp_path / "new"
-    done = batchgen_process("retry", out, "--only", "length,empty", "--max-tokens", "96", "--output", new)
-    assert done.returncode == 0, done.stderr
+    done = batchgen_here("retry", out, "--only", "length,empty", "--max-tokens", "96", "--output", new)
+    assert done.exit_code == 0, done.stderr
     again = ids_by_row(new)
     assert again and again.items() <= ids_by_row(out).items()
     assert batchgen("verify", new).exit_code == 0

@@ -119,14 +119,22 @@ def test_fifty_kills_lose_nothing_and_cost_less_than_a_second_each(start, write_
     assert tokens <= len(kills) * second
 
 
-def test_killed_while_generating_and_resumed_the_dataset_is_the_same(start, generate, write_rows, tmp_path):
-    source, chance = write_rows(mixed_rows(400)), random.Random(1)
+def test_killed_while_vllm_generates_and_resumed_the_dataset_is_the_same(start, generate, write_rows, tmp_path):
+    source, moments = write_rows(mixed_rows(400)), [while_generating(random.Random(1), 100)]
     expected = generate([source], "expected", output={"shard_rows": 40})
     watch = Watch(tmp_path)
-    moments = [while_generating(chance, 100), while_committing(chance)]
     kills = killed_and_resumed(start, watch, source, tmp_path / "out", ["--shard-rows", 40], moments)
     assert dataset(tmp_path / "out") == dataset(expected)
     assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), kills))
+
+
+def test_killed_again_and_again_and_resumed_the_dataset_is_the_same(start, instantly, write_rows, tmp_path):
+    source, chance = write_rows(mixed_rows(1000)), random.Random(1)
+    expected = instantly([source], "expected", output={"shard_rows": 40})
+    watch = Watch(tmp_path, step=0.05)
+    moments = [*(while_generating(chance, 100) for _ in range(2)), *(while_committing(chance) for _ in range(3))]
+    killed_and_resumed(start, watch, source, tmp_path / "out", ["--shard-rows", 40], moments)
+    assert dataset(tmp_path / "out") == dataset(expected)
 
 
 @pytest.mark.slow
