@@ -18,6 +18,7 @@ from batchgen.output.journal import Entry, Journal, rows_done
 from batchgen.output.opening import open_job
 from batchgen.run import admission, run
 from batchgen.run.death import Death
+from batchgen.run.messages import ExitKind
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
 from batchgen.run.supervisor import Supervisor
@@ -104,6 +105,17 @@ def test_a_first_start_that_crashed_or_failed_is_given_up_and_one_that_was_kille
         slot.engine_start, slot.deaths = 1.0, 0  # once it has been up, each of them may pass
         overseen._after_death(slot, gone, why)
         assert slot.start_at is not None
+
+
+def test_a_worker_that_outlasts_its_time_is_ended_and_its_engine_is_said_not_to_have_drained(silent, monkeypatch):
+    overseen, slot, _ = silent
+    ends = []
+    monkeypatch.setattr(overseen, "_on_exit", lambda slot, worker, end: ends.append(end))
+    overseen._turned = time.monotonic()
+    overseen._stop_by = overseen._turned - 1
+    overseen._check_for_stall(slot, slot.worker)
+    assert [(end.kind, end.why) for end in ends] == [(ExitKind.STOPPED, Stopping.NOT_DRAINED)]
+    assert [stopped.why for stopped in overseen._stopped] == [Stopping.TIME_UP]
 
 
 FULL = Stopped("/out: No space left on device")
