@@ -11,8 +11,7 @@ import msgspec
 from ..errors import JobError
 from ..host import safeopen
 from ..input.source import Shard
-from ..output import claims, presence, record, shard, store, success
-from ..output import heartbeat as beat
+from ..output import claims, heartbeat, presence, record, shard, store, success
 from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
 from ..output.store import Store
@@ -231,7 +230,7 @@ def _workers(out: Store, done: set[int], stale: float) -> tuple[list[Worker], st
 
 def _state_of(heard: Heard, stale: float, clock: str) -> str:
     said = heard.beat
-    if said and beat.is_gone(said):
+    if said and heartbeat.is_gone(said):
         return "dead"
     if presence.is_silent(heard, stale):
         return "dead" if clock == FILE_SYSTEM else "silent"
