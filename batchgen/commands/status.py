@@ -11,7 +11,8 @@ import msgspec
 from ..errors import JobError
 from ..host import safeopen
 from ..input.source import Shard
-from ..output import claims, heartbeat, presence, record, shard, store, success
+from ..output import claims, presence, record, shard, store, success
+from ..output import heartbeat as beat
 from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
 from ..output.store import Store
@@ -230,7 +231,7 @@ def _workers(out: Store, done: set[int], stale: float) -> tuple[list[Worker], st
 
 def _state_of(heard: Heard, stale: float, clock: str) -> str:
     said = heard.beat
-    if said and heartbeat.is_gone(said):
+    if said and beat.is_gone(said):
         return "dead"
     if presence.is_silent(heard, stale):
         return "dead" if clock == FILE_SYSTEM else "silent"
