@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import memory
 import pytest
 from click.testing import CliRunner
-from memory import MemoryStore
 
 from batchgen.cli import cli
 from batchgen.engine.vllm import Engine
@@ -141,4 +141,4 @@ def folder(tmp_path) -> FolderStore:
 @pytest.fixture(params=["folder", "memory"])
 def store(request, tmp_path) -> Store:
     """A store of each kind."""
-    return request.getfixturevalue("folder") if request.param == "folder" else MemoryStore(tmp_path)
+    return request.getfixturevalue("folder") if request.param == "folder" else memory.MemoryStore(tmp_path)
