@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import memory
 import pytest
 from click.testing import CliRunner
 from hypothesis import settings
@@ -20,6 +21,7 @@ from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.output.claims import Claims
+from batchgen.output.store import FolderStore, Store, at
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.run import close, missing_shards
 from batchgen.run.worker import Worker
@@ -174,3 +176,17 @@ def batchgen_process():
         return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
 
     return invoke
+
+
+@pytest.fixture
+def folder(tmp_path) -> FolderStore:
+    """An output folder that a run may write to."""
+    folder = at(tmp_path / "out")
+    folder.prepare(shared=False)
+    return folder
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request, tmp_path) -> Store:
+    """A store of each kind."""
+    return request.getfixturevalue("folder") if request.param == "folder" else memory.MemoryStore(tmp_path)

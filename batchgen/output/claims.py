@@ -17,26 +17,25 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import JobError, Stopped
-from . import heartbeat as beat
-from . import layout
+from . import heartbeat, layout
 from .heartbeat import Activity
 from .store import Store
 
-BEATS = 6  # within the time after which a silent worker counts as dead
+BEATS = 6  # heartbeats within the time after which a silent worker counts as dead
 _NAME = re.compile(r"[\w.-]+")
 
 
 class Seen(NamedTuple):
-    """The last beat of another worker, when we first saw it, and whether it is not the first one we saw."""
+    """The last heartbeat of another worker, when we first saw it, and whether we had seen an earlier one."""
 
-    beat: bytes
+    content: bytes
     since: float
     went_on: bool
 
 
 class Claims:
     """The claims of one worker, and its heartbeat. stale: seconds of silence after which a worker counts as dead;
-    beats: the folder where it beats among its like."""
+    beats: the folder where heartbeats of its kind lie."""
 
     def __init__(self, out: Store, stale: float, beats: str = layout.WORKERS):
         self._out = out
@@ -45,7 +44,7 @@ class Claims:
         self.worker = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._me = self.worker.encode()
         self.beat_name = f"{beats}/{self.worker}"
-        self._who = beat.identity(self.worker, stale)
+        self._who = heartbeat.identity(self.worker, stale)
         self._activity: Callable[[], Activity] = Activity
         self._beats = 0
         self._beating = threading.Lock()
@@ -53,7 +52,7 @@ class Claims:
         self._seen: dict[str, Seen] = {}  # by worker
         self._stop = threading.Event()
         self.beat()
-        threading.Thread(target=self._beat_on, daemon=True).start()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
 
     def take(self, shard: int | str) -> bool:
         """Claims a shard, or what else goes by a name, if nobody who is alive holds it."""
@@ -74,19 +73,19 @@ class Claims:
 
     def is_alive(self, worker: str) -> bool:
         """False once a worker's process is known to be gone, or its heartbeat was silent for `stale` seconds."""
-        last: bytes | None = b""  # of a claim that its maker is about to write its name into, or never will
+        last: bytes | None = b""  # of an empty claim: its maker has not written its name yet, or was killed before
         if worker:
             last = self._read(f"{self._workers}/{worker}") if _NAME.fullmatch(worker) else None
-        if last is None or ((who := beat.decode(last)) and beat.is_gone(who)):
+        if last is None or ((who := heartbeat.decode(last)) and heartbeat.is_gone(who)):
             return False
         seen = self._seen.get(worker)
-        if seen is None or seen.beat != last:
+        if seen is None or seen.content != last:
             self._seen[worker] = Seen(last, time.monotonic(), went_on=seen is not None)
             return True
         return time.monotonic() - seen.since < self._stale
 
     def at_work(self, shards: Iterable[int], since: float) -> bool:
-        """Whether the holders of all these shards were seen to beat on after `since`: they will finish them."""
+        """Whether heartbeats of all who hold these shards were seen to go on after `since`: they will finish them."""
         holders = [(self._read(layout.claim(shard)) or b"").decode(errors="replace") for shard in shards]
         return all((seen := self._seen.get(holder)) and seen.went_on and seen.since > since for holder in holders)
 
@@ -96,22 +95,22 @@ class Claims:
         self.beat()
 
     def beat(self) -> None:
-        """Beats now, for what others should know at once."""
+        """Writes a heartbeat now, with what others should know at once."""
         with self._beating:
             if self._stop.is_set():
                 return
             self._beats += 1
-            self._out.overwrite(self.beat_name, beat.encode(self._who, self._activity(), self._beats))
+            self._out.overwrite(self.beat_name, heartbeat.encode(self._who, self._activity(), self._beats))
 
     def close(self) -> None:
-        """Releases everything and ends the beat."""
+        """Releases everything and ends the heartbeat."""
         self._stop.set()
         for shard in list(self._held):
             self.release(shard)
-        with self._beating:  # one more beat would bring it back
+        with self._beating:  # one more would bring it back
             self._out.remove(self.beat_name)
 
-    def _beat_on(self) -> None:
+    def _keep_beating(self) -> None:
         while not self._stop.wait(self._stale / BEATS):
             with contextlib.suppress(Stopped, JobError):  # a vanished disk is the main thread's to report
                 self.beat()

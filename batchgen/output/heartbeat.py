@@ -1,7 +1,7 @@
 """A worker's heartbeat: what it says of itself, again and again, under a name of its own that anybody may read.
 
-Each beat is written over the one before and has its length: a full disk takes it, and whoever reads it in that moment
-finds at worst numbers of two beats. What names the process never changes.
+Each heartbeat is written over the one before and has its length: a full disk takes it, and whoever reads it in that
+moment finds at worst numbers of two of them. What names the process never changes.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ class Activity(msgspec.Struct, kw_only=True):
     waiting: int = 0
 
 
-class Beat(Activity, kw_only=True):
-    """A beat as others read it. boot: names the host's boot and its process ids; started: tells the process from a
+class Heartbeat(Activity, kw_only=True):
+    """A heartbeat as others read it. boot: names the host's boot and its process ids; started: tells the process from a
     later one with its id; stale: seconds of silence after which the worker is dead; slurm: its ids, if it has any."""
 
     host: str
@@ -50,7 +50,7 @@ class Beat(Activity, kw_only=True):
 
 
 def identity(worker: str, stale: float) -> dict[str, Any]:
-    """What every beat of this process begins with."""
+    """What every heartbeat of this process begins with."""
     return {
         "worker": worker,
         "host": socket.gethostname(),
@@ -73,16 +73,16 @@ def _padded(value: str | float) -> bytes:
     return msgspec.json.encode(round(value, 4) if isinstance(value, float) else value).rjust(WIDTH)
 
 
-def decode(content: bytes) -> Beat | None:
-    """None if it is damaged, or two beats are mixed in it beyond reading."""
+def decode(content: bytes) -> Heartbeat | None:
+    """None if it is damaged, or two heartbeats are mixed in it beyond reading."""
     try:
-        return msgspec.json.decode(content, type=Beat)
+        return msgspec.json.decode(content, type=Heartbeat)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def is_gone(beat: Beat) -> bool:
-    """Whether the beat's process ran on this very machine and is no more: that is known at once."""
+def is_gone(beat: Heartbeat) -> bool:
+    """Whether the process of a heartbeat ran on this very machine and has ended: that is known at once."""
     if beat.host != socket.gethostname() or beat.boot != _boot():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Whose an output folder is. What another user has made, or may write to, can be turned into anything while a run works
+"""Who owns an output folder. What another user has made, or may write to, can be turned into anything while a run works
 there: without `--shared`, which says that a team does so, such a folder is refused.
 """
 

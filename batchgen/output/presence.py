@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from ..errors import Stopped, on_disk
-from . import heartbeat as beat
-from . import layout
+from . import heartbeat, layout
 from .claims import Claims
-from .heartbeat import Activity, Beat
+from .heartbeat import Activity, Heartbeat
 from .store import Entry, Store
 
 FILE_SYSTEM, THIS_HOST = "file system", "this host"
@@ -27,7 +26,7 @@ class Heard(NamedTuple):
     """The last heartbeat of a worker or run, so many seconds ago; None while it cannot be read."""
 
     name: str
-    beat: Beat | None
+    beat: Heartbeat | None
     age: float
 
 
@@ -75,7 +74,7 @@ class Presence:
             if not self.others():
                 self._out.remove_unfinished()
 
-    def _alive(self, place: str) -> list[tuple[str, Beat | None]]:
+    def _alive(self, place: str) -> list[tuple[str, Heartbeat | None]]:
         """Names and last heartbeats of those in a folder that are not known to be dead. The store's clock is read off
         our own heartbeat, made now."""
         entries = self._out.entries(place)
@@ -114,8 +113,8 @@ def is_silent(heard: Heard, stale: float = STALE) -> bool:
 
 def _heard(entries: list[Entry], now: float) -> Iterator[Heard]:
     for name, content, modified in entries:
-        yield Heard(name, beat.decode(content), now - modified)
+        yield Heard(name, heartbeat.decode(content), now - modified)
 
 
 def _lives(heard: Heard) -> bool:
-    return not is_silent(heard) and not (heard.beat and beat.is_gone(heard.beat))
+    return not is_silent(heard) and not (heard.beat and heartbeat.is_gone(heard.beat))

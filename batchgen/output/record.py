@@ -130,7 +130,7 @@ def spec_of(out: Store, record: JobRecord) -> JobSpec:
         spec = msgspec.convert(record.spec, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
         path = where(out)
-        raise JobError(f"{path}: its job is none that this batchgen ({__version__}) can do: {error}") from None
+        raise JobError(f"{path}: its job is not one that this batchgen ({__version__}) can run: {error}") from None
     return msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, path=out.location))
 
 
@@ -197,10 +197,10 @@ def _without_credentials(out: Store, job: JobRecord) -> JobRecord:
 
 @functools.cache
 def _warn_of_credentials(path: str) -> None:
-    warn(f"{path}: an older batchgen wrote keys or tokens into it; make them void, they may have been read")
+    warn(f"{path}: an older batchgen wrote keys or tokens into it; revoke them, they may have been read")
 
 
-# --- whether it can be
+# --- whether batchgen can have written it
 
 
 def _check_keys(out: Store, spec: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _check_keys(out: Store, spec: dict[str, Any]) -> None:
 
 
 def _check(job: JobRecord) -> None:
-    """Whoever hands a folder over may have made its record. Raises ValueError if it is none that batchgen writes."""
+    """Whoever hands a folder over may have made its record. Raises ValueError if batchgen writes no such record."""
     table, names = job.results, [job.fingerprint, job.after or job.fingerprint]
     if not all(re.fullmatch("[0-9a-f]{32}", name) for name in names) or fingerprint(table) != job.fingerprint:
         raise ValueError("its fingerprint is not that of its results")

@@ -140,7 +140,7 @@ def commit(
     out.check_links(layout.REJECTS)
     if rejects:
         out.write(layout.rejects(shard), rejected)
-    elif out.exists(left := layout.rejects(shard)):  # by a job that was changed since
+    elif out.exists(left := layout.rejects(shard)):  # by the same job before its spec was changed
         out.remove(left, durable=True)
     digests = _digest(content), _digest(rejected) if rejects else None
     sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""))

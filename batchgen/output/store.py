@@ -119,9 +119,13 @@ class Store(Protocol):
         (see safeopen.replace for file systems without hard links)."""
 
     def swap(self, name: str, old: bytes | None, new: bytes | None) -> bool:
-        """Puts `new` in the place of `old`, and does nothing but return False if that is not what is there. None:
-        nothing. For small contents that no two writers have in common. Of several that swap at once one succeeds. Who
-        reads in that moment may find nothing, or an empty object."""
+        """Puts `new` in the place of `old`, or does nothing and returns False if that is not what is there. None:
+        nothing. Of several that swap at once one succeeds. Who reads in that moment may find nothing, or an empty
+        object.
+
+        For small contents that no two writers have in common, so that a store whose answer gets lost on the way (the
+        client asks again, and is told that it came too late) can read who has won.
+        """
 
     def overwrite(self, name: str, content: bytes) -> None:
         """Writes again what has the same length each time, even on a full disk. It need not outlast a power loss, and
@@ -152,7 +156,7 @@ class FolderStore:
     """A folder, on a local disk or on a share that several hosts have.
 
     A folder that vanishes while it is in use (an unmounted share) is not made again, on the disk beneath it: only
-    `prepare` makes the folder itself, and all that is written goes first to `_state`.
+    `prepare` makes folders with their parents.
     """
 
     def __init__(self, path: Path):

@@ -144,6 +144,6 @@ def test_a_job_that_was_begun_with_a_token_goes_on_without_it(batchgen, old, tmp
 def test_it_says_that_its_record_holds_secrets(batchgen_process, old):
     done = batchgen_process("rejects", old)
     assert done.stderr == (
-        f"batchgen: warning: {old}/_job.json: an older batchgen wrote keys or tokens into it; make them void, they may "
+        f"batchgen: warning: {old}/_job.json: an older batchgen wrote keys or tokens into it; revoke them, they may "
         "have been read\n"
     )

@@ -163,3 +163,23 @@ def test_what_was_flushed_is_synced_within_the_promised_second(out, monkeypatch)
     ours.close()
     assert synced
     assert synced[0] <= 1
+
+
+def test_earlier_journals_are_resumed_and_damaged_ones_set_aside_with_all_they_hold(store):
+    store.write(layout.journal(0, "other"), b"")
+    for worker, entries in (("one", ENTRIES[:1]), ("two", ENTRIES[1:])):
+        earlier = Journal(store, 0, worker, FINGERPRINT)
+        for entry in entries:
+            earlier.append(entry)
+        earlier.flush()
+        earlier.close()
+    damaged = layout.journal(0, "two")
+    store.write(damaged, store.read(damaged)[:-1])
+    ours = Journal(store, 0, "w", FINGERPRINT)
+    kept, [warning] = ours.resume()
+    ours.close()
+    assert kept == ENTRIES[:-1]
+    assert warning.startswith(f"{store.where(damaged)}: cut off at byte ")
+    assert "; 1 whole entries kept; moved to " in warning
+    assert journal.names(store, 0) == [layout.journal(0, worker) for worker in ("one", "other", "w")]
+    assert journal.read(store, layout.journal(0, "w"), FINGERPRINT) == (ENTRIES[1:-1], "")

@@ -10,29 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from memory import MemoryStore
 
 from batchgen.errors import JobError, Stopped
 from batchgen.host import safeopen
 from batchgen.output import layout
 from batchgen.output import record as records
-from batchgen.output.store import FolderStore, Store, at
+from batchgen.output.store import at
 
 NAME = layout.claim(7)
 LATE = f"{layout.REJECTS}/part-00000-of-00001.jsonl"  # in a folder that is made when it is needed
 NAMES = pytest.mark.parametrize("name", [NAME, "x", LATE])
-
-
-@pytest.fixture
-def folder(tmp_path) -> FolderStore:
-    folder = at(tmp_path / "out")
-    folder.prepare(shared=False)
-    return folder
-
-
-@pytest.fixture(params=["folder", "memory"])
-def store(request, tmp_path) -> Store:
-    return request.getfixturevalue("folder") if request.param == "folder" else MemoryStore(tmp_path)
 
 
 def at_once(work: Callable[[int], object], times: int = 8) -> list[object]:
