@@ -82,27 +82,27 @@ def engine():
 @pytest.fixture
 def generate(engine, tmp_path):
     """Runs a job to its end on the shared engine; flags as in the job file, by table. Returns the output folder."""
-    return _generating(lambda job: engine, tmp_path)
-
-
-@pytest.fixture
-def instantly(tmp_path, monkeypatch):
-    """The same on the engine of processes.instant: what runs in processes of their own are to give."""
-    from processes import pace  # which takes MODEL from here
-
-    for name, value in pace().items():
-        monkeypatch.setenv(name, value)
-    return _generating(lambda job: Instant(job.model, job.spec.engine, job.context), tmp_path)
+    return _generating(engine, tmp_path)
 
 
 @pytest.fixture
 def instant_engine(monkeypatch) -> Instant:
-    """That engine itself."""
+    """The engine of processes.instant in this process, for what is not the model's doing."""
+    from processes import pace  # which takes MODEL from here
+
+    for name, value in pace().items():
+        monkeypatch.setenv(name, value)
     model = load_model(str(MODEL))
     return Instant(model, {}, model.context)
 
 
-def _generating(engine_of: Callable[[Job], Engine], folder: Path) -> Callable[..., Path]:
+@pytest.fixture
+def instantly(instant_engine, tmp_path):
+    """`generate` on that engine: gives what runs in processes of their own are to give."""
+    return _generating(instant_engine, tmp_path)
+
+
+def _generating(engine: Engine, folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
         tables["output"] = {"path": str(folder / out), **tables.get("output", {})}
@@ -110,7 +110,7 @@ def _generating(engine_of: Callable[[Job], Engine], folder: Path) -> Callable[..
         job = prepare(load(None, tables))
         opening.open_job(job.out, job.record)
         missing = missing_shards(job)
-        worker = Worker(job, engine_of(job), Claims(job.out, stale=60), window=window)
+        worker = Worker(job, engine, Claims(job.out, stale=60), window=window)
         worker.run(order(missing) if order else missing)
         close(job)
         return folder / out

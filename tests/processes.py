@@ -142,6 +142,27 @@ def waits_while(held: Path) -> str:
     """
 
 
+def answers_once(folder: Path, held: Path) -> dict[str, str]:
+    """An environment with an engine whose first step answers, and whose further ones bring nothing while `held` is
+    there: a run that is at work for as long as a test likes."""
+    held.touch()
+    return hook(
+        folder,
+        f"""
+def patch(engine):
+    step, answered = engine.step, []
+    def step_unless_held():
+        if answered and os.path.exists({str(held)!r}):
+            time.sleep(0.02)
+            return []
+        answered.append(True)
+        return step()
+    engine.step = step_unless_held
+""",
+        step=0,
+    )
+
+
 class Run:
     """`batchgen run`, started as a shell starts a job: in a process group of its own."""
 

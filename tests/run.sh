@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 bash jobs/install.sh test
 marked="not slow and not slurm"
-side_by_side="-n 2 --dist loadfile" # most tests wait for processes that they start
+side_by_side="-n 2 --dist worksteal" # most tests wait for processes that they start
 if [ "${1:-}" = --slow ]; then # these look at the clock, or at the whole machine
   marked="" side_by_side=""
   shift

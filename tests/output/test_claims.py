@@ -184,7 +184,7 @@ def take_and_die(out: Path, shards: int) -> None:
 
 @pytest.mark.parametrize("before", ["nobody", "a dead worker"])
 def test_of_many_workers_each_shard_is_taken_by_exactly_one(out, before):
-    processes, shards, context = 8, 200, multiprocessing.get_context("spawn")
+    processes, shards, context = 8, 200, multiprocessing.get_context("fork")
     if before == "a dead worker":
         dead = context.Process(target=take_and_die, args=(out, shards))
         dead.start()

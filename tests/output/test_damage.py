@@ -125,8 +125,8 @@ class Done:
 
 
 @pytest.fixture
-def done(engine, tmp_path, write_rows, batchgen, capfd):
-    return Done(engine, tmp_path / "out", write_rows(ROWS), batchgen, capfd)
+def done(instant_engine, tmp_path, write_rows, batchgen, capfd):
+    return Done(instant_engine, tmp_path / "out", write_rows(ROWS), batchgen, capfd)
 
 
 # --- damaged files
@@ -215,9 +215,9 @@ def test_a_damaged_journal_is_set_aside_and_what_it_lost_is_made_again(engine, t
 
 
 @pytest.mark.parametrize("command", ["run", "verify"])
-def test_a_shard_of_another_job_is_named_and_left_where_it_is(done, engine, write_rows, tmp_path, command):
+def test_a_shard_of_another_job_is_named_and_left_where_it_is(done, instant_engine, write_rows, tmp_path, command):
     other = write_rows(demo_records(8)[::-1], "other.jsonl")
-    run_here(engine, spec_of(other, tmp_path / "other"))
+    run_here(instant_engine, spec_of(other, tmp_path / "other"))
     shutil.copy(shard_path(tmp_path / "other", SHARDS[1]), done.out)
     done.names_and_leaves(shard_path(done.out, SHARDS[1]), command)
 
@@ -225,9 +225,9 @@ def test_a_shard_of_another_job_is_named_and_left_where_it_is(done, engine, writ
 @pytest.mark.parametrize("command", ["run", "verify"])
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"temperature": 0.5}], ids=str)
 def test_a_shard_of_another_job_is_noticed_even_with_its_checksums_and_the_same_rows(
-    done, engine, tmp_path, changed, command
+    done, instant_engine, tmp_path, changed, command
 ):
-    run_here(engine, spec_of(done.source, tmp_path / "other", **changed))
+    run_here(instant_engine, spec_of(done.source, tmp_path / "other", **changed))
     for place in (shard_path, checksum_path):
         shutil.copy(place(tmp_path / "other", SHARDS[0]), place(done.out, SHARDS[0]))
     done.names_and_leaves(shard_path(done.out, SHARDS[0]), command)
@@ -306,13 +306,13 @@ def bad_row(some: random.Random) -> tuple[bytes, str]:
 
 
 def test_1_000_random_bad_rows_among_10_000_good_ones_are_all_rejected_with_row_and_reason(
-    engine, tmp_path, write_rows, batchgen
+    instant_engine, tmp_path, write_rows, batchgen
 ):
     some = random.Random(20_000)
     bad = {row: bad_row(some) for row in some.sample(range(11_000), 1000)}
     rows = [bad[row][0] if row in bad else {"text": f"{row}"} for row in range(11_000)]
     out = tmp_path / "out"
-    run_here(engine, spec_of(write_rows(rows), out, shard_rows=1000, max_tokens=1))
+    run_here(instant_engine, spec_of(write_rows(rows), out, shard_rows=1000, max_tokens=1))
     rejects = [line for index in range(11) for line in shard.read_rejects(at(out), Shard(index, 11, 0, 0, 0, 0))]
     assert [(line["row"], line["reason"]) for line in rejects] == [(row, bad[row][1]) for row in sorted(bad)]
     for line, row in zip(rejects, sorted(bad), strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
-from processes import instant, said, until
+from processes import answers_once, instant, said, until
 
 from batchgen.job.spec import load
 from batchgen.output import heartbeat as beat
@@ -32,8 +32,19 @@ def source(write_rows):
 
 @pytest.fixture
 def slow(tmp_path):
-    """Engines that take a moment to start, and about three seconds for all rows."""
-    return instant(tmp_path / "slow", start=0.5, step=0.2)
+    """Engines that take a moment to start, and more than a second for all rows."""
+    return instant(tmp_path / "slow", start=0.5, step=0.1)
+
+
+@pytest.fixture
+def held(tmp_path) -> Path:
+    """While it is there, engines of `at_work` have not done."""
+    return tmp_path / "held"
+
+
+@pytest.fixture
+def at_work(tmp_path, held):
+    return answers_once(tmp_path / "at work", held)
 
 
 @pytest.fixture
@@ -65,15 +76,16 @@ def is_refused(run, *lines: str) -> None:
 # --- while a run is at work
 
 
-def test_a_run_whose_input_has_got_longer_is_refused(start, slow, source, tmp_path, batchgen):
-    first = start(source, tmp_path / "out", *FLAGS, env=slow)
+def test_a_run_whose_input_has_got_longer_is_refused(start, at_work, held, quick, source, tmp_path, batchgen):
+    first = start(source, tmp_path / "out", *FLAGS, env=at_work)
     until(first.generating)
     read = source.read_bytes()
     source.write_bytes(read + read)
     is_refused(
-        start(source, tmp_path / "out", *FLAGS, env=slow), "a run is at work there (", "  input.files[0].digest: "
+        start(source, tmp_path / "out", *FLAGS, env=quick), "a run is at work there (", "  input.files[0].digest: "
     )
     source.write_bytes(read)
+    held.unlink()
     ends_well(first, batchgen)
 
 
@@ -89,11 +101,14 @@ def test_a_run_whose_input_has_got_longer_is_refused(start, slow, source, tmp_pa
     ids=" ".join,
 )
 @pytest.mark.parametrize("moment", ["engine starts", "generates"])
-def test_another_job_is_refused_whatever_the_run_does(start, slow, source, tmp_path, batchgen, flags, line, moment):
+def test_another_job_is_refused_whatever_the_run_does(
+    start, at_work, held, quick, source, tmp_path, batchgen, flags, line, moment
+):
     out = tmp_path / "out"
-    first = start(source, out, *FLAGS, env=slow)
+    first = start(source, out, *FLAGS, env=at_work)
     until(lambda: has_job(out) if moment == "engine starts" else first.generating())
-    is_refused(start(source, out, *FLAGS, *flags, env=slow), "a run is at work there (", line)
+    is_refused(start(source, out, *FLAGS, *flags, env=quick), "a run is at work there (", line)
+    held.unlink()
     ends_well(first, batchgen)
 
 
