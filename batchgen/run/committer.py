@@ -31,22 +31,25 @@ class Committer:
         self._fence.check()
         out, planned = self._job.out, opened.shard
         opened.finished.sort(key=lambda finished: finished[0].row)
-        if not shard.is_finished(out, planned):  # whoever took this worker for dead may have been faster
-            try:
-                self._write(opened)
-            except shard.DOES_NOT_FIT:
-                if not self._reject_unwritable(opened):
-                    raise
-                self._write(opened)
+        if shard.is_finished(out, planned):  # whoever took this worker for dead was faster
+            counts = self._counts(opened, self._output(opened))
+        else:
+            counts = self._write(opened)
         opened.journal.close()
         journal.remove(out, planned.index)
-        return self._counts(opened, self._output(opened))
+        return counts
 
-    def _write(self, opened: OpenShard) -> None:
+    def _write(self, opened: OpenShard) -> Counts:
         rows, planned = self._output(opened), opened.shard
         facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts}
         rejects, counts = list(opened.rejects.values()), self._counts(opened, rows)
-        shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts)
+        try:
+            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts)
+        except shard.DOES_NOT_FIT:
+            if not self._reject_unwritable(opened):
+                raise
+            return self._write(opened)
+        return counts
 
     def _output(self, opened: OpenShard) -> list[dict[str, Any]]:
         """The output rows of a shard, in order; a row whose task wants none of its answers becomes a reject."""

@@ -275,7 +275,7 @@ class Supervisor:
     def _on_exit(self, slot: Slot, worker: WorkerProcess, end: Exit | None = None) -> None:
         """end: None if the worker is gone without a report. Raises JobError or MachineError if that ends the run."""
         self._selector.unregister(worker.reports)
-        lost = end is None or end.kind in (ExitKind.DIED, ExitKind.BUG)
+        lost = end is None or end.kind in (ExitKind.DIED, ExitKind.BUG) or end.why is Stopping.NOT_DRAINED
         self.lost |= lost
         slot.remove(worker, lost)
         if end is None:
