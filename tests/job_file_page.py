@@ -15,7 +15,8 @@ import msgspec
 
 from batchgen import manual
 from batchgen.flags import Key, flag_name, keys
-from batchgen.job.spec import ENGINE_MEANS, MEANS, TABLES
+from batchgen.job.drift import ENGINE_MEANS, MEANS
+from batchgen.job.spec import TABLES
 from batchgen.model import series
 
 PAGE = Path(manual.__file__).parent / "job-file.md"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..errors import JobError, Stopped, on_disk, warn
-from ..job.spec import differences
+from ..job.drift import differences
 from . import growth, journal, layout, owners, record, shard
 from .presence import Presence
 from .record import JobRecord

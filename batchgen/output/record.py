@@ -16,7 +16,8 @@ from ..host import credentials, safeopen
 from ..input.compressed import COMPRESSIONS
 from ..input.file_formats import KINDS
 from ..input.plan import InputFile, Plan
-from ..job.spec import TABLES, JobSpec, fingerprint, with_defaults
+from ..job.drift import fingerprint, with_defaults
+from ..job.spec import TABLES, JobSpec
 from . import layout
 from .sealed import opened, sealed, unsealed
 from .store import Store

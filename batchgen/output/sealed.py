@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..job.spec import fingerprint
+from ..job.drift import fingerprint
 
 Facts = TypeVar("Facts", bound=msgspec.Struct)
 

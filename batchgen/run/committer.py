@@ -31,10 +31,8 @@ class Committer:
         self._fence.check()
         out, planned = self._job.out, opened.shard
         opened.finished.sort(key=lambda finished: finished[0].row)
-        if shard.is_finished(out, planned):  # whoever took this worker for dead was faster
-            counts = self._counts(opened, self._output(opened))
-        else:
-            counts = self._write(opened)
+        was_faster = shard.is_finished(out, planned)  # a worker that took this one for dead
+        counts = self._counts(opened, self._output(opened)) if was_faster else self._write(opened)
         opened.journal.close()
         journal.remove(out, planned.index)
         return counts

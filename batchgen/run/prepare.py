@@ -16,7 +16,7 @@ from ..input.columns import Column, check_names
 from ..input.plan import Plan, Shard, grow, plan_input
 from ..input.rows import Reader
 from ..input.template import Template
-from ..job import spec as job
+from ..job import drift
 from ..job.row_limits import RowLimits
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
@@ -113,7 +113,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     version, results = _in_words_of(old, results, model)
     record = JobRecord(
         format=version,
-        fingerprint=job.fingerprint(results),
+        fingerprint=drift.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec),
         versions={"batchgen": __version__, **versions(not isinstance(model.tokenizer, Tokenizer))},
@@ -131,7 +131,7 @@ def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -
     if old:
         files = results["input"]["files"]
         as_before = {**old.results, "input": {**old.results["input"], "files": files}}
-        if job.without_defaults(as_before) == _as_named(old, results, model):
+        if drift.without_defaults(as_before) == _as_named(old, results, model):
             _check_weights(old, model)
             return old.format, as_before
     return records.FORMAT, results
@@ -154,7 +154,7 @@ def _as_named(old: JobRecord, results: dict[str, Any], model: Model) -> dict[str
 
 
 def _check_same(begun: JobRecord, results: dict[str, Any]) -> None:
-    if changes := job.differences(begun.settings, job.with_defaults(results)):
+    if changes := drift.differences(begun.settings, drift.with_defaults(results)):
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         raise JobError(f"what the job was made with has changed: {changes[0]}{more}")
 
@@ -182,7 +182,7 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     texts = spec.output.columns
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
-        was = job.with_defaults(old.results)["output"]["columns"]
+        was = drift.with_defaults(old.results)["output"]["columns"]
         recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
     columns = passthrough.resolve(plan.files, texts, recorded)
     check_names(columns, [column.name for column in columns_of(spec)])
@@ -233,10 +233,10 @@ def _results(
     the same. Keys of the job file are in it by themselves, unless they are listed as means."""
     renamed = {column.name: column.source for column in columns if column.name != column.source}
     picked = [row for planned in plan.shards for row in planned.picked or ()]
-    asked = job.results_of(spec)
+    asked = drift.results_of(spec)
     more: dict[str, dict[str, Any]] = {
         "input": {"files": records.facts_of(plan.files)}
-        | ({"picked": job.fingerprint({"rows": picked})} if picked else {}),
+        | ({"picked": drift.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
         "engine": {"max_model_len": context} | choice.as_result(engine),
         "output": {
@@ -246,4 +246,4 @@ def _results(
         | ({"sources": renamed} if renamed else {}),
     }
     tables = {table: values | more.get(table, {}) for table, values in asked.items()}
-    return job.without_defaults(tables) | {"model": model.digests}
+    return drift.without_defaults(tables) | {"model": model.digests}

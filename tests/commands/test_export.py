@@ -28,7 +28,7 @@ from processes import until
 
 from batchgen.commands import dataset_card, export
 from batchgen.input.plan import Plan
-from batchgen.job.spec import with_defaults
+from batchgen.job.drift import with_defaults
 from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
 

@@ -8,7 +8,7 @@ from conftest import MODEL, demo_records
 
 from batchgen.host import credentials
 from batchgen.host.credentials import in_settings, in_uris, redacted, stripped
-from batchgen.job import spec as job
+from batchgen.job import drift, spec
 from batchgen.output.sealed import opened
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
@@ -112,7 +112,7 @@ def test_sbatch_gets_no_secrets(batchgen, write_rows, tmp_path, option):
 def old(generate, write_rows, monkeypatch):
     """A finished job whose record holds a key in a URI and a token in [engine]."""
     with monkeypatch.context() as older:
-        older.setattr(job, "_refuse_secrets", lambda tables, where: None)
+        older.setattr(spec, "_refuse_secrets", lambda tables, where: None)
         older.setattr(credentials, "without_secrets", dict)
         out = generate([write_rows([*demo_records(3), "no"])], engine={"hf_token": SECRET})
     path = out / "_job.json"
@@ -121,7 +121,7 @@ def old(generate, write_rows, monkeypatch):
     uri = f"s3://AKIAKEY:{SECRET}@bucket/x.jsonl"
     record["plan"]["files"][0]["path"] = uri
     record["spec"]["input"]["path"] = [uri]
-    path.write_text(json.dumps({**record, "digest": job.fingerprint(record)}))
+    path.write_text(json.dumps({**record, "digest": drift.fingerprint(record)}))
     return out
 
 

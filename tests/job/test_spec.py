@@ -6,8 +6,9 @@ from batchgen.cli import cli
 from batchgen.engine.installed import check_args, versions
 from batchgen.errors import JobError
 from batchgen.flags import flag_name
-from batchgen.job import spec as job
-from batchgen.job.spec import TABLES, differences, load
+from batchgen.job import drift
+from batchgen.job.drift import differences
+from batchgen.job.spec import TABLES, load
 
 JOB = """
 [input]
@@ -137,7 +138,7 @@ OF_OTHER_VLLMS = {
 
 
 def test_every_engine_argument_that_may_change_is_there_for_a_reason():
-    assert {*MEANS, *OF_OTHER_VLLMS} == job.ENGINE_MEANS
+    assert {*MEANS, *OF_OTHER_VLLMS} == drift.ENGINE_MEANS
 
 
 def test_every_such_argument_is_one_of_vllms():
@@ -158,7 +159,7 @@ def test_every_such_argument_is_one_of_vllms():
     ],
 )
 def test_what_engine_arguments_are_results(name, value, means):
-    assert job.is_means(name, value) == means
+    assert drift.is_means(name, value) == means
 
 
 def spec(**tables):
@@ -182,15 +183,15 @@ OTHERS = {
 
 @pytest.mark.parametrize("table", OTHERS)
 def test_every_key_of_a_table_is_a_result_or_a_means(table):
-    plain = job.fingerprint(job.without_defaults(job.results_of(spec())))
-    for key in job.TABLES[table].__struct_fields__:
-        if key in job.MEANS[table]:
-            assert key not in job.results_of(spec())[table]
+    plain = drift.fingerprint(drift.without_defaults(drift.results_of(spec())))
+    for key in TABLES[table].__struct_fields__:
+        if key in drift.MEANS[table]:
+            assert key not in drift.results_of(spec())[table]
         elif key in OTHERS[table]:
             changed = spec(**{table: {key: OTHERS[table][key]}})
-            assert job.fingerprint(job.without_defaults(job.results_of(changed))) != plain
+            assert drift.fingerprint(drift.without_defaults(drift.results_of(changed))) != plain
         else:  # a key that is new here is a result by itself
-            assert key in job.results_of(spec())[table]
+            assert key in drift.results_of(spec())[table]
 
 
 def test_a_key_that_is_new_changes_nothing_where_it_has_its_default():
@@ -201,10 +202,10 @@ def test_a_key_that_is_new_changes_nothing_where_it_has_its_default():
     }
     new = {"input": {"files": [], "drop_last_response": False}, "prompt": {"format": "raw", "prefix": []}}
     new |= {"sampling": {"temperature": 0.5, "n": 1, "seed": 0, "logprobs": None}}
-    assert job.without_defaults(old) == job.without_defaults(new)
+    assert drift.without_defaults(old) == drift.without_defaults(new)
     asked = {**new, "sampling": {"temperature": 0.5, "logprobs": 0}}
-    assert job.differences(job.with_defaults(new), job.with_defaults(asked)) == ["sampling.logprobs: null -> 0"]
-    assert job.without_defaults(asked) != job.without_defaults(new)
+    assert drift.differences(drift.with_defaults(new), drift.with_defaults(asked)) == ["sampling.logprobs: null -> 0"]
+    assert drift.without_defaults(asked) != drift.without_defaults(new)
 
 
 def test_defaults_stay_as_they_were_released():
@@ -222,4 +223,4 @@ def test_defaults_stay_as_they_were_released():
         "output": {"shard_rows": 4096, "columns": {}, "include": []},
     }
     for table, values in kept.items():
-        assert {key: job._DEFAULTS[table][key] for key in values} == values
+        assert {key: drift._DEFAULTS[table][key] for key in values} == values

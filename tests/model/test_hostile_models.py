@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from batchgen.errors import JobError, in_one_line
 from batchgen.host import trial
-from batchgen.job.spec import fingerprint, load
+from batchgen.job.drift import fingerprint
+from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.run import death
