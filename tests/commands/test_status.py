@@ -140,7 +140,7 @@ def test_a_live_worker_of_another_host_counts_with_what_it_says(out, batchgen):
     assert (seen.state, seen.shards.running, seen.shards.left) == ("running", 2, 1)
     assert (seen.rows_done, seen.eta) == (12, 8.0)
     assert seen.workers[0].shards == [5, 6]
-    assert "elsewhere.1.0  running  77_3   0 s ago  5,6" in batchgen("status", out).stdout
+    assert "elsewhere.1.0  running  77_3   0 s ago    5,6" in batchgen("status", out).stdout
 
 
 def test_a_worker_that_drains_promises_no_more_rows(out):
