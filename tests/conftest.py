@@ -100,7 +100,7 @@ def instantly(instant_engine, tmp_path):
     return _generating(instant_engine, tmp_path)
 
 
-def _generating(engine: Engine, folder: Path) -> Callable[..., Path]:
+def _generating(engine, folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
         tables["output"] = {"path": str(folder / out), **tables.get("output", {})}
