@@ -14,7 +14,6 @@ from hypothesis import settings
 from paced import Instant
 
 from batchgen.cli import cli
-from batchgen.engine.types import Engine
 from batchgen.engine.vllm import VllmEngine
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
@@ -102,7 +101,7 @@ def instantly(instant_engine, tmp_path):
     return _generating(instant_engine, tmp_path)
 
 
-def _generating(engine: Engine, folder: Path) -> Callable[..., Path]:
+def _generating(engine, folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
         tables["output"] = {"path": str(folder / out), **tables.get("output", {})}

@@ -14,6 +14,7 @@ from conftest import MODEL, demo_records
 from faulty import dataset, finished_in_shards_of_one, killed_at_commit, run_here, spec_of
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from processes import said
 
 from batchgen.errors import JobError
 from batchgen.input import shapes
@@ -80,7 +81,7 @@ class Done:
         """Gives what it says on stderr."""
         self._capfd.readouterr()
         run_here(self._engine, spec_of(self.source, self.out))
-        return self._capfd.readouterr().err.splitlines()
+        return said(self._capfd.readouterr().err)
 
     def command(self, name: str):
         """`batchgen run` or `batchgen verify`, where no engine is to start."""

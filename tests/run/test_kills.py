@@ -131,7 +131,7 @@ def test_killed_while_vllm_generates_and_resumed_the_dataset_is_the_same(start, 
 def test_killed_again_and_again_and_resumed_the_dataset_is_the_same(start, instantly, write_rows, tmp_path):
     source, chance = write_rows(mixed_rows(1000)), random.Random(1)
     expected = instantly([source], "expected", output={"shard_rows": 40})
-    watch = Watch(tmp_path, step=0.05)
+    watch = Watch(tmp_path, step=0.03)
     moments = [*(while_generating(chance, 100) for _ in range(2)), *(while_committing(chance) for _ in range(3))]
     killed_and_resumed(start, watch, source, tmp_path / "out", ["--shard-rows", 40], moments)
     assert dataset(tmp_path / "out") == dataset(expected)

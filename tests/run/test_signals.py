@@ -21,6 +21,7 @@ from processes import (
     instant,
     is_running,
     pace,
+    said,
     until,
     waits_while,
 )
@@ -57,7 +58,7 @@ def test_each_signal_drains_and_the_same_command_finishes_the_job(start, instant
         until(lambda: len(watch.finished()) > before + 100)  # noqa: B023
         stop(run)
         assert_stopped_resumable(run)
-        first, last = (line for line in run.stderr.splitlines() if line.startswith("batchgen: "))
+        first, last = said(run.stderr)
         assert first == "batchgen: stopping; running requests have 30 s to finish (Ctrl-C again: stop now)"
         done = len(watch.finished())
         assert last == (
