@@ -1,8 +1,8 @@
-"""The parts of batchgen/manual/job-file.md that are made from the types; test_job_file_page.py says when they are old.
+"""The tables of the manual that are made from the types; test_manual_tables.py says when they are old.
 
-    python tests/job_file_page.py       writes them anew
+    python tests/manual_tables.py       writes them anew
 
-A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; all else in the page is written by hand.
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; all else in a page is written by hand.
 """
 
 import re
@@ -18,8 +18,10 @@ from batchgen.flags import Key, flag_name, keys
 from batchgen.job.drift import ENGINE_MEANS, MEANS
 from batchgen.job.spec import TABLES
 from batchgen.model import series
+from batchgen.task.output_columns import COLUMNS, in_words
 
-PAGE = Path(manual.__file__).parent / "job-file.md"
+FOLDER = Path(manual.__file__).parent
+PAGES = {name: FOLDER / f"{name}.md" for name in ("job-file", "output")}
 UNITS = {
     **{("output", key): "seconds" for key in ("drain", "stall", "stale")},
     ("output", "shard_rows"): "rows",
@@ -33,13 +35,16 @@ WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
 WIDTH = 118  # of lines that are not a table's
 
 
-def parts() -> dict[str, str]:
+def parts(name: str) -> dict[str, str]:
+    """The generated parts of a page, by their names."""
+    if name == "output":
+        return {"columns": _columns()}
     found = {table: table_of([key for key in keys() if key.table == table]) for table in TABLES}
     return found | {"flags": _flags(), "engine": _engine(), "cards": _cards()}
 
 
-def page(old: str) -> str:
-    made = parts()
+def page(name: str, old: str) -> str:
+    made = parts(name)
     return re.sub(
         r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)",
         lambda found: found[1] + made[found[2]] + found[3],
@@ -151,5 +156,15 @@ def _cards() -> str:
     return _table(("model", "prompt format", *names), rows)
 
 
+def _columns() -> str:
+    rows = []
+    for column in COLUMNS:
+        kind = "struct" if column.name == "sampling" else in_words(column.type)
+        optional = "; if `[sampling] logprobs` is set" if column.name == "logprobs" else "; if `include` names it"
+        rows.append((f"`{column.name}`", kind, column.meaning + (optional if column.is_optional else "")))
+    return _table(("column", "type", "meaning"), rows)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+    for name, path in PAGES.items():
+        path.write_text(page(name, path.read_text("utf-8")), "utf-8")
