@@ -263,7 +263,7 @@ def test_the_cards_sampling_is_the_default_and_the_job_wins(model, tmp_path, wri
     def resolved(format="auto", **sampling):
         tables = {"input": {"path": [str(write_rows([{"text": "a"}]))]}, "output": {"path": str(tmp_path / "out")}}
         tables |= {"model": {"path": str(folder)}, "prompt": {"format": format}, "sampling": sampling}
-        found = prepare(load(None, tables)).sampling
+        found = prepare(load(None, tables)).task.sampling
         return found.temperature, found.top_p, found.repetition_penalty, found.max_tokens
 
     assert resolved() == (0.7, 1.0, 1.1, 128)
@@ -273,5 +273,5 @@ def test_the_cards_sampling_is_the_default_and_the_job_wins(model, tmp_path, wri
 
 def test_without_a_card_the_bilingual_instruction_models_sampling_is_the_default(model, tmp_path, write_rows):
     tables = {"input": {"path": [str(write_rows([{"text": "a"}]))]}, "output": {"path": str(tmp_path / "out")}}
-    found = prepare(load(None, {**tables, "model": {"path": str(model())}})).sampling
+    found = prepare(load(None, {**tables, "model": {"path": str(model())}})).task.sampling
     assert (found.temperature, found.top_p, found.repetition_penalty, found.max_tokens) == (1.0, 0.85, 1.0, 512)
