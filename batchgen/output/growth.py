@@ -8,8 +8,8 @@ late. `_job.json` holds the outcome, for people.
 
 Each growth has a fingerprint, over the settings and all the input up to it; shards and journals hold that of the
 growth they were planned in. So they stay valid while the job grows, a job may become incremental and cease to be,
-and a shard over other input is still recognized as another job's. (Leaving the input out of an incremental job's fingerprint
-would be shorter, but a shard of another night's or folder's input would pass.)
+and a shard over other input is still recognized as another job's. (Leaving the input out of an incremental job's
+fingerprint would be shorter, but a shard of another night's or folder's input would pass.)
 """
 
 import msgspec
