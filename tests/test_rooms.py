@@ -1,6 +1,7 @@
 """The rooms: imports go in one direction only, and the test of a file is found by its name."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,10 @@ def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}
     modules = {path.stem for path in (PACKAGE / room).glob("*.py")}
     assert tested <= modules | BEHAVIOURS.get(room, set())
+
+
+@pytest.mark.parametrize("page", sorted((PACKAGE / "manual").glob("*.md")), ids=lambda page: page.stem)
+def test_the_files_that_the_manual_names_are_there(page):
+    named = re.findall(r"`((?:batchgen/)?(?:[a-z_]+/)+[a-z_0-9]+\.py)`", page.read_text("utf-8"))
+    for path in (PACKAGE.parent / name for name in named):
+        assert path.exists() or (PACKAGE / path.relative_to(PACKAGE.parent)).exists(), path
