@@ -126,6 +126,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._start_what_is_due()
+        # Before we look at the pipes: what has ended by now has reported all.
+        ended = [slot for slot in self._slots if slot.worker and slot.worker.process.poll() is not None]
         heard = {key.data for key, _ in self._selector.select(TICK)}
         self._forgive_absence()
         self._obey_signals()
@@ -133,7 +135,7 @@ class Supervisor:
             if worker := slot.worker:
                 if slot in heard:
                     self._hear(slot, worker)
-                elif worker.process.poll() is not None:  # a process of its engine may still hold the pipe open
+                elif slot in ended:  # a process of its engine may still hold the pipe open
                     self._on_exit(slot, worker)
             if worker := slot.worker:
                 self._check_for_stall(slot, worker)

@@ -52,7 +52,7 @@ def test_run_again_all_is_done_and_no_engine_starts(demo, batchgen_process):
     folder, _ = demo
     log = folder / "out" / "_state" / "engine.log"
     before = log.stat().st_size
-    again = batchgen_process("run", folder / "job.toml", timeout=5)
+    again = batchgen_process("run", folder / "job.toml")
     assert again.returncode == 0
     assert again.stdout == f"all done already: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}\n"
     assert log.stat().st_size == before

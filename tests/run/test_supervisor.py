@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import selectors
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -18,7 +20,7 @@ from batchgen.output.journal import Entry, Journal, rows_done
 from batchgen.output.opening import open_job
 from batchgen.run import admission, run
 from batchgen.run.death import Death
-from batchgen.run.messages import ExitKind
+from batchgen.run.messages import Exit, ExitKind
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.progress import Progress
 from batchgen.run.supervisor import Supervisor
@@ -85,6 +87,29 @@ def test_what_a_supervisor_slept_through_is_nobodys_silence(silent):
     slot.worker.last_report -= 10
     overseen._check_for_stall(slot, slot.worker)
     assert words == ["no token for 10 s"]
+
+
+def test_the_last_report_of_a_worker_that_exits_after_we_looked_is_heard_in_the_next_turn(silent, monkeypatch):
+    overseen, slot, _ = silent
+    ends: list[Exit | None] = []
+    monkeypatch.setattr(overseen, "_on_exit", lambda slot, worker, end=None: ends.append(end))
+    read, write = os.pipe()
+    slot.start_at = None
+    slot.worker.reports = os.fdopen(read, "rb", buffering=0)
+
+    def nothing_yet(timeout: float) -> list:
+        slot.worker.process.kill()
+        slot.worker.process.wait()
+        os.write(write, msgspec.json.encode(Exit(ExitKind.DIED, "CUDA error")) + b"\n")
+        return []
+
+    overseen._selector = SimpleNamespace(select=nothing_yet)
+    overseen._turn()
+    with selectors.DefaultSelector() as overseen._selector:
+        overseen._selector.register(slot.worker.reports, selectors.EVENT_READ, slot)
+        overseen._turn()
+    os.close(write)
+    assert [end and end.text for end in ends] == ["CUDA error"]
 
 
 def test_a_first_start_that_crashed_or_failed_is_given_up_and_one_that_was_killed_is_not(job):
