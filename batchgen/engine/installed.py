@@ -1,6 +1,7 @@
 """What vLLM is installed here and which arguments it takes, without importing it: that takes 6 s."""
 
 import ast
+import functools
 import importlib.metadata
 import importlib.util
 import re
@@ -34,13 +35,17 @@ _OF_HUGGING_FACE = ("transformers", "tokenizers", "jinja2")
 def versions(hugging_face: bool = False) -> dict[str, str]:
     """Versions of all packages that decide token ids, by name. hugging_face: those of the model's own tokenizer and
     chat template too."""
-    found = {}
-    for package in (*_PACKAGES, *(_OF_HUGGING_FACE if hugging_face else ())):
-        try:
-            found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    packages = (*_PACKAGES, *(_OF_HUGGING_FACE if hugging_face else ()))
+    return {package.removesuffix("-cpu"): found for package in packages if (found := _version(package))}
+
+
+@functools.cache  # a run asks 15 times, and each reads a file
+def _version(package: str) -> str:
+    """Empty if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def needs_gpu() -> bool:
