@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from ..task.task import Request
 from .messages import PoisonItems
@@ -15,8 +16,7 @@ WINDOW_TOKENS = 1 << 20
 LATEST = 500  # finished requests, the slowest of which says how long the next one may take
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, eq=False, gc=False):
     request: Request
     shard: OpenShard
     since: float

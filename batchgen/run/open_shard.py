@@ -4,6 +4,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from ..errors import Reject
 from ..input.conversation import Row
 from ..input.plan import Shard
@@ -12,14 +14,13 @@ from ..output.journal import Journal
 from ..task.task import Answer, Entry, Name, Request, Task, Work
 
 
-@dataclass(slots=True)
-class OpenRow:
+class OpenRow(msgspec.Struct, eq=False, gc=False):
     """A row that waits for answers. missing: requests that still need one."""
 
     row: Row
-    work: Work
+    work: Any
     missing: int
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Answer] = []
 
 
 @dataclass(eq=False)

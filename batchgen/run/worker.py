@@ -46,7 +46,7 @@ class Worker:
         self._job, self._engine, self._claims, self._report = job, engine, claims, report
         self._poison, self._until = poison, until
         self._queue = Queue(
-            job, claims, fence, poison, mark or Mark(), self._tell, warn=lambda text: report(Warn(text))
+            job, claims, fence, poison, mark or Mark(), self._stay_in_touch, warn=lambda text: report(Warn(text))
         )
         self._admission = Admission(engine.max_num_seqs, window, poison, until)
         self._committer = Committer(job, fence, engine.dtype, engine.device)
@@ -204,12 +204,20 @@ class Worker:
 
     def _tell(self) -> None:
         """Before every step the supervisor knows which items would go down with the engine."""
-        now = time.monotonic()
-        if not self._admission.has_changed and now - self._told < REPORT_EVERY:
-            return
+        if self._admission.has_changed:
+            self._send()
+        else:
+            self._stay_in_touch()
+
+    def _stay_in_touch(self) -> None:
+        """However little there is to tell: the supervisor takes a long silence for a hang."""
+        if time.monotonic() - self._told >= REPORT_EVERY:
+            self._send()
+
+    def _send(self) -> None:
         self._count_open()
         self._report(Work(*self._admission.changes(), self.totals, *self._admission.running_and_waiting))
-        self._told = now
+        self._told = time.monotonic()
 
     def _count_open(self) -> None:
         """Adds to the totals what is finished of shards that are not committed yet."""

@@ -45,8 +45,7 @@ class Draft(NamedTuple):
     asked: ToFit
 
 
-@dataclass(frozen=True, slots=True)
-class Prompted:
+class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A row with its prompt: what its output rows say beside the responses.
 
     truncated: tokens that were taken off the prompt to make it fit
