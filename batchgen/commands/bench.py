@@ -250,8 +250,11 @@ class UnseededEngine(VllmEngine):
 def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool = False) -> Figures:
     """The tokens per second of vLLM's own loop, of the whole pipeline on the same engine, and their ratio.
 
-    rows: only the first so many; rounds: of each, by turns, so that what disturbs one disturbs the other; unseeded:
-    requests go without their seeds. The log goes to stderr. Raises JobError, or MachineError if the engine fails.
+    rows: how many of the first ones
+    rounds: of each, in turn, so that what disturbs one disturbs the other
+    unseeded: requests go without their seeds
+
+    The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
     job = prepare(spec)  # what is wrong with the job shows here, in one line
     require_vllm()
@@ -328,7 +331,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
-    """The job on the first so many rows, as JSONL."""
+    """The job on its first rows, as JSONL."""
     job = prepare(spec)
     reader = job.reader()
     read = (row for planned in job.plan.shards for row in reader.read(planned))
@@ -476,7 +479,7 @@ def _tokenizer_of(model: Model) -> Tokenizer:
 
 
 def texts(tokenizer: Tokenizer, lengths: Iterable[int]) -> Iterator[str]:
-    """Texts of so many tokens (or one or two more, where one is cut in a letter), out of the demo conversations."""
+    """Texts of these lengths in tokens (one or two more where a letter would be cut), from the demo conversations."""
     with (DEMO / "data" / "conversations.jsonl").open("rb") as lines:
         spoken = [utterance["text"] for line in lines for utterance in msgspec.json.decode(line)["conversation"]]
     ids = tokenizer.encode(" ".join(spoken))

@@ -80,7 +80,7 @@ def text(
 
 
 def size_category(rows: int) -> str:
-    """The hub's name for so many rows."""
+    """The hub's size category for a number of rows."""
     steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     above = [step for power, step in enumerate(steps, start=3) if rows >= 10**power]
     if not above:

@@ -42,8 +42,13 @@ _OWN_FACTS = {"shard", "first_row", "counts"}  # what a shard's metadata says of
 
 @dataclass(frozen=True)
 class Results:
-    """What a job has finished. missing: shards that are not there; schema: of the columns to export; counts: as in
-    `_SUCCESS`; facts: what the shards' metadata say of the job, each with its values in different shards, as text."""
+    """What a job has finished.
+
+    missing: shards that are not there
+    schema: of the columns to export
+    counts: as in `_SUCCESS`
+    facts: what the shards' metadata say of the job, each with its different values as text
+    """
 
     out: Store
     record: JobRecord

@@ -1,4 +1,4 @@
-"""What a job will be: its rows, rejects and prompt lengths, by real tokenizing and without an engine."""
+"""What a job will do: its rows, rejects and prompt lengths, by tokenizing everything but without an engine."""
 
 import itertools
 from array import array
@@ -23,10 +23,16 @@ MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
 
 @dataclass
 class Forecast:
-    """new_rows: those that an incremental job has got since its last run, None if there was none; shapes: of the rows
-    that have a prompt; lengths: tokens of every prompt; over_length: rows whose prompt is too long, rejected or
-    shortened; shared: tokens in blocks that an earlier prompt begins with too; forged: rows whose text holds what
-    begins a turn, or a control token; first_forged: the first of them, and what it holds."""
+    """What `plan` found.
+
+    new_rows: of an incremental job since its last run; None if there was none
+    shapes: of the rows that have a prompt
+    lengths: tokens of every prompt
+    over_length: rows whose prompt is too long, rejected or shortened
+    shared: tokens in leading blocks that an earlier prompt has too, which a prefix cache would keep
+    forged: rows whose text holds what begins a turn, or a control token
+    first_forged: the first of them, and what it holds
+    """
 
     job: Job
     new_rows: int | None = None
@@ -43,13 +49,13 @@ class Forecast:
         return sum(self.lengths)
 
     def percentiles(self) -> dict[str, int]:
-        """Smallest, middle, 99th of a hundred and largest prompt, in tokens."""
+        """Shortest, median, 99th percentile and longest prompt, in tokens."""
         ordered = sorted(self.lengths) or [0]
         last = len(ordered) - 1
         return {"min": ordered[0], "median": ordered[last // 2], "p99": ordered[last * 99 // 100], "max": ordered[-1]}
 
     def histogram(self, bins: int = 10) -> list[tuple[int, int, int]]:
-        """(from, to, prompts) of equally wide ranges of tokens."""
+        """(from, to, number of prompts) of equally wide ranges of tokens."""
         if not self.lengths:
             return []
         low, high = min(self.lengths), max(self.lengths)
@@ -96,7 +102,7 @@ def show(forecast: Forecast, prompts: int) -> list[Prompted]:
 
 
 def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
-    """All of it, as JSON has it."""
+    """The whole forecast, for JSON."""
     job, lengths = forecast.job, forecast.percentiles()
     first = forecast.first_forged
     return {
@@ -127,7 +133,7 @@ def _prompts(job: Job) -> Iterator[Prompted | Reject]:
 
 
 def _shared(token_ids: list[int], blocks: set[int]) -> int:
-    """How many tokens of a prompt stand in blocks that are known, after it is known too."""
+    """How many tokens of a prompt are in leading blocks of an earlier one; remembers its own blocks."""
     shared, chain = 0, 0
     for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
         chain = hash((chain, *token_ids[start : start + BLOCK]))

@@ -92,7 +92,7 @@ def _rows_that_ended(out: Store, record: JobRecord, reasons: list[str]) -> set[i
 
 
 def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where the row stands, its reject line) of every rejected row, or of those with the given reasons."""
+    """(where the row is, its reject line) of every rejected row, or of those with the given reasons."""
     folder = store.at(out)
     record, _ = open_finished(folder)
     place = locator(record.plan)

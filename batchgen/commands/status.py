@@ -1,4 +1,4 @@
-"""How a job stands, read off its folder: from any host, while it runs or later. Nothing of the job is changed."""
+"""The status of a job, read from its folder: from any host, while it runs or later. Changes nothing."""
 
 import contextlib
 import time
@@ -27,7 +27,7 @@ WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
 
 
 class Finished(Counts):
-    """What finished shards hold, but for those whose counts are damaged or gone: unreadable is their number."""
+    """The counts of finished shards. unreadable: shards whose counts are damaged or gone."""
 
     unreadable: int = 0
 
@@ -93,7 +93,7 @@ class Status(msgspec.Struct, kw_only=True):
 
 
 def watch(out: Path) -> Iterator[Status]:
-    """How the job stands, every 2 seconds, until it is done. Raises JobError if there is none."""
+    """The status of a job every 2 seconds, until it is done. Raises JobError if there is no job."""
     known: dict[int, Counts] = {}
     while True:
         seen = look(out, known)
@@ -104,7 +104,7 @@ def watch(out: Path) -> Iterator[Status]:
 
 
 def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
-    """How the job stands. Raises JobError if there is none.
+    """The status of a job. Raises JobError if there is no job.
 
     known: the counts of shards that an earlier look has read; those of this one are added.
     """
@@ -168,7 +168,7 @@ def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Fini
 
 
 class _Checksums(msgspec.Struct):
-    """The part of a shard's checksums that is looked at here. Their digest is left to `run` and `verify`."""
+    """The part of a shard's checksums that status needs. `run` and `verify` check their digest."""
 
     counts: Counts
 

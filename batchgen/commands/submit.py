@@ -57,7 +57,8 @@ def settings(given: Iterable[str]) -> Options:
 
 
 def array_of(tasks: str) -> str:
-    """Indices as Slurm writes them, from such, or from a number of tasks. %K: so many at a time. Raises JobError."""
+    """Array indices as Slurm writes them, from indices or from a number of tasks; %K: at most K at a time. Raises
+    JobError."""
     if number := re.fullmatch(r"([1-9]\d*)(%\d+)?", tasks):
         return f"0-{int(number[1]) - 1}{number[2] or ''}"
     if not re.fullmatch(r"\d+([-,:]\d+)+(%\d+)?", tasks):

@@ -181,8 +181,11 @@ def check_engine(out: Path, given: dict[str, Any]) -> None:
 
 
 def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
-    """Generates so many items of a finished job again, chosen by `seed`, and compares the responses. given: [engine]
-    of the command line, which wins over the record's. Raises what `run` raises."""
+    """Generates random items of a finished job again and compares the responses. Raises what `run` raises.
+
+    items, seed: how many, and what chooses them
+    given: [engine] of the command line, which wins over the record's
+    """
     check_engine(out, given)
     place = store.at(out)
     old, spec = open_finished(place)

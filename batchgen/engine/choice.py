@@ -24,7 +24,7 @@ def chosen() -> str:
     name = os.environ.get(VARIABLE) or VLLM
     module, _, attribute = name.partition(":")
     if name not in (VLLM, INSTANT) and not (module and attribute.isidentifier()):
-        raise JobError(f"{VARIABLE}={name}: is none of {VLLM}, {INSTANT} and module:Class")
+        raise JobError(f"{VARIABLE}={name}: must be {VLLM}, {INSTANT} or module:Class")
     return name
 
 

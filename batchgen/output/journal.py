@@ -31,7 +31,7 @@ def names(out: Store, shard: int) -> list[str]:
 
 
 def rows_done(out: Store, shard: int, fingerprint: str, samples: int) -> int:
-    """How many rows of a shard have so many samples in its journals."""
+    """How many rows of a shard have at least `samples` samples in its journals."""
     with on_disk(out):
         found = {entry.name for name in names(out, shard) for entry in read(out, name, fingerprint)[0]}
     return sum(number >= samples for number in Counter(name.row for name in found).values())

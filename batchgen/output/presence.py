@@ -23,7 +23,7 @@ _OPENING = "opening"  # of a run that waits for its turn
 
 
 class Heard(NamedTuple):
-    """The last heartbeat of a worker or run, so many seconds ago; None while it cannot be read."""
+    """The last heartbeat of a worker or run, and its age in seconds; None while it cannot be read."""
 
     name: str
     beat: Heartbeat | None

@@ -323,7 +323,7 @@ def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:
 
 
 def read_rejects(out: Store, shard: Shard) -> list[dict[str, Any]]:
-    """Raises JobError if a line is none of ours."""
+    """Raises JobError if a line is not one that batchgen writes."""
     name = layout.rejects(shard)
     out.check_links(layout.REJECTS)
     try:

@@ -1,4 +1,4 @@
-"""Which requests are in the engine together: no more than its window holds, poison items alone, and none too late."""
+"""Which requests are in the engine together: no more than the window holds, poison items alone, none too late."""
 
 import time
 from collections import deque
@@ -9,8 +9,8 @@ from ..task.task import Request
 from .messages import PoisonItems
 from .open_shard import OpenShard
 
-# So that a request is there the moment another one ends: behind those that run, as many wait. Of long prompts fewer do:
-# their ids are held three times, here, in vLLM's front end and in its core.
+# As many requests wait as run, so that the next one is there the moment one ends. Fewer wait if prompts are long: their
+# ids are held three times, here, in vLLM's front end and in its core.
 WINDOW_PER_SEQUENCE = 2
 WINDOW_TOKENS = 1 << 20
 LATEST = 500  # finished requests, the slowest of which says how long the next one may take
@@ -23,17 +23,14 @@ class Admitted(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Admission:
-    """The requests that are in the engine, by name, and which may join them.
-
-    entered, left: names, since `changes` was last asked
-    """
+    """The requests that are in the engine, by name, and which may join them."""
 
     def __init__(self, max_num_seqs: int, window: int | None, poison: PoisonItems, until: float | None):
         """window: most requests, running and waiting; until: by when all must have ended, on time.monotonic's clock."""
         self.in_engine: dict[str, Admitted] = {}
         self._max_num_seqs = max_num_seqs
         self._window = window or WINDOW_PER_SEQUENCE * max_num_seqs
-        # Requests are made ready in batches, twice as fast as one by one between the engine's steps.
+        # Requests are prepared in batches: twice as fast as one by one between the engine's steps.
         self._refill_at = min(self._window - 1, (self._window + max_num_seqs) // 2)
         self._poison = poison
         self._until = until
@@ -44,7 +41,7 @@ class Admission:
 
     @property
     def is_due(self) -> bool:
-        """Whether so much has left that the window is to be filled again."""
+        """Whether enough has left that the window should be filled again."""
         return len(self.in_engine) <= self._refill_at
 
     @property
@@ -83,13 +80,13 @@ class Admission:
         return admitted
 
     def finish(self, name: str) -> Admitted:
-        """Of a request that has come to its end in the engine."""
+        """Takes out a request that the engine has finished."""
         admitted = self.leave(name)
         self._seconds.append(time.monotonic() - admitted.since)
         return admitted
 
     def changes(self) -> tuple[list[str], list[str]]:
-        """Which have entered and left since this was last asked."""
+        """The names that entered and left since the last call."""
         entered, left = self._entered, self._left
         self._entered, self._left = [], []
         return entered, left

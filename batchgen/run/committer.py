@@ -31,7 +31,7 @@ class Committer:
         self._fence.check()
         out, planned = self._job.out, opened.shard
         opened.finished.sort(key=lambda finished: finished[0].row)
-        was_faster = shard.is_finished(out, planned)  # a worker that took this one for dead
+        was_faster = shard.is_finished(out, planned)  # a worker that believed this one dead
         counts = self._counts(opened, self._output(opened)) if was_faster else self._write(opened)
         opened.journal.close()
         journal.remove(out, planned.index)
@@ -50,7 +50,7 @@ class Committer:
         return counts
 
     def _output(self, opened: OpenShard) -> list[dict[str, Any]]:
-        """The output rows of a shard, in order; a row whose task wants none of its answers becomes a reject."""
+        """The output rows of a shard, in order. A row for which the task accepts no answer becomes a reject."""
         rows: list[dict[str, Any]] = []
         for work, answers in opened.finished:
             if work.row not in opened.rejects:

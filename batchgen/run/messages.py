@@ -89,7 +89,7 @@ class Mark:
 
 
 class Started(msgspec.Struct, tag=True):
-    """The engine is up, after so many seconds."""
+    """The engine is up, after this many seconds."""
 
     seconds: float
 

@@ -1,4 +1,4 @@
-"""A shard in the making: its rows wait for answers until every one of them has its output or is a reject."""
+"""A shard in progress: its rows wait for answers until each has all of them or is rejected."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ class OpenRow(msgspec.Struct, eq=False, gc=False):
 
 @dataclass(eq=False)
 class OpenShard:
-    """What a worker holds of a shard between its claim and its commit.
+    """A shard between its claim and its commit.
 
-    journaled: answers of earlier runs, taken out as their requests come up
+    journaled: answers of earlier runs, removed as their requests come up
     waiting: rows whose answers are not all there, by number
     finished: rows with all their answers
     rejects: their lines, by row number
     in_engine: requests
-    same: by key, the requests that will get the answer of the one that is generated for all of them
+    same: by key, requests that wait for the one that is generated for all of them
     known: by key, answers that further requests get at once
     """
 
@@ -58,30 +58,30 @@ class OpenShard:
         return len(self.finished) + len(self.rejects)
 
     def take(self, row: Row, work: Work) -> list[Request]:
-        """Takes a row in; what of it is to be generated."""
+        """Adds a row, and returns its requests that have to be generated."""
         self.waiting[row.number] = OpenRow(row, work, len(work.requests))
         return [asked for request in work.requests for asked in self._ask(request)]
 
     def answer(self, request: Request, entry: Entry) -> list[Request]:
-        """Takes what the engine gave for a request, and gives it to all that wait for the same; what is to be generated
-        next of their rows: further tries."""
+        """Records the engine's answer to a request and to all that wait for the same one. Returns the further tries
+        that are to be generated."""
         self.journal.append(entry)
         return self._share(request, entry)
 
     def reject(self, row: Row, id: str, why: Reject) -> None:
-        """Of several requests of a row the first that fails counts, and the row is rejected as a whole."""
+        """Rejects a row as a whole; if several of its requests fail, the first counts."""
         if row.number not in self.rejects:
             self.waiting.pop(row.number, None)
             self.rejects[row.number] = shard.reject_line(row, id, why)
 
     def fail(self, request: Request, why: Reject) -> list[Request]:
-        """Rejects a request's row; what is to be generated in its place."""
+        """Rejects a request's row. Returns what is to be generated in its place."""
         if open_row := self.waiting.get(request.name.row):
             self.reject(open_row.row, open_row.work.id, why)
         return self.drop(request)
 
     def drop(self, request: Request) -> list[Request]:
-        """Of a request that will have no answer: the next that waits for the same one, if any does."""
+        """Returns the next request that waits for this one's answer, if any: this one will have none."""
         others = self.same.pop(request.key, [])
         for place, other in enumerate(others):
             if other.name.row in self.waiting:
@@ -93,8 +93,8 @@ class OpenShard:
         return request.name.row in self.waiting
 
     def _ask(self, request: Request) -> list[Request]:
-        """What is to be generated for a request: itself, or a further try if it was answered before; nothing if all is
-        known, or if it waits for another one's answer."""
+        """What has to be generated for a request: itself, or a further try if a journal has its answer; nothing if all
+        is known, or if it waits for another one's answer."""
         if self.journaled and (entry := self.journaled.pop(request.name, None)):
             self.resumed += 1
             return self._share(request, entry)

@@ -1,4 +1,4 @@
-"""What is to be generated next: shards are claimed and read, rows made ready, and earlier journals resumed from."""
+"""What to generate next: claims and reads shards, prepares their rows, and resumes from earlier journals."""
 
 import dataclasses
 import time
@@ -20,14 +20,14 @@ from .open_shard import OpenShard
 from .poison import ENDS_WORKERS
 from .prepare import Job
 
-SORTED = 8192  # requests of the last shard that are held at a time, to be put in order
+SORTED = 8192  # requests of the last shard that are held and sorted at a time
 
 
 class Queue:
-    """Requests of the shards that this worker can claim, in the order of the input.
+    """The requests of all shards that this worker can claim, in input order.
 
     open: shards that are claimed and not committed yet
-    is_waiting: nothing is to be had for now, as other workers hold all that is left; they may yet die
+    is_waiting: other workers hold all that is left; if they die, it can be claimed
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Queue:
         alive: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
     ):
-        """alive: is called for every row that is read: rows that come to nothing may take long together."""
+        """alive: called for every row that is read, as many rejects in a row may take long."""
         self.open: list[OpenShard] = []
         self.is_waiting = False
         self._job, self._claims, self._fence = job, claims, fence
@@ -59,12 +59,12 @@ class Queue:
 
     @property
     def is_done(self) -> bool:
-        """Nothing more is to come, unless a task asks for further tries."""
+        """Whether nothing more comes, unless a task asks for further tries."""
         return not (self._ready or self._reading or self._left)
 
     def next(self) -> tuple[OpenShard, Request] | None:
-        """What is to be generated next. None if there is nothing for now: a shard was read to its end, and may be
-        complete; or all that is left is held by others; or nothing is left."""
+        """The next request. None if there is none for now: a shard was read to its end and may be complete, others hold
+        all that is left, or nothing is left."""
         self.is_waiting = False
         while not self._ready:
             if not self._reading and not self._claim():
@@ -74,18 +74,18 @@ class Queue:
         return self._ready.popleft()
 
     def put_back(self, opened: OpenShard, requests: list[Request]) -> None:
-        """Ahead of all others: requests whose time has not come, and further tries."""
+        """Puts requests ahead of all others: those that may not enter yet, and further tries."""
         self._ready.extendleft((opened, request) for request in reversed(requests))
 
     def forget(self, opened: OpenShard) -> None:
-        """Of a shard that is committed."""
+        """Drops a shard that is committed, and releases its claim."""
         self.open.remove(opened)
         self._claims.release(opened.shard.index)
 
     # --- shards
 
     def _claim(self) -> bool:
-        """Opens the next shard that nobody holds and that is not finished. False if there is none for now."""
+        """Opens the next unfinished shard that nobody holds. False if there is none for now."""
         out = self._job.out
         while self._left:
             shard = self._left.popleft()
@@ -107,7 +107,7 @@ class Queue:
         return False
 
     def _open(self, shard: Shard) -> None:
-        """With all that earlier journals hold of it."""
+        """Opens a shard with the answers that earlier journals hold."""
         self._fence.check()
         job = self._job
         journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard))
@@ -121,8 +121,8 @@ class Queue:
     # --- rows
 
     def _read(self) -> bool:
-        """Reads on until something is to be generated; in the last shard, as many requests as are put in order. False
-        if the shard ended before."""
+        """Reads on until there is something to generate; in the last shard, up to SORTED requests. False if the shard
+        ended first."""
         assert self._reading
         opened, rows = self._reading
         is_last = opened.shard is self._last
@@ -144,7 +144,7 @@ class Queue:
         return bool(found)
 
     def _watched(self, shard: Shard, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows of a shard but for those that ended workers, each marked for as long as it is in the making."""
+        """The rows of a shard, each marked while it is being prepared; rows that ended workers carry a fault."""
         self._mark.set(shard.row_numbers[0])
         for row in rows:
             self._alive()
@@ -156,6 +156,6 @@ class Queue:
 
 
 def _length(request: Request) -> tuple[int, int]:
-    """By which the last requests of all are put in order, longest first: so the engine does not end with one long
-    response in it. How long a response gets is not known before, but it grows with its limit and with its prompt."""
+    """Sorts the last requests of a job, longest first, so that the engine does not end up with one long response in it.
+    The length of a response is not known beforehand, but grows with its limit and its prompt."""
     return request.sampling.max_tokens, len(request.prompt_token_ids)

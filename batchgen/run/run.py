@@ -79,7 +79,7 @@ def _check_for_answers(job: Job) -> None:
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
         which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
         raise JobError(
-            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; mend that "
+            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; fix that "
             f"(`batchgen plan` takes the same flags), or give --max-rejects {total} to go on"
         )
 
@@ -115,7 +115,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     _warn_of_skip(job, missing)
     if not missing:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
-    if success.is_there(job.out):  # of a time when none was missing
+    if success.is_there(job.out):  # from before shards were set aside or the input grew
         require_engine()
         success.remove(job.out)
     warn_of_choice()

@@ -40,7 +40,7 @@ class Worker:
         mark: Mark | None = None,
     ):
         """window: most requests in the engine, running and waiting; poison, until: see WorkerConfig; poison may
-        change; mark: of the row that is being made ready."""
+        change; mark: shows the row that is being prepared."""
         poison, fence = poison or PoisonItems(), Fence(job.out, job.record.fingerprint)
         self.totals = Totals()
         self._job, self._engine, self._claims, self._report = job, engine, claims, report
@@ -59,16 +59,16 @@ class Worker:
         self._pace = Pace(0, 0, 0)
 
     def stop(self, use_all_time: bool = False, why: Stopping = Stopping.AS_ASKED) -> None:
-        """From now on no request is admitted; those in the engine have `drain` seconds, or all that is left of the
-        run's time, if that is known. Safe in a signal handler."""
+        """Admits no more requests. Those in the engine have `drain` seconds to finish, or all that is left of the run's
+        time, if that is known. Safe in a signal handler."""
         if self._stopping is Stopping.NO:
             self._stopping = why
             drained = time.monotonic() + self._job.spec.output.drain
             self._stop_at = self._until if use_all_time and self._until is not None else drained
 
     def run(self, shards: Iterable[Shard]) -> None:
-        """Generates those of the shards that nobody else does. Raises Stopped, JobError or EngineDied; anything else is
-        a bug, and all that has finished is in the journal then."""
+        """Generates the shards that no other worker holds. Raises Stopped, JobError or EngineDied; anything else is
+        a bug. In any case, all that has finished is in the journal."""
         try:
             self._run(shards)
         except Exception:
@@ -86,7 +86,7 @@ class Worker:
                 self._step()
             elif self._queue.is_waiting and self._stopping is Stopping.NO:
                 time.sleep(REPORT_EVERY)
-            self._flush()  # before the commits, which take their time
+            self._flush()  # before commits, which may take long
             self._commit()
             if not self._admission.in_engine and (self._stopping is not Stopping.NO or self._queue.is_done):
                 break
@@ -101,7 +101,7 @@ class Worker:
     # --- the engine
 
     def _admit(self) -> None:
-        """Fills the window, if it is time to and there is time."""
+        """Fills the window if it has emptied enough and there is time left."""
         if self._stopping is Stopping.NO and self._admission.is_too_late:
             self.stop(use_all_time=True, why=Stopping.TIME_UP)
         if self._stopping is not Stopping.NO or not self._admission.is_due:
@@ -137,7 +137,7 @@ class Worker:
         """One step of the engine. Raises EngineDied, also if steps return nothing for ever; one that does not return is
         the supervisor's to notice.
 
-        Every step brings the oldest request on by a token, of its prompt or of its response, so that some request ends
+        Every step advances the oldest request by at least a token of its prompt or response, so some request ends
         within as many steps as the context has tokens.
         """
         with end_of_engine():
@@ -178,7 +178,7 @@ class Worker:
     # --- the disk
 
     def _flush(self, at_once: bool = False) -> None:
-        """Journals what has finished: with the system at once, on the disk within a second."""
+        """Journals what has finished: handed to the system at once, on disk within a second."""
         for opened in self._queue.open:
             opened.journal.flush()
         for opened in self._queue.open:
@@ -190,11 +190,11 @@ class Worker:
             self.totals += Totals(rows=counts.rows, rejects=counts.rejects)
             self._resumed += opened.resumed
             self._queue.forget(opened)
-            self._claims.beat()  # its rows are committed ones now, and no open ones any more
+            self._claims.beat()  # its rows moved from open to committed
 
     def _shut_down(self) -> None:
         self._flush(at_once=True)
-        self._told = 0.0  # the last word tells all that was done
+        self._told = 0.0  # so that the last report is sent, with all that was done
         self._tell()
         for opened in self._queue.open:
             opened.journal.close()
@@ -203,14 +203,14 @@ class Worker:
     # --- the supervisor
 
     def _tell(self) -> None:
-        """Before every step the supervisor knows which items would go down with the engine."""
+        """Reports before every step, so that the supervisor knows which items were in the engine if it dies."""
         if self._admission.has_changed:
             self._send()
         else:
             self._stay_in_touch()
 
     def _stay_in_touch(self) -> None:
-        """However little there is to tell: the supervisor takes a long silence for a hang."""
+        """Reports even if nothing is new: the supervisor takes a long silence for a hang."""
         if time.monotonic() - self._told >= REPORT_EVERY:
             self._send()
 
@@ -220,7 +220,7 @@ class Worker:
         self._told = time.monotonic()
 
     def _count_open(self) -> None:
-        """Adds to the totals what is finished of shards that are not committed yet."""
+        """Updates in the totals what is finished in shards that are not committed yet."""
         open_shards = list(self._queue.open)
         self.totals.open_rows = sum(opened.rows_done for opened in open_shards)
         self.totals.kept = self._resumed + sum(opened.resumed for opened in open_shards)
@@ -249,8 +249,8 @@ class Worker:
 
 @contextmanager
 def end_of_engine() -> Iterator[None]:
-    """Around calls of the engine: what vLLM raises of itself is its end. All other exceptions are ours, and no new
-    engine would mend them."""
+    """Wraps calls of the engine: whatever vLLM raises on its own ends it. All other exceptions are ours, and a new
+    engine would not help."""
     try:
         yield
     except (Reject, JobError):

@@ -1,4 +1,4 @@
-"""The one way from the rows of a shard to what the engine is asked: `run`, `plan`, `verify` and `bench` all go it."""
+"""From the rows of shards to what the engine is asked: the one way that `run`, `plan`, `verify` and `bench` take."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ def work_of(
     """The rows of these shards, in order: each with its Work, or with the Reject that says why it has none. Raises
     JobError or Stopped.
 
-    watch: sees a shard's rows before they are made ready, and may replace them
+    watch: sees a shard's rows before they are prepared, and may replace them
     """
     for shard in shards:
         yield from task.prepare(watch(shard, reader.read(shard)))

@@ -28,12 +28,12 @@ from .task import WHOLE, Answer, Entry, Name, Request
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
 TEMPLATE = "template"
-NO_MEMORY = "this machine's memory does not suffice to make it ready"
-TOGETHER = 16  # rows whose prompts another process makes at a time: one by one, waiting takes as long as making them
+NO_MEMORY = "this machine has too little memory to prepare it"
+TOGETHER = 16  # rows whose prompts another process makes at a time; one by one, waiting would take as long
 
 
 class Draft(NamedTuple):
-    """A row that has everything but its prompt."""
+    """A row with everything but its prompt."""
 
     row: Row
     record: dict[str, Any]
@@ -48,9 +48,9 @@ class Draft(NamedTuple):
 class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A row with its prompt: what its output rows say beside the responses.
 
-    truncated: tokens that were taken off the prompt to make it fit
-    sampling: as the row and the job say it; that of the requests has its texts as the model writes them
-    columns: the values that are passed through
+    truncated: tokens removed from the prompt to make it fit
+    sampling: as the row and the job give it; in the requests, its texts are as the model writes them
+    columns: passed-through values
     shape: of the row's record, or "template"
     """
 
@@ -68,14 +68,14 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 @dataclass(frozen=True)
 class Generate:
-    """What a job makes of every row.
+    """The task of a job: what it makes of every row.
 
     context: most tokens of prompt and response together
     format: of prompts
-    sampling: of rows that say nothing themselves
+    sampling: of rows that bring none of their own
     columns: passed-through ones
     control_tokens: see HfTokenizer
-    is_of_first_format: rows become what batchgen 0.1.0, which began the folder, would have made of them
+    is_of_first_format: batchgen 0.1.0 began the folder, so rows become what it would have made of them
     skip: rows that are to be rejected
     """
 
@@ -112,7 +112,7 @@ class Generate:
 
     @property
     def on_overlength(self) -> str:
-        """How a prompt is shortened, as prompt.fit knows it."""
+        """How a prompt is shortened, as prompt/fit.py takes it."""
         policy = self.spec.prompt.on_overlength
         return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
 
@@ -171,7 +171,7 @@ class Generate:
         params, n, seed = row_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns)
         if params is not self.sampling or n != spec.sampling.n or seed is not None:
             self._check_own(params, n)
-        # A prompt is too long if it leaves no room at all; one that is shortened anyway leaves room for max_tokens.
+        # With "reject" a prompt is too long if it leaves no room at all; a shortened one leaves room for max_tokens.
         room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, self.context - 1)
         return Draft(row, record, id, shape, params, n, seed, ToFit(turns, prefix, self.context - room))
 
@@ -206,7 +206,7 @@ class Generate:
         return prefix, conversation.with_system_ahead(system, turns)
 
     def _check_own(self, params: Sampling, n: int) -> None:
-        """What a row brings itself; what the job says was checked as it was prepared. Raises Reject."""
+        """Checks parameters that the row brings; the job's were checked when it was prepared. Raises Reject."""
         if self.spec.input.row_sampling == "off":
             off = "the row brings parameters or a seed of its own, and [input] row_sampling is off"
             raise Reject("bad_sampling", off)
@@ -249,7 +249,7 @@ class Generate:
     # --- answers become output rows
 
     def next_try(self, work: Prompted, request: Request, entry: Entry) -> None:
-        """Every answer will do."""
+        """Every answer is accepted."""
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         return [self._row(work, request, entry) for request, entry in answers]
@@ -276,7 +276,7 @@ def _within(params: Sampling, room: int) -> Sampling:
 
 
 def _as_written(params: Sampling, format: str) -> Sampling:
-    """The same with its texts as the model writes them."""
+    """The same parameters, with their texts as the model writes them."""
     if not params.stop and not params.bad_words:
         return params
     stop, bad_words = ([to_model_text(text, format) for text in texts] for texts in (params.stop, params.bad_words))

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..input.conversation import Row
 from ..job.sampling import FINISH_REASONS, Sampling
 
-WHOLE = -1  # in place of where a response's text ends: it is all of it
+WHOLE = -1  # as the end of a response's text: no stop text cut it
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
@@ -23,7 +23,7 @@ class Name(NamedTuple):
     row: number of the input row
     part: of what the row is made into; 0 where it is one prompt
     sample: of several responses to the same prompt
-    attempt: the try; 0, and more where a task was not content with an answer
+    attempt: the try; above 0 where a task rejected an earlier answer
     """
 
     row: int
@@ -40,8 +40,8 @@ class Name(NamedTuple):
 class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One generation. A struct, as every row has some: cheaper to make, and nothing the garbage collector goes over.
 
-    sampling: its texts as the model writes them
-    key: two requests of a shard that have the same one are generated once; None is no other's
+    sampling: with its texts as the model writes them
+    key: two requests of a shard with the same key are generated once; None is never the same
     """
 
     name: Name
@@ -52,7 +52,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What the engine gave for a request, as the journal keeps it: all else can be read off the input again.
+    """The engine's answer to a request, as the journal keeps it. Everything else can be derived from the input again.
 
     New fields go to the end, with a default: older journals are read without them.
 
@@ -75,7 +75,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return Name(self.row, self.part, self.sample, self.attempt)
 
     def named(self, name: Name) -> "Entry":
-        """The same answer, given to another request."""
+        """This answer as that of another request."""
         row, part, sample, attempt = name
         return msgspec.structs.replace(self, row=row, part=part, sample=sample, attempt=attempt)
 
@@ -86,7 +86,7 @@ class Answer(NamedTuple):
 
 
 class Work(Protocol):
-    """A row that is ready for the engine, with whatever its task needs for its output rows."""
+    """A row that is ready for the engine, with whatever its task needs to make its output rows."""
 
     @property
     def row(self) -> int: ...
@@ -96,12 +96,12 @@ class Work(Protocol):
 
     @property
     def requests(self) -> Sequence[Request]:
-        """Those to begin with, at least one; each is of this row."""
+        """The first ones, at least one, all of this row."""
         ...
 
 
 class Task(Protocol):
-    """One thing that can be done to every row of a dataset."""
+    """What a job does to every row of a dataset."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -122,7 +122,7 @@ class Task(Protocol):
         ...
 
     def next_try(self, work: Any, request: Request, entry: Entry) -> Request | None:
-        """A further try of a request that was just answered; None if its answer will do, or no other is to be had."""
+        """A further try of a request that was just answered; None if the answer is accepted, or tries are used up."""
         ...
 
     def output(self, work: Any, answers: Sequence[Answer]) -> list[dict[str, Any]]:

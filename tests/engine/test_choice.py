@@ -64,7 +64,7 @@ def test_a_folder_of_vllms_is_not_finished_by_another_engine(run, generate, writ
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("instnat", f"{VARIABLE}=instnat: is none of vllm, instant and module:Class"),
+        ("instnat", f"{VARIABLE}=instnat: must be vllm, instant or module:Class"),
         ("nowhere:Engine", f"{VARIABLE}=nowhere:Engine: No module named 'nowhere'"),
         ("json:Engine", f"{VARIABLE}=json:Engine: module 'json' has no attribute 'Engine'"),
     ],
