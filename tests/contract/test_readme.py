@@ -21,6 +21,7 @@ from batchgen.job.spec import load
 README = Path(__file__).parent.parent.parent / "README.md"
 PAGES = README.parent / "batchgen" / "manual"
 TEXTS = {"README": README.read_text(encoding="utf-8")} | {page: manual.text(page) for page in manual.PAGES}
+ENGINE = {"running": "instant"}  # page -> another engine than vLLM: it shows counts alone, of two workers
 AFTER = {page: "README" for page in manual.PAGES} | {"exporting": "checking"}  # page -> the one whose folders it uses
 
 
@@ -48,8 +49,9 @@ def run_page(tmp_path_factory):
     def run(page: str) -> Path:
         if page in AFTER:
             run(AFTER[page])
+        variables = environment | {"BATCHGEN_ENGINE": ENGINE.get(page, "vllm")}
         for command, expected in commands(page):
-            done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+            done = subprocess.run(["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             pattern = re.escape(expected).replace(re.escape("..."), ".*")
             assert re.fullmatch(pattern, done.stdout), f"{command}\nprinted\n{done.stdout}\nnot\n{expected}"

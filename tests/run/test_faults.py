@@ -127,6 +127,7 @@ def job_in_a_folder(request, job):
 # --- every single call
 
 
+@pytest.mark.small_process
 @pytest.mark.parametrize(
     "error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)], ids=errno.errorcode.get
 )
@@ -143,6 +144,7 @@ def test_a_call_that_fails_stops_the_run_with_one_line_and_the_next_run_complete
     print(f"{len(calls)} faults injected, {len(set(calls))} places")
 
 
+@pytest.mark.small_process
 def test_a_kill_before_or_after_any_call_that_changes_the_disk_loses_nothing(job_in_a_folder):
     """After one is before the next; a call that changes nothing leaves what the one before it left."""
     job, calls = job_in_a_folder, job_in_a_folder.calls()
@@ -165,6 +167,7 @@ def test_a_kill_half_way_through_any_write_loses_nothing_that_vllm_made(engine, 
     print(f"{len(writes)} kills survived")
 
 
+@pytest.mark.small_process
 def test_a_folder_that_vanishes_before_any_call_stops_the_run_and_goes_on_when_it_is_back(job):
     calls = job.calls()
     made = next(at for at, call in enumerate(calls) if call.startswith("fsync"))
@@ -182,6 +185,7 @@ def test_a_folder_that_vanishes_before_any_call_stops_the_run_and_goes_on_when_i
 # --- loss of power: what was not synced is gone
 
 
+@pytest.mark.small_process
 def test_a_power_loss_at_any_sync_loses_nothing_that_cannot_be_made_again(job):
     top, lost = job.folder / "top", job.folder / "lost"
     top.mkdir()
@@ -200,6 +204,7 @@ def test_a_power_loss_at_any_sync_loses_nothing_that_cannot_be_made_again(job):
     print(f"{len(folders)} power losses survived")
 
 
+@pytest.mark.small_process
 def test_a_journal_cut_at_any_byte_is_resumed_from_its_whole_entries(instant_engine, tmp_path, write_rows, capfd):
     source = write_rows([row for row in ROWS if "sampling" in row])
     spec = partial(spec_of, source, shard_rows=10)
