@@ -375,6 +375,7 @@ def test_a_task_whose_time_is_nearly_up_requeues_itself_and_goes_on(box, job, ex
 def test_without_a_signal_a_run_asks_slurm_when_its_time_ends(box, job, expected):
     run = box.submit(job, "--time", "2", "--sbatch", "signal=B:USR1@1", "--", "--engine", "max_num_seqs=2")
     until(lambda: box.restarts(run), MINUTES)
+    until(lambda: "; Slurm starts it again" in job.log())  # it says so once Slurm has taken the request
     log = job.log()
     assert "batchgen: stopped, as the time is nearly up; run the same command again to resume" in log
     assert log.count("; Slurm starts it again") == 1
