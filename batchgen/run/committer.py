@@ -1,6 +1,7 @@
 """Makes complete shards final."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import Reject, in_one_line
@@ -8,7 +9,7 @@ from ..input.conversation import Row
 from ..output import journal, shard
 from ..output.counts import Counts
 from ..output.opening import Fence
-from ..task.task import Task
+from ..task.task import Task, Work
 from .open_shard import OpenShard
 from .prepare import Job
 
@@ -50,15 +51,20 @@ class Committer:
         return counts
 
     def _output(self, opened: OpenShard) -> list[dict[str, Any]]:
-        """The output rows of a shard, in order. A row for which the task accepts no answer becomes a reject."""
-        rows: list[dict[str, Any]] = []
+        """The output rows of a shard, in order."""
+        return [row for _, rows in self._accepted(opened) for row in rows]
+
+    def _accepted(self, opened: OpenShard) -> Iterator[tuple[Work, list[dict[str, Any]]]]:
+        """The rows that are not rejected, each with its output rows. One whose answers the task rejects becomes a
+        reject."""
         for work, answers in opened.finished:
             if work.row not in opened.rejects:
                 try:
-                    rows += self._task.output(work, answers)
+                    rows = self._task.output(work, answers)
                 except Reject as why:
                     opened.reject(Row(work.row, {}), work.id, why)
-        return rows
+                    continue
+                yield work, rows
 
     def _counts(self, opened: OpenShard, rows: list[dict[str, Any]]) -> Counts:
         reasons = Counter(sorted(line["reason"] for line in opened.rejects.values()))
@@ -74,9 +80,9 @@ class Committer:
     def _reject_unwritable(self, opened: OpenShard) -> bool:
         """Rejects the rows whose output no shard can hold; False if there are none."""
         before = len(opened.rejects)
-        for work, answers in opened.finished:
+        for work, rows in self._accepted(opened):
             try:
-                shard.as_parquet(self._task.output(work, answers), self._task.schema, {})
+                shard.as_parquet(rows, self._task.schema, {})
             except shard.DOES_NOT_FIT as error:
                 why = Reject("engine_error", f"cannot be written: {in_one_line(error)}")
                 opened.reject(Row(work.row, {}), work.id, why)
