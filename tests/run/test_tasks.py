@@ -32,6 +32,7 @@ class Lines:
 
     job: Job
     refuses: str = ""
+    too_large: str = ""  # a line with whose row no shard can be written
 
     schema = pa.schema([("row", pa.int64()), ("sample", pa.int32()), ("prompt_tokens", pa.int32())]).append(
         pa.field("response_tokens", pa.int32())
@@ -66,6 +67,7 @@ class Lines:
         last = {answer.request.name.part: answer for answer in answers}
         tries = Counter(answer.request.name.part for answer in answers)
         row = {"row": work.row, "sample": 0, "prompt_tokens": 0, "response_tokens": 0}
+        row |= {"prompt_tokens": 1 << 40} if self.too_large in work.lines else {}
         firsts = [last[part].entry.token_ids[0] for part in range(len(work.lines))]
         return [{**row, "firsts": firsts, "tries": [tries[part] for part in range(len(work.lines))]}]
 
@@ -188,3 +190,9 @@ def test_a_task_may_reject_a_row_by_its_answers(job_of):
     job = job_of(refuses="four")
     work(job, Seeded())
     assert [row["row"] for row in rows(job)] == [0, 1, 4]
+
+
+def test_a_row_that_no_shard_can_hold_costs_itself_alone_beside_one_that_its_task_rejects(job_of):
+    job = job_of(refuses="four", too_large="five")
+    work(job, Seeded())
+    assert [row["row"] for row in rows(job)] == [0, 1]
