@@ -185,12 +185,13 @@ class Run:
         return _text(self._stderr.fileno())
 
     def workers(self) -> list[int]:
-        """Its worker processes, each the leader of a session of its own."""
+        """Its worker processes, each the leader of a session of its own. The supervisor has children that are none,
+        such as the process that tries a tokenizer."""
         if self.process.poll() is not None:
             return []
         found = {pid: stat.started for pid, stat in _processes().items() if stat.parent == self.process.pid}
         self._seen |= found
-        return list(found)
+        return [pid for pid in found if b"batchgen.run.process" in _command_line(pid)]
 
     def generating(self) -> bool:
         """Whether a journal has something in it: the engine works, and responses have come."""
@@ -298,6 +299,14 @@ def _stat(pid: int) -> _Stat | None:
     except OSError:
         return None
     return None if state in "ZX" else _Stat(int(parent), fields[17])
+
+
+def _command_line(pid: int) -> bytes:
+    """Empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def assert_stopped_resumable(run: Run) -> None:
