@@ -18,7 +18,7 @@ class Response:
 
     request_id: the name that the request was added under
     token_ids: all generated tokens, the stop token or those of the stop text included
-    finish_reason: "stop" or "length"; anything else is the engine's word for a request that failed
+    finish_reason: one of FINISH_REASONS; anything else is the engine's word for a request that failed
     logprobs: one list per token; None if they were not asked for
     text_end: characters of the tokens' text that are the response, the rest being a stop text; WHOLE for all of it
     """

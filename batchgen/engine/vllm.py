@@ -160,7 +160,12 @@ class VllmEngine:
     def _params(self, sampling: Sampling) -> Any:
         """What requests with the same parameters share: all but the seed and the structured outputs."""
         values = {each.name: getattr(sampling, each.name) for each in PARAMETERS if each.goes_to_vllm}
-        values |= {name: None for name, value in values.items() if value in ([], {})}  # which vLLM would refuse
+        # Empty lists vLLM would refuse, and names that are not used a vLLM may lack.
+        values = {name: value for name, value in values.items() if value not in (None, [], {})}
+        if wanted := sampling.repetition_detection:
+            from vllm.sampling_params import RepetitionDetectionParams
+
+            values["repetition_detection"] = RepetitionDetectionParams(**msgspec.structs.asdict(wanted))
         # Which ids end a response is ours to say, whatever this vLLM takes from the model's files.
         values["stop_token_ids"] = [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._tokenizer.eos_ids)]
         values["structured_outputs"] = None  # each request gets its own

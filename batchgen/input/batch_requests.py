@@ -6,6 +6,7 @@ Supported are OpenAI's chat completions, completions and responses, and Anthropi
 from typing import Any, NamedTuple
 
 from ..errors import Reject
+from ..job.sampling import NAMES
 from .conversation import SYSTEM, USER, Conversation, Utterance, is_blank, kind_of, text_of
 from .turns import conversation_of, joined
 
@@ -109,7 +110,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _NOT_SUPPORTED = frozenset(
     """
     audio chat_template documents functions guided_whitespace_pattern logit_processors logits_processors
-    logprob_token_ids mcp_servers prompt_logprobs repetition_detection structural_tag suffix thinking_token_budget tools
+    logprob_token_ids mcp_servers prompt_logprobs structural_tag suffix thinking_token_budget tools
     truncate_prompt_tokens vllm_xargs web_search_options
     """.split()
 )
@@ -128,12 +129,13 @@ _GUIDED = {
 }
 
 
-def parameters(request: Request) -> dict[str, Any]:
+def parameters(request: Request, known: tuple[str, ...] = NAMES) -> dict[str, Any]:
     """The sampling parameters of a request by vLLM's names. Raises Reject(bad_sampling) for one that would change the
-    response and is not supported."""
+    response and is not supported. known: the parameters that the output folder's format has."""
     kind, where, body = request
+    refused = {*_ONLY, *_NOT_SUPPORTED, *NAMES} - {*known}
     values = {name: value for name, value in body.items() if name not in _IGNORED and name not in _ASKED[kind]}
-    for name in [name for name in values if name in _ONLY or name in _NOT_SUPPORTED]:
+    for name in [name for name in values if name in refused]:
         value = values.pop(name)
         if value not in _ONLY.get(name, ()) and value not in ([], {}, ""):
             raise Reject("bad_sampling", f"{where}.{name} {value!r:.80} is not supported")

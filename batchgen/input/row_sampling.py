@@ -17,7 +17,6 @@ from .conversation import is_blank, kind_of
 from .turns import as_turn
 
 DEFAULT_SEED, DEFAULT_SAMPLING = "seed", "sampling"
-_KNOWN = (*NAMES, "n", "seed")
 MOST_NAMES = 64  # names of an object that are looked at to tell whether it holds sampling parameters
 _WHOLE = (*(each.name for each in PARAMETERS if isinstance(each.kind, msgspec.inspect.IntType)), "n", "seed")
 
@@ -29,6 +28,7 @@ def of_row(
     request: Request | None = None,
     seed: str = DEFAULT_SEED,
     sampling: str = DEFAULT_SAMPLING,
+    known: tuple[str, ...] = NAMES,
 ) -> tuple[Sampling, int, int | None]:
     """The sampling parameters of one row, its number of samples, and its seed if it has one of its own.
 
@@ -39,6 +39,7 @@ def of_row(
         request: the row's request, if it is a line of a batch file.
         seed: column of the row's own seed, which overrides the request's.
         sampling: column of the row's own parameters, which override the request's.
+        known: the parameters that there are: fewer in output folders of earlier formats.
 
     A column with a default name may hold something unrelated, which is ignored; in a column that the user named, such a
     value rejects the row.
@@ -46,8 +47,8 @@ def of_row(
     Raises:
         Reject: bad_sampling
     """
-    changes = parameters(request) if request else {}
-    changes |= _own_parameters(record.get(sampling), sampling) if sampling else {}
+    changes = parameters(request, known) if request else {}
+    changes |= _own_parameters(record.get(sampling), sampling, known) if sampling else {}
     own = _own_seed(record.get(seed), seed) if seed else None
     if not changes and own is None:
         return job, n, None
@@ -60,20 +61,23 @@ def of_row(
     n = _checked("n", values.pop("n", n), Number)
     if not values:
         return job, n, own
-    base = {name: getattr(job, name) for name in NAMES}
+    merged = {name: getattr(job, name) for name in NAMES} | {name: values[name] for name in values if name in known}
     try:
-        return msgspec.convert(base | values, Sampling, str_keys=True), n, own
+        params = msgspec.convert(merged, Sampling, str_keys=True)
     except msgspec.ValidationError as error:
         raise Reject("bad_sampling", _readable(str(error), values)) from None
+    if unknown := [name for name in values if name not in known]:
+        raise Reject("bad_sampling", f"object contains unknown field {unknown[0]}")
+    return params, n, own
 
 
-def _own_parameters(value: Any, column: str) -> dict[str, Any]:
+def _own_parameters(value: Any, column: str, known: tuple[str, ...]) -> dict[str, Any]:
     """The parameters in a row's column, by vLLM's names. Nulls are left out and mean "as in the job": in a Parquet
     struct every row has every field."""
     if is_blank(value):
         return {}
     given = _as_object(value)
-    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOST_NAMES)))):
+    if column == DEFAULT_SAMPLING and (given is None or not _is_meant(tuple(islice(given, MOST_NAMES)), known)):
         return {}
     if given is None:
         raise Reject("bad_sampling", f"{column} is {kind_of(value)}, not an object")
@@ -91,9 +95,10 @@ def _as_object(value: Any) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=1024)
-def _is_meant(names: tuple[str, ...]) -> bool:
+def _is_meant(names: tuple[str, ...], known: tuple[str, ...]) -> bool:
     """Whether an object holds sampling parameters: one of its names is that of a parameter, or close to one."""
-    return any(name in _KNOWN or difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8) for name in names)
+    known = (*known, "n", "seed")
+    return any(name in known or difflib.get_close_matches(name, known, n=1, cutoff=0.8) for name in names)
 
 
 def _own_seed(value: Any, column: str) -> int | None:
@@ -110,14 +115,20 @@ def _own_seed(value: Any, column: str) -> int | None:
 def _plain(name: str, value: Any) -> Any:
     """A value in vLLM's form: 64.0 becomes an integer, a single stop text a list, and a list of pairs (an Arrow map, or
     the column `sampling` of our own shards) an object."""
-    if name in _WHOLE and isinstance(value, float) and value.is_integer():
-        return int(value)
+    if name in _WHOLE:
+        return _plain_whole(value)
     if name == "stop" and isinstance(value, str):
         return [value]
+    if name == "repetition_detection" and isinstance(value, dict):
+        return {key: _plain_whole(part) for key, part in value.items() if part is not None}
     if name == "logit_bias" and isinstance(value, list):
         pairs = [tuple(pair.values()) if isinstance(pair, dict) else tuple(pair) for pair in value if _is_pair(pair)]
         return dict(pairs) if len(pairs) == len(value) else value
     return value
+
+
+def _plain_whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_pair(value: Any) -> bool:

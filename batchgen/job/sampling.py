@@ -1,5 +1,6 @@
 """Sampling parameters: those of a row, those of a job, and the seed of every item."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -15,12 +16,15 @@ Number = Annotated[int, Meta(ge=1, le=1024, description="responses per conversat
 Text = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
-# What ended a response: a stop token, a stop text or the end of a structure; or max_tokens, or the context.
-FinishReason = Literal["stop", "length"]
+# What ended a response: a stop token, a stop text or the end of a structure; max_tokens or the context; or a loop that
+# repetition_detection found.
+FinishReason = Literal["stop", "length", "repetition"]
 FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 INT32 = 2**31 - 1  # the type of these columns in the shards
+FIRST_FORMAT = 1  # of output folders, see output/record.py
 FOLLOWED_BY_US = {"vllm": None}  # Meta's `extra` of a parameter that vLLM does not get
+SINCE_4 = {"since": 4}  # Meta's `extra` of a parameter that folders of earlier formats do not have
 
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy; otherwise from 0.01 to 2")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="keep the likeliest tokens up to this total probability")]
@@ -45,6 +49,29 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             raise ValueError(f"needs one of {', '.join(self.__struct_fields__)}; has {', '.join(given) or 'none'}")
         if self.json_object is False:
             raise ValueError("json_object must be true, or left out")
+
+
+Pattern = Annotated[int, Meta(ge=0, le=1024)]  # vLLM tries every size at every token, in Python: 0.2 ms for 1,024
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """When a response counts as caught in a loop: its last tokens are the same pattern, `min_count` times in a row.
+    Names and defaults are those of vLLM's RepetitionDetectionParams.
+
+    max_pattern_size: most tokens of a pattern; 0 detects none
+    min_pattern_size: fewest tokens of a pattern; 0 is 1
+    """
+
+    max_pattern_size: Pattern = 0
+    min_pattern_size: Pattern = 0
+    min_count: Pattern = 0
+
+    def __post_init__(self) -> None:
+        if self.min_pattern_size > self.max_pattern_size:
+            most = f"max_pattern_size {self.max_pattern_size}"
+            raise ValueError(f"min_pattern_size {self.min_pattern_size} is above {most}")
+        if self.max_pattern_size and self.min_count < 2:
+            raise ValueError(f"min_count {self.min_count}: a repetition has at least 2")
 
 
 class GivenSampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -93,6 +120,13 @@ class GivenSampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
         Annotated[int, Meta(ge=0, le=20, description="record the log probabilities of this many tokens per step")]
         | None
     ) = None
+    repetition_detection: (
+        Annotated[
+            RepetitionDetection,
+            Meta(description="end a response that repeats itself: max_pattern_size, min_count", extra=SINCE_4),
+        ]
+        | None
+    ) = None
 
 
 class Sampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -135,12 +169,14 @@ class Parameter(NamedTuple):
     kind: type and range of its values, in msgspec's terms, but for None
     meaning: for people
     goes_to_vllm: if not, batchgen follows it by itself
+    since: the format of output folders that brought it; in older ones there is no such parameter
     """
 
     name: str
     kind: inspect.Type
     meaning: str
     goes_to_vllm: bool
+    since: int
 
 
 def bare(kind: inspect.Type) -> inspect.Type:
@@ -162,7 +198,9 @@ def _parameters() -> Iterator[Parameter]:
     for field in described.fields:
         kind = _without_none(field.type)
         assert isinstance(kind, inspect.Metadata) and kind.extra_json_schema, f"{field.name} has no description"
-        yield Parameter(field.name, kind.type, kind.extra_json_schema["description"], kind.extra != FOLLOWED_BY_US)
+        extra = kind.extra or {}
+        goes_to_vllm, since = extra != FOLLOWED_BY_US, extra.get("since", FIRST_FORMAT)
+        yield Parameter(field.name, kind.type, kind.extra_json_schema["description"], goes_to_vllm, since)
 
 
 def _holds_token_ids(kind: inspect.Type) -> bool:
@@ -176,6 +214,12 @@ PARAMETERS = tuple(_parameters())
 NAMES = tuple(each.name for each in PARAMETERS)
 _FLOATS = [each.name for each in PARAMETERS if isinstance(each.kind, inspect.FloatType)]
 _TOKEN_IDS = [each.name for each in PARAMETERS if _holds_token_ids(each.kind)]
+
+
+@functools.cache
+def names_of(format: int) -> tuple[str, ...]:
+    """The parameters that an output folder of this format has."""
+    return tuple(each.name for each in PARAMETERS if each.since <= format)
 
 
 class JobSampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_fields=True):

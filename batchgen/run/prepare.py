@@ -11,7 +11,7 @@ from .. import __version__
 from ..engine import choice
 from ..engine.installed import STRUCTURED_OUTPUTS, check_args, versions
 from ..errors import JobError, Reject
-from ..input import checks, first_format, passthrough
+from ..input import checks, passthrough
 from ..input.columns import Column, check_names
 from ..input.plan import Plan, Shard, grow, plan_input
 from ..input.rows import Reader
@@ -98,7 +98,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             columns=columns,
             checker=checker,
             control_tokens=record.control_tokens,
-            is_of_first_format=record.format == first_format.FORMAT,
+            folder_format=record.format,
             skip=frozenset(spec.input.skip),
         )
         checker.set_up_prompts(format, task.on_overlength, spec.prompt.date, record.control_tokens)

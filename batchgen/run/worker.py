@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from ..engine.types import Engine, Response
 from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line
 from ..input.plan import Shard
+from ..job.sampling import FINISH_REASONS
 from ..output.claims import Claims
 from ..output.heartbeat import Activity, Pace
 from ..output.opening import Fence
@@ -155,7 +156,7 @@ class Worker:
     def _take(self, response: Response) -> None:
         admitted = self._admission.finish(response.request_id)
         request, opened = admitted.request, admitted.shard
-        if response.finish_reason not in ("stop", "length"):
+        if response.finish_reason not in FINISH_REASONS:
             why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
             self._queue.put_back(opened, opened.fail(request, why))
             return

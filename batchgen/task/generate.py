@@ -75,7 +75,7 @@ class Generate:
     sampling: of rows that bring none of their own
     columns: passed-through ones
     control_tokens: see HfTokenizer
-    is_of_first_format: batchgen 0.1.0 began the folder, so rows become what it would have made of them
+    folder_format: in which the output folder was begun: rows become what the versions of it would have made of them
     skip: rows that are to be rejected
     """
 
@@ -88,7 +88,7 @@ class Generate:
     columns: list[Column]
     checker: Checker
     control_tokens: str
-    is_of_first_format: bool
+    folder_format: int
     skip: frozenset[int]
 
     @property
@@ -100,7 +100,11 @@ class Generate:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        return schema_of(self._own_columns, self.columns)
+        return schema_of(self._own_columns, self.columns, self.folder_format)
+
+    @property
+    def is_of_first_format(self) -> bool:
+        return self.folder_format == first_format.FORMAT
 
     @cached_property
     def _own_columns(self) -> list[OutputColumn]:
@@ -167,8 +171,8 @@ class Generate:
         if len(turns) > spec.limits.turns:
             raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
         request = batch_requests.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
-        columns = spec.input.seed, spec.input.sampling
-        params, n, seed = row_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns)
+        columns, known = (spec.input.seed, spec.input.sampling), sampling.names_of(self.folder_format)
+        params, n, seed = row_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns, known)
         if params is not self.sampling or n != spec.sampling.n or seed is not None:
             self._check_own(params, n)
         # With "reject" a prompt is too long if it leaves no room at all; a shortened one leaves room for max_tokens.

@@ -4,7 +4,7 @@ The schema of the shards, what `verify` expects of them, the card of an exported
 this table. The fields of the column `sampling` are derived from `Sampling` in the same way.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from msgspec import inspect
 
 from ..input.columns import Column
-from ..job.sampling import PARAMETERS, Sampling, bare
+from ..job.sampling import NAMES, PARAMETERS, Sampling, bare, names_of
 from ..job.spec import JobSpec
 from ..prompt import structured_outputs
 from .task import Entry
@@ -59,8 +59,8 @@ class OutputColumn:
 # --- the column `sampling`
 
 
-def sampling_type() -> pa.StructType:
-    return pa.struct([(each.name, _arrow_type(each.kind)) for each in PARAMETERS])
+def sampling_type(names: Collection[str] = NAMES) -> pa.StructType:
+    return pa.struct([(each.name, _arrow_type(each.kind)) for each in PARAMETERS if each.name in names])
 
 
 def _arrow_type(kind: inspect.Type) -> pa.DataType:
@@ -150,7 +150,7 @@ COLUMNS = (
     OutputColumn(
         "finish_reason",
         pa.string(),
-        "`stop`, or `length` when `max_tokens` or the context ended it",
+        "`stop`, `length` when `max_tokens` or the context ended it, `repetition` when it was caught in a loop",
         lambda done: done.entry.finish_reason,
         has_nulls=False,
     ),
@@ -229,12 +229,14 @@ def columns_of(spec: JobSpec) -> list[OutputColumn]:
     return [column for column in COLUMNS if not column.is_optional or column.name in wanted]
 
 
-def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column]) -> pa.Schema:
-    """Of every shard of a job: the columns that are always there, the passed-through ones, the optional ones."""
-    own = list(own)
-    fixed, optional = (
-        [(column.name, column.type) for column in own if column.is_optional is which] for which in (False, True)
-    )
+def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column], format: int) -> pa.Schema:
+    """Of every shard of a job: the columns that are always there, the passed-through ones, the optional ones. format:
+    of the output folder."""
+    fixed: list[tuple[str, pa.DataType]] = []
+    optional: list[tuple[str, pa.DataType]] = []
+    for column in own:
+        kind = sampling_type(names_of(format)) if column.name == "sampling" else column.type
+        (optional if column.is_optional else fixed).append((column.name, kind))
     return pa.schema([*fixed, *((column.name, column.type) for column in passed), *optional])
 
 

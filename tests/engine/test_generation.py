@@ -346,3 +346,30 @@ def test_a_number_of_samples_out_of_range_rejects_the_row(generate, write_rows, 
     out = generate([write_rows([{**demo_records(1)[0], "sampling": {"n": n}}])])
     [line] = next(out.glob("_rejects/*")).read_text().splitlines()
     assert json.loads(line)["reason"] == "bad_sampling"
+
+
+LOOP = {"temperature": 0, "allowed_token_ids": [300], "ignore_eos": True, "max_tokens": 40}
+FOUR = {"max_pattern_size": 2, "min_count": 4}
+
+
+@pytest.mark.parametrize("stop", [[], ["never written"]], ids=["", "where stop texts are looked for"])
+def test_a_response_that_repeats_itself_ends(generate, batchgen, write_rows, stop):
+    """The model is made to write one token again and again; the second row asks for a longer loop, the third's is never
+    long enough."""
+    rows = [{"text": "Monday"}, *({"text": "Monday", "sampling": {"repetition_detection": each}} for each in OTHERS)]
+    out = generate([write_rows(rows)], sampling=LOOP | {"repetition_detection": FOUR, "stop": stop})
+    found = [(row["finish_reason"], row["response_tokens"]) for row in ds.dataset(out).to_table().to_pylist()]
+    assert found == [("repetition", 4), ("repetition", 9), ("length", 40)]
+    assert batchgen("verify", out).stdout.startswith("verified: 3 rows, 3 responses, 0 rejects")
+    sampling = ds.dataset(out).to_table(["sampling"]).to_pylist()[0]["sampling"]
+    assert json.loads(sampling["repetition_detection"]) == FOUR
+
+
+OTHERS = [{"max_pattern_size": 3, "min_pattern_size": 3, "min_count": 3}, {"max_pattern_size": 2, "min_count": 50}]
+
+
+def test_what_repeats_itself_less_often_than_min_tokens_allows_goes_on(generate, write_rows):
+    out = generate([write_rows([{"text": "Monday"}])], sampling=LOOP | {"repetition_detection": FOUR, "min_tokens": 7})
+    assert ds.dataset(out).to_table(["finish_reason", "response_tokens"]).to_pylist() == [
+        {"finish_reason": "repetition", "response_tokens": 7}
+    ]

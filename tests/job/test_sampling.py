@@ -1,15 +1,22 @@
 """Seeds and sampling parameters of rows."""
 
+import dataclasses
 import hashlib
 
+import msgspec
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import Reject
+from batchgen.input.batch_requests import request_of
 from batchgen.input.row_sampling import of_row
-from batchgen.job.sampling import MAX_SEED, Sampling, item_seed
+from batchgen.job.sampling import MAX_SEED, PARAMETERS, Sampling, item_seed, names_of
+from batchgen.output import shard
+from batchgen.task.task import Answer, Entry
 
 
 @given(st.integers(0, MAX_SEED), st.text(), st.integers(0, 1000))
@@ -63,3 +70,81 @@ def test_a_rows_seed_decides_its_response(generate, write_rows):
     texts = [row["response"] for row in ds.dataset(out).to_table().to_pylist()]
     assert len(set(texts[:5])) == 1
     assert len(set(texts[5:])) > 1
+
+
+LOOPS = {"max_pattern_size": 4, "min_count": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"max_pattern_size": 4}, "min_count 0: a repetition has at least 2"),
+        (
+            {"max_pattern_size": 4, "min_pattern_size": 5, "min_count": 2},
+            "min_pattern_size 5 is above max_pattern_size 4",
+        ),
+        ({"max_pattern_size": 1025, "min_count": 2}, "expected int <= 1024"),
+        ({"min_size": 2}, "object contains unknown field min_size"),
+        (3, "expected object, got int"),
+    ],
+)
+def test_repetitions_that_cannot_be_detected(given, why):
+    with pytest.raises(Reject, match=why) as caught:
+        of_row(Sampling(), 1, {"sampling": {"repetition_detection": given}})
+    assert caught.value.reason == "bad_sampling"
+
+
+def test_a_null_in_a_struct_of_a_parquet_row_is_as_good_as_absent():
+    given = {"max_pattern_size": 4.0, "min_pattern_size": None, "min_count": 3}
+    params, _, _ = of_row(Sampling(), 1, {"sampling": {"repetition_detection": given}})
+    assert msgspec.to_builtins(params.repetition_detection) == LOOPS
+
+
+# --- parameters that folders of earlier formats do not have: 0.2.0 made this of such rows
+
+
+@pytest.mark.parametrize(
+    ("record", "column", "why"),
+    [
+        ({"sampling": {"repetition_detection": LOOPS}}, "sampling", ""),  # taken for something unrelated
+        (
+            {"sampling": {"top_k": 5, "repetition_detection": LOOPS}},
+            "sampling",
+            "object contains unknown field repetition_detection",
+        ),
+        ({"mine": {"repetition_detection": LOOPS}}, "mine", "object contains unknown field repetition_detection"),
+        ({"mine": {"repetition_detection": LOOPS, "top_k": "x"}}, "mine", "top_k 'x': expected int, got str"),
+        (
+            {"body": {"messages": [], "repetition_detection": LOOPS}},
+            "sampling",
+            "body.repetition_detection {'max_pattern_size': 4, 'min_count': 3} is not supported",
+        ),
+        ({"body": {"messages": [], "repetition_detection": {}}}, "sampling", ""),
+    ],
+)
+def test_a_parameter_of_a_later_format_is_none_in_an_older_folder(record, column, why):
+    request = request_of(record, "body") if "body" in record else None
+
+    def sampling_in(format: int) -> Sampling:
+        return of_row(Sampling(), 1, record, request, sampling=column, known=names_of(format))[0]
+
+    if why:
+        with pytest.raises(Reject) as caught:
+            sampling_in(3)
+        assert (caught.value.reason, caught.value.detail) == ("bad_sampling", why)
+    else:
+        assert sampling_in(3) == Sampling()
+    if "top_k 'x'" not in why:
+        assert sampling_in(4).repetition_detection is not None
+
+
+def test_the_column_sampling_of_an_older_folder_has_no_field_for_a_later_parameter(item_of):
+    work, job = item_of({"text": "Monday"})
+    older = dataclasses.replace(job.task, folder_format=3)
+    fields = [task.schema.field("sampling").type.names for task in (job.task, older)]
+    assert [name for name in fields[0] if name not in fields[1]] == [
+        each.name for each in PARAMETERS if each.since == 4
+    ]
+    [row] = older.output(work, [Answer(work.requests[0], Entry(0, 0, [300, 3], "stop", text_end=-1))])
+    table = pq.read_table(pa.BufferReader(shard.as_parquet([row], older.schema, {})))
+    assert table.schema == older.schema
