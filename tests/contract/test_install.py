@@ -5,6 +5,7 @@ small packages with the names and requirements of the real ones, from indexes on
 """
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import threading
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -204,6 +205,19 @@ def test_what_is_locked_is_what_the_project_asks_for():
     wanted = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["cpu"]])
     lacking = [f"{each.name}{each.specifier}" for each in wanted if versions.get(each.name, "") not in each.specifier]
     assert lacking == [TORCH]
+
+
+def test_what_a_locked_package_requires_is_locked_too():
+    """As far as this environment has them. They are installed without their dependencies."""
+    text = (SCRIPT.parent / "constraints-cpu.txt").read_text()
+    names = set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE))
+    lacking = set()
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            needed = map(Requirement, importlib.metadata.requires(name) or [])
+            required = {each.name.lower() for each in needed if not each.marker or each.marker.evaluate({"extra": ""})}
+            lacking |= {re.sub("[._]", "-", each) for each in required} - names
+    assert lacking == {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 
 def test_where_pip_finds_no_cpu_build_pytorchs_own_index_is_asked(machine):
