@@ -21,6 +21,8 @@ RejectReason = Literal[
     "too_costly",
     "skipped",
     "engine_error",
+    "check_failed",
+    "check_error",
 ]
 REJECT_REASONS: tuple[RejectReason, ...] = get_args(RejectReason)
 LONGEST_DETAIL = 2000  # characters of a Reject's detail

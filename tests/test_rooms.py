@@ -19,6 +19,7 @@ LEVELS = [
     {"input"},
     {"model"},
     {"prompt"},
+    {"check"},
     {"task"},
     {"output"},
     {"engine"},

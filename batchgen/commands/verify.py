@@ -30,7 +30,7 @@ from ..task.output_columns import ALWAYS, from_column
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
 # skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
-UNFORESEEN: tuple[RejectReason, ...] = ("engine_error", "too_costly", "skipped")
+UNFORESEEN: tuple[RejectReason, ...] = ("engine_error", "too_costly", "skipped", "check_failed", "check_error")
 
 
 @dataclass
@@ -118,7 +118,8 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
     reasons = Counter(line["reason"] for line in rejects)
     verdict.counts += Counts(rows=len(planned.row_numbers), responses=len(answers), rejects=dict(reasons))
     found = list(_found(answers, rejects))
-    expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}))
+    seeds = {(row["row"], row["sample"]): row["seed"] for row in answers}
+    expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}, seeds))
     for has, should in zip(found, expected, strict=False):
         if has != should:
             verdict.problems.append(f"{path}: has {has}, the input says {should}")
@@ -145,9 +146,14 @@ def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iter
 
 
 def _expected(
-    job: Job, planned: Shard, reader: Reader, rejected: dict[int, dict[str, Any]]
+    job: Job,
+    planned: Shard,
+    reader: Reader,
+    rejected: dict[int, dict[str, Any]],
+    seeds: dict[tuple[int, int], int],
 ) -> Iterator[tuple[Any, ...]]:
-    """What the input says they must hold. rejected: the shard's reject lines by row."""
+    """What the input says they must hold. rejected: the shard's reject lines by row; seeds: its responses', by row and
+    sample, each of which may be that of any try."""
     unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
     task = dataclasses.replace(job.task, skip=unmade)
     for row, work in work_of(task, reader, [planned]):
@@ -159,7 +165,10 @@ def _expected(
             yield row.number, -1, task.id_of(row), "rejected", work.reason
         else:
             for request in work.requests:
-                yield row.number, request.name.sample, work.id, request.seed, len(request.prompt_token_ids)
+                sample = request.name.sample
+                found = seeds.get((row.number, sample))
+                seed = found if found in task.seeds_of(work, request) else request.seed
+                yield row.number, sample, work.id, seed, len(request.prompt_token_ids)
 
 
 # --- replay
@@ -220,6 +229,7 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
             "control_tokens": old.control_tokens,
         }
         tables["sampling"] |= {"n": 1}
+        tables["check"] = {}
         tables["engine"] |= given
         again = msgspec.convert(tables, JobSpec)
         run(again)

@@ -168,6 +168,9 @@ def _checked_text(value: str) -> Any:
         return Unreadable("invalid_utf8", f"character {error.start} of the text is not UTF-8")
 
 
+EVERY_COLUMN = "*"  # among the columns that are looked at: all that a file has
+
+
 class TableCursor:
     """The Cursor of a columnar format: Parquet or Arrow."""
 
@@ -183,7 +186,7 @@ class TableCursor:
     ):
         self._table, self._limits = Table(path, kind, running), limits
         names = self._table.schema.names
-        self._used = [name for name in used if name in names]
+        self._used = names if EVERY_COLUMN in used else [name for name in used if name in names]
         self._passed = [column for column in passed if column.source in names]
         self.position = position
         self._batches = self._from(position)

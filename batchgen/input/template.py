@@ -84,6 +84,10 @@ class Template:
         text = "".join(piece if isinstance(piece, str) else _filled(piece, record) for piece in self._pieces)
         return [Utterance(USER, text_of(text, "the filled template"))]
 
+    def values(self, record: dict[str, Any]) -> str:
+        """What of a record a filled template holds, without the template's own words."""
+        return "\n".join(_filled(field, record) for field in self._fields)
+
 
 def _field(whole: str) -> Field:
     parts = _FIELD.fullmatch(whole)

@@ -11,7 +11,9 @@ from ..host import credentials
 from .sampling import Sampling
 from .spec import TABLES, JobSpec
 
-LATER = frozenset({"limits"})  # tables that older versions do not have: with defaults they leave the fingerprint as is
+LATER = frozenset(
+    {"check", "limits"}
+)  # tables that older versions do not have: with defaults they leave the fingerprint as is
 
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result. (Of the model, the digests of its files are results; its path is not.)
@@ -20,6 +22,7 @@ MEANS = {
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
+    "check": frozenset(),
     "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
 }
 # The same for vLLM's EngineArgs. Tests say why for each name. Some exist in older or newer versions of vLLM only.

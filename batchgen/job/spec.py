@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from ..errors import JobError, on_disk, plain, shown
 from ..host import clock, credentials
 from .output_path import check_output_path
 from .row_limits import ROW_BYTES, ROW_VALUES
-from .sampling import INT32, JobSampling
+from .sampling import INT32, GivenSampling, JobSampling
 from .trust import refuse_risks
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -182,6 +182,38 @@ class LimitsTable(_Table, frozen=True):
     check_mb: Annotated[int, Meta(ge=16, description="megabytes of memory to check one schema or prompt")] = 1024
 
 
+class CheckTable(_Table, frozen=True):
+    """`[check]`: what a response must be, and what becomes of one that is not. check/checks.py has the checks."""
+
+    checks: Annotated[
+        list[str],
+        Meta(
+            description="empty, truncated, repetition, copy, language, length, numbers, json, regex:PATTERN, "
+            "forbidden:PATTERN, FILE.py:FUNCTION"
+        ),
+    ] = []
+    tries: Annotated[int, Meta(ge=1, le=100, description="most tries for a response, the first one included")] = 3
+    on_failure: Annotated[
+        Literal["keep", "null", "reject"],
+        Meta(description="if no try passes: keep the best one, leave the response out, or reject the row"),
+    ] = "keep"
+    retry: Annotated[
+        dict[str, Any],
+        Meta(description="sampling of further tries, over the row's own (as JSON in a flag)"),
+    ] = {}
+    source: Annotated[
+        str, Meta(description="column that responses are compared with; default: the template's, or the last utterance")
+    ] = ""
+    source_language: Annotated[str, Meta(description="language of that: en, ja, ...")] = ""
+    language: Annotated[str, Meta(description="language of the responses: en, ja, ...")] = ""
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.convert(self.retry, GivenSampling, str_keys=True)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"retry: {_readable(str(error))}") from None
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -191,6 +223,7 @@ class JobSpec(_Table, frozen=True):
     prompt: PromptTable = PromptTable()
     sampling: JobSampling = JobSampling()
     engine: dict[str, Any] = {}
+    check: CheckTable = CheckTable()
     limits: LimitsTable = LimitsTable()
 
 
@@ -200,6 +233,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "prompt": PromptTable,
     "sampling": JobSampling,
     "output": OutputTable,
+    "check": CheckTable,
     "limits": LimitsTable,
 }
 
@@ -270,6 +304,9 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
             return path
         return recordable_path(str(as_opened(folder, path)))
 
+    checks = tables.get("check")
+    if isinstance(checks, dict) and isinstance(checks.get("checks"), list):
+        checks["checks"] = [_with_absolute_file(name, absolute) for name in checks["checks"]]
     for table in ("input", "model", "output"):
         values = tables.get(table)
         if isinstance(values, dict) and "path" in values:
@@ -278,6 +315,12 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
                 continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+
+
+def _with_absolute_file(check: Any, absolute: Callable[[Any], Any]) -> Any:
+    """FILE.py:FUNCTION of `[check] checks`; other values as they are."""
+    file, colon, function = check.rpartition(":") if isinstance(check, str) else ("", "", "")
+    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else check
 
 
 def recordable_path(path: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from .. import __version__
+from ..check import user
+from ..check.checks import checks_of
 from ..engine import choice
 from ..engine.installed import STRUCTURED_OUTPUTS, check_args, versions
 from ..errors import JobError, Reject
@@ -19,7 +21,7 @@ from ..input.template import Template
 from ..job import drift
 from ..job.row_limits import RowLimits
 from ..job.sampling import Sampling
-from ..job.spec import JobSpec
+from ..job.spec import CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import opening, store
@@ -27,6 +29,7 @@ from ..output import record as records
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..prompt.checker import Checker
+from ..task import tries
 from ..task.generate import Generate
 from ..task.output_columns import columns_of
 
@@ -104,8 +107,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         checker.set_up_prompts(format, task.on_overlength, spec.prompt.date, record.control_tokens)
         return Job(spec, out, model, context, plan, record, task)
 
+    if not begun:
+        _check_tries(spec, for_rows, checker)
     engine = choice.of_results(begun.results) if begun else choice.chosen()
-    results = _results(spec, model, engine, context, format, plan, columns)
+    results = _results(spec, model, engine, context, format, plan, columns, begun)
     if begun:
         _check_same(begun, _as_named(begun, results, model))
         _check_weights(begun, model)
@@ -219,6 +224,15 @@ def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tup
     return msgspec.structs.replace(spec, sampling=resolved), for_rows
 
 
+def _check_tries(spec: JobSpec, for_rows: Sampling, checker: Checker) -> None:
+    """Raises JobError if a check is none, or further tries have parameters that no response can have."""
+    checks_of(spec.check)
+    try:
+        checker.check(tries.sampling_of(for_rows, 1, spec.check))
+    except (ValueError, Reject) as error:  # msgspec's own is a ValueError
+        raise JobError(f"[check] retry: {error}") from None
+
+
 def _template(spec: JobSpec) -> Template | None:
     try:
         return Template(spec.prompt.template) if spec.prompt.template else None
@@ -227,7 +241,14 @@ def _template(spec: JobSpec) -> Template | None:
 
 
 def _results(
-    spec: JobSpec, model: Model, engine: str, context: int, format: str, plan: Plan, columns: list[Column]
+    spec: JobSpec,
+    model: Model,
+    engine: str,
+    context: int,
+    format: str,
+    plan: Plan,
+    columns: list[Column],
+    begun: JobRecord | None,
 ) -> dict[str, Any]:
     """Everything that decides what the shards hold and differs from the defaults; a job goes on only where all of it is
     the same. Keys of the job file are in it by themselves, unless they are listed as means."""
@@ -245,5 +266,22 @@ def _results(
         }
         | ({"sources": renamed} if renamed else {}),
     }
+    if spec.check.checks:
+        more["check"] = _results_of_checks(spec.check, begun.results.get("check", {}).get("files", {}) if begun else {})
     tables = {table: values | more.get(table, {}) for table, values in asked.items()}
     return drift.without_defaults(tables) | {"model": model.digests}
+
+
+def _results_of_checks(table: CheckTable, known: dict[str, str]) -> dict[str, Any]:
+    """A check of the user's own is its function and its file's content, wherever that is. known: digests by which a
+    file that is not here any more can go: `verify` needs none."""
+    own = {
+        name: f"{user.file_of(name).name}:{name.rpartition(':')[2]}"
+        for name in table.checks
+        if user.is_user_check(name)
+    }
+    digests = {
+        short: known[short] if short in known and not user.file_of(name).exists() else user.digest(name)
+        for name, short in own.items()
+    }
+    return {"checks": [own.get(name, name) for name in table.checks]} | ({"files": digests} if digests else {})

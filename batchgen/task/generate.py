@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
+from ..check.checks import Check, Judged, checks_of, failed
+from ..check.user import is_user_check
 from ..errors import Reject
 from ..input import batch_requests, conversation, first_format, row_sampling, shapes
 from ..input.columns import Column
 from ..input.conversation import Conversation, Row, Utterance
-from ..input.cursor import passed_value
+from ..input.cursor import EVERY_COLUMN, passed_value
 from ..input.template import Template
 from ..job import sampling
 from ..job.sampling import Sampling
@@ -22,7 +24,7 @@ from ..model.model import Model
 from ..prompt.checker import Checker, ToFit, fit
 from ..prompt.fit import Fitted
 from ..prompt.formats import Render, renderer, response_text, to_model_text
-from . import limits
+from . import limits, tries
 from .output_columns import Answered, OutputColumn, columns_of, schema_of
 from .task import WHOLE, Answer, Entry, Name, Request
 
@@ -52,6 +54,9 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     sampling: as the row and the job give it; in the requests, its texts are as the model writes them
     columns: passed-through values
     shape: of the row's record, or "template"
+    own_seed: that the row brings
+    source: what its responses are compared with, if they are checked
+    record: of the input, if a check of the user's own gets it
     """
 
     row: int
@@ -64,6 +69,9 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     columns: dict[str, Any]
     shape: str
     requests: list[Request]
+    own_seed: int | None = None
+    source: str = ""
+    record: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,10 @@ class Generate:
     @property
     def columns_read(self) -> list[str]:
         table = self.spec.input
+        if any(map(is_user_check, self.spec.check.checks)):
+            return [EVERY_COLUMN]
         wanted = self.template.candidates if self.template else shapes.COLUMNS
-        named = [name for name in (table.id, table.seed, table.sampling, table.system) if name]
+        named = [name for name in (table.id, table.seed, table.sampling, table.system, self.spec.check.source) if name]
         return list(dict.fromkeys([*wanted, *named]))
 
     @cached_property
@@ -119,6 +129,11 @@ class Generate:
         """How a prompt is shortened, as prompt/fit.py takes it."""
         policy = self.spec.prompt.on_overlength
         return first_format.CLIP if policy == "clip" and self.is_of_first_format else policy
+
+    @cached_property
+    def checks(self) -> dict[str, Check]:
+        """Of responses, by name. Raises JobError."""
+        return checks_of(self.spec.check)
 
     # --- a row becomes requests
 
@@ -244,21 +259,81 @@ class Generate:
         except Reject as why:
             return why
         number, job_seed = row.number, self.spec.sampling.seed
+        if self.spec.check.tries > 1 and self.spec.check.checks:
+            written = tries.ranked(written)
         requests = [
             Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample))
             for sample in range(n)
         ]
-        return Prompted(number, id, *fitted, params, passed, shape, requests)
+        made = Prompted(number, id, *fitted, params, passed, shape, requests, own_seed)
+        return self._to_be_checked(made, record) if self.spec.check.checks else made
+
+    def _to_be_checked(self, made: Prompted, record: dict[str, Any]) -> Prompted | Reject:
+        """The row with what its responses are compared with."""
+        try:
+            if column := self.spec.check.source:
+                source = conversation.text_of(record.get(column), column)
+            else:
+                source = self.template.values(record) if self.template else made.conversation[-1].text
+        except Reject as why:
+            return why
+        wanted = record if any(map(is_user_check, self.spec.check.checks)) else {}
+        return msgspec.structs.replace(made, source=source, record=wanted)
 
     # --- answers become output rows
 
-    def next_try(self, work: Prompted, request: Request, entry: Entry) -> None:
-        """Every answer is accepted."""
+    def next_try(self, work: Prompted, request: Request, entry: Entry) -> Request | None:
+        row, _, sample, attempt = request.name
+        if not self.spec.check.checks or attempt + 1 >= self.spec.check.tries:
+            return None
+        try:
+            if not failed(self.checks, self._judged(work, entry, self._text(request, entry))):
+                return None
+        except Reject:  # a check's own fault: `output` meets it again, and rejects the row
+            return None
+        name = Name(row, 0, sample, attempt + 1)
+        return Request(name, work.prompt_token_ids, self._of_try(work, attempt + 1)[1], self._seed_of(work, name))
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        return [self._row(work, request, entry) for request, entry in answers]
+        if not self.spec.check.checks:
+            return [self._row(work, *answer, self._text(*answer)) for answer in answers]
+        by_sample = groupby(answers, key=lambda answer: answer.request.name.sample)
+        return [self._best(work, list(of_sample)) for _, of_sample in by_sample]
 
-    def _row(self, work: Prompted, request: Request, entry: Entry) -> dict[str, Any]:
+    def _best(self, work: Prompted, answers: list[Answer]) -> dict[str, Any]:
+        """The output row of one sample, made of its best try. Raises Reject(check_failed | check_error)."""
+        made = []
+        for request, entry in answers:
+            text = self._text(request, entry)
+            made.append(tries.Try(request, entry, text, failed(self.checks, self._judged(work, entry, text))))
+        request, entry, text, wrong = tries.best(made)
+        policy = self.spec.check.on_failure
+        if wrong and policy == "reject":
+            how_often = f"each of {len(made)} tries" if len(made) > 1 else "it"
+            raise Reject("check_failed", f"sample {request.name.sample}: {', '.join(wrong)}: {how_often} failed")
+        shown = None if wrong and policy == "null" else text
+        return self._row(work, request, entry, shown, len(made), wrong)
+
+    def _judged(self, work: Prompted, entry: Entry, text: str) -> Judged:
+        return Judged(text, entry.finish_reason, work.source, work.record)
+
+    def _of_try(self, work: Prompted, attempt: int) -> tuple[Sampling, Sampling]:
+        """The parameters of a try, as the row and the job give them and as the engine gets them."""
+        params = tries.sampling_of(work.sampling, attempt, self.spec.check)
+        params = _within(params, self.context - len(work.prompt_token_ids))
+        return params, tries.ranked(_as_written(params, self.format))
+
+    def seeds_of(self, work: Prompted, request: Request) -> list[int]:
+        """Which seeds the row's answer to a request may have: those of all its tries."""
+        row, part, sample, _ = request.name
+        attempts = range(self.spec.check.tries if self.spec.check.checks else 1)
+        return [self._seed_of(work, Name(row, part, sample, attempt)) for attempt in attempts]
+
+    def _seed_of(self, work: Prompted, name: Name) -> int:
+        return _seed(self.spec.sampling.seed, work.own_seed, work.id, name.sample, name.attempt)
+
+    def _text(self, request: Request, entry: Entry) -> str:
+        """A response as people are to read it."""
         tokenizer = self.model.tokenizer
         text = tokenizer.decode(entry.token_ids)
         if entry.text_end is None:
@@ -266,7 +341,15 @@ class Generate:
             text = first_format.cut_at_stop_text(text, *ended, request.sampling, tokenizer.eos_ids)
         elif entry.text_end != WHOLE:
             text = text[: entry.text_end]
-        done = Answered(work, request.seed, entry, response_text(text, self.format))
+        return response_text(text, self.format)
+
+    def _row(
+        self, work: Prompted, request: Request, entry: Entry, text: str | None, made: int = 1, wrong: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """made: how many tries; wrong: the checks that the answer fails"""
+        attempt = request.name.attempt
+        params = self._of_try(work, attempt)[0] if attempt else work.sampling
+        done = Answered(work, request.seed, entry, text, params, made, wrong)
         return {column.name: column.value(done) for column in self._own_columns} | work.columns
 
 
@@ -287,8 +370,8 @@ def _as_written(params: Sampling, format: str) -> Sampling:
     return msgspec.structs.replace(params, stop=stop, bad_words=bad_words)
 
 
-def _seed(job_seed: int, own: int | None, id: str, sample: int) -> int:
-    """The row's own seed is that of its first sample; further samples derive theirs from it."""
+def _seed(job_seed: int, own: int | None, id: str, sample: int, attempt: int = 0) -> int:
+    """The row's own seed is that of its first sample; further samples and tries derive theirs from it."""
     if own is None:
-        return sampling.item_seed(job_seed, id, sample)
-    return own if sample == 0 else sampling.item_seed(own, id, sample)
+        return sampling.item_seed(job_seed, id, sample, 0, attempt)
+    return sampling.item_seed(own, id, sample, 0, attempt) if sample or attempt else own

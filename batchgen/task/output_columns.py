@@ -4,7 +4,7 @@ The schema of the shards, what `verify` expects of them, the card of an exported
 this table. The fields of the column `sampling` are derived from `Sampling` in the same way.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,13 +28,19 @@ class Answered(NamedTuple):
     work: the row
     seed: of this response
     entry: what the engine gave
-    text: the response as people are to read it
+    text: the response as people are to read it; None if it is left out, as it fails a check
+    sampling: of this try
+    tries: how many there were
+    failed: names of the checks that it fails
     """
 
     work: "Prompted"
     seed: int
     entry: Entry
-    text: str
+    text: str | None
+    sampling: Sampling
+    tries: int
+    failed: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,21 @@ COLUMNS = (
         "sampling",
         sampling_type(),
         "every parameter that shaped it",
-        lambda done: as_column(done.work.sampling),
+        lambda done: as_column(done.sampling),
+    ),
+    OutputColumn(
+        "tries",
+        pa.int32(),
+        "how often it was generated, until no check failed or `[check] tries` were used up",
+        lambda done: done.tries,
+        is_optional=True,
+    ),
+    OutputColumn(
+        "failed_checks",
+        pa.list_(pa.string()),
+        "the checks that the best try fails; none if it is fine",
+        lambda done: list(done.failed),
+        is_optional=True,
     ),
     OutputColumn(
         "prompt",
@@ -226,6 +246,7 @@ def _logprobs(entry: Entry) -> list[list[dict[str, Any]]] | None:
 def columns_of(spec: JobSpec) -> list[OutputColumn]:
     """Those of a job, without what it passes through."""
     wanted = {*spec.output.include, *(["logprobs"] if spec.sampling.logprobs is not None else [])}
+    wanted |= {"tries", "failed_checks"} if spec.check.checks else set()
     return [column for column in COLUMNS if not column.is_optional or column.name in wanted]
 
 

@@ -1,0 +1,42 @@
+"""Text that repeats itself: the unit of two words or ten that a small model writes until max_tokens ends it."""
+
+import numpy as np
+
+LONGEST_UNIT = 120  # characters
+LOOK_AT = 20_000  # characters from the end: a loop that was left again further back is the text's own
+SHORTEST = {1: 12, 2: 12, 3: 12}  # characters that a loop of such a unit has at least: はははは is laughter
+TIMES = 4  # that a longer unit is there
+SIGNS = 60  # characters of a loop without letters, which may well be a ruler or the border of a table
+
+
+def longest_loop(text: str) -> str | None:
+    """The unit of the longest loop in a text, None if there is none.
+
+    A loop with the period p is a run of characters that are equal to those p before them. All runs of one period are
+    found in one pass of numpy, so that 2,000 characters take 1 ms.
+    """
+    signs = np.frombuffer(text[-LOOK_AT:].encode("utf-32-le", "surrogatepass"), np.uint32)
+    best = unit = 0
+    start = 0
+    for period in range(1, min(LONGEST_UNIT, len(signs) // TIMES) + 1):
+        begin, length = _longest_run(signs[period:] == signs[:-period])
+        whole = length + period
+        if length and whole >= max(SHORTEST.get(period, 0), TIMES * period) and whole > best:
+            repeated = _text(signs[begin : begin + period])
+            if whole >= SIGNS or any(sign.isalnum() for sign in repeated):
+                best, unit, start = whole, period, begin
+    return _text(signs[start : start + unit]) if best else None
+
+
+def _longest_run(equal: np.ndarray) -> tuple[int, int]:
+    """Begin and length of the longest run of True."""
+    edges = np.flatnonzero(np.diff(equal, prepend=False, append=False))
+    if not len(edges):
+        return 0, 0
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return int(begins[longest]), int(ends[longest] - begins[longest])
+
+
+def _text(signs: np.ndarray) -> str:
+    return signs.tobytes().decode("utf-32-le", "surrogatepass")

@@ -1,0 +1,52 @@
+"""Further tries of a response that fails a check, and which of the tries is the row's answer."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..check import checks
+from ..job.sampling import Sampling
+from ..job.spec import CheckTable
+from .task import Entry, Request
+
+# For further tries of a greedy request, which would give the same response again: the first guess of most model cards.
+UNLIKE_GREEDY = {"temperature": 0.7, "top_p": 0.9}
+
+
+class Try(NamedTuple):
+    """text: as people read it; failed: names of checks, in the job's order."""
+
+    request: Request
+    entry: Entry
+    text: str
+    failed: list[str]
+
+
+def sampling_of(usual: Sampling, attempt: int, table: CheckTable) -> Sampling:
+    """The parameters of a try. usual: those of the row, and of the first. Raises ValueError."""
+    if attempt == 0:
+        return usual
+    changes = {**(UNLIKE_GREEDY if usual.temperature == 0 else {}), **table.retry}
+    return msgspec.convert({**_given(usual), **changes}, Sampling, str_keys=True)
+
+
+def _given(usual: Sampling) -> dict[str, Any]:
+    given: dict[str, Any] = msgspec.to_builtins(usual)
+    return given
+
+
+def ranked(sampling: Sampling) -> Sampling:
+    """The same parameters, with the log probabilities by which tries are ranked."""
+    return sampling if sampling.logprobs is not None else msgspec.structs.replace(sampling, logprobs=0)
+
+
+def best(tries: Sequence[Try]) -> Try:
+    failures, texts = [each.failed for each in tries], [each.text for each in tries]
+    return tries[checks.order(failures, texts, [_mean_logprob(each.entry) for each in tries])[0]]
+
+
+def _mean_logprob(entry: Entry) -> float:
+    """Per token, of the tokens that were sampled."""
+    steps = entry.logprobs
+    return sum(step[0][1] for step in steps) / len(steps) if steps else float("-inf")
