@@ -9,6 +9,7 @@ PAGES = {
     "job-file": "every key, its type and default, and whether results depend on it",
     "models": "which models work, prompt formats, the hub",
     "input": "files, shapes of rows, ids, seeds, limits, input that grows",
+    "checks": "responses that are checked, and tried again if they fail",
     "output": "the folder, its columns, how to read it, how much disk it takes",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",

@@ -12,7 +12,9 @@ class Counts(msgspec.Struct):
     """What became of some rows: each has all its responses, or is rejected.
 
     rejects: rejected rows by reason
-    prompt_tokens: of the prompts of all responses; a row with three of them counts three times
+    prompt_tokens: of the prompts of all responses and tries; a row with three of them counts three times
+    tries: further ones, of responses that failed a check; left out where there are none, as in older folders
+    failed: responses that fail a check; the same
     """
 
     rows: int = 0
@@ -20,6 +22,8 @@ class Counts(msgspec.Struct):
     rejects: dict[str, int] = {}
     prompt_tokens: int = 0
     response_tokens: int = 0
+    tries: int | msgspec.UnsetType = msgspec.UNSET
+    failed: int | msgspec.UnsetType = msgspec.UNSET
 
     def __add__(self, other: Self) -> Self:
         """Reasons stay in the order in which they were first seen."""
@@ -35,12 +39,16 @@ class Counts(msgspec.Struct):
         return f"{self.rows:,} rows, {self.responses:,} responses, {self.rejected:,} rejects"
 
     def __str__(self) -> str:
-        return f"{self.summary}{by_reason(self.rejects)}"
+        tries = f", {self.tries:,} further tries" if self.tries else ""
+        failed = f", {self.failed:,} responses that fail a check" if self.failed else ""
+        return f"{self.summary}{by_reason(self.rejects)}{tries}{failed}"
 
 
 def _added(one: Any, other: Any) -> Any:
     if isinstance(one, dict):
         return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
+    if one is msgspec.UNSET or other is msgspec.UNSET:
+        return other if one is msgspec.UNSET else one
     return one + other
 
 

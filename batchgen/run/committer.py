@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from msgspec import UNSET
+
 from ..errors import Reject, in_one_line
 from ..input.conversation import Row
 from ..output import journal, shard
@@ -75,6 +77,8 @@ class Committer:
             rejects=dict(reasons),
             prompt_tokens=sum(len(request.prompt_token_ids) for request, _ in answers),
             response_tokens=sum(len(entry.token_ids) for _, entry in answers),
+            tries=sum(request.name.attempt > 0 for request, _ in answers) or UNSET,
+            failed=sum(bool(row.get("failed_checks")) for row in rows) or UNSET,
         )
 
     def _reject_unwritable(self, opened: OpenShard) -> bool:

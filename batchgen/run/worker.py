@@ -188,7 +188,7 @@ class Worker:
     def _commit(self) -> None:
         for opened in [opened for opened in self._queue.open if opened.is_complete]:
             counts = self._committer.commit(opened)
-            self.totals += Totals(rows=counts.rows, rejects=counts.rejects)
+            self.totals += Totals(rows=counts.rows, rejects=counts.rejects, tries=counts.tries, failed=counts.failed)
             self._resumed += opened.resumed
             self._queue.forget(opened)
             self._claims.beat()  # its rows moved from open to committed
