@@ -253,7 +253,8 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Repla
     different = [
         (was, now)
         for was, now in zip(before, after, strict=True)
-        if any(was[name] != now[name] for name in ("response", "finish_reason", "response_tokens"))
+        if any(was[name] != now[name] for name in ("finish_reason", "response_tokens"))
+        or was["response"] not in (None, now["response"])  # null where it failed a check
     ]
     first = ""
     if different:

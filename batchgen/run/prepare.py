@@ -20,7 +20,7 @@ from ..input.rows import Reader
 from ..input.template import Template
 from ..job import drift
 from ..job.row_limits import RowLimits
-from ..job.sampling import Sampling
+from ..job.sampling import JobSampling, RepetitionDetection, Sampling
 from ..job.spec import CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
@@ -32,6 +32,10 @@ from ..prompt.checker import Checker
 from ..task import tries
 from ..task.generate import Generate
 from ..task.output_columns import columns_of
+
+# Eight times in a row what takes three tokens or more: 24 tokens of "....." are the model's business, 24 of them thrice
+# are not. Patterns of more than 40 tokens are the check's, which sees the text at its end.
+LOOP = RepetitionDetection(max_pattern_size=40, min_pattern_size=3, min_count=8)
 
 
 @dataclass(frozen=True)
@@ -217,11 +221,19 @@ def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tup
     """The spec with the card's sampling where it gives none, and what of it holds for a row."""
     try:
         resolved = spec.sampling.with_defaults(model.sampling_defaults(format))
+        resolved = _stop_loops(resolved, spec.check)
         for_rows = resolved.for_rows()
         checker.check(for_rows)
     except (ValueError, Reject) as error:
         raise JobError(f"[sampling] {error}") from None
     return msgspec.structs.replace(spec, sampling=resolved), for_rows
+
+
+def _stop_loops(resolved: JobSampling, table: CheckTable) -> JobSampling:
+    """With the check `repetition` a loop ends as it is seen: it would cost max_tokens, and be tried again."""
+    if "repetition" not in table.checks or resolved.repetition_detection or not True:
+        return resolved
+    return msgspec.structs.replace(resolved, repetition_detection=LOOP)
 
 
 def _check_tries(spec: JobSpec, for_rows: Sampling, checker: Checker) -> None:

@@ -2,16 +2,23 @@
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import MODEL, _generating
+from conftest import MODEL
 
 from batchgen.commands.verify import verify
 from batchgen.engine.types import Response
-from batchgen.errors import JobError
+from batchgen.errors import JobError, Stopped
 from batchgen.job.sampling import item_seed
+from batchgen.job.spec import load
 from batchgen.model.model import load_model
+from batchgen.output import opening
+from batchgen.output.claims import Claims
+from batchgen.run.prepare import Job, prepare
+from batchgen.run.run import close, missing_shards
+from batchgen.run.worker import Worker
 
 SOURCE = "Ken bought 12 boxes of cookies for 30 dollars at the station."
 RIGHT = "ケンさんは駅でクッキーを12箱、30ドルで買いました。"
@@ -38,6 +45,7 @@ class Says:
         self._tokenizer = load_model(str(MODEL)).tokenizer
         self._left: list[Response] = []
         self.asked: list[tuple] = []
+        self.answered: list[str] = []
 
     def add(self, name, prompt, sampling, seed):
         row, attempt = int(name.split("-")[0]), int(name.split("-")[3]) if name.count("-") == 3 else 0
@@ -49,22 +57,58 @@ class Says:
         self._left.append(Response(name, ids, reason, [[(token, -1.0 - attempt)] for token in ids]))
 
     def step(self):
-        return [self._left.pop(0)] if self._left else []
+        if not self._left:
+            return []
+        response = self._left.pop(0)
+        self.answered.append(response.request_id)
+        return [response]
 
     def when_process_dies(self, tell):
         pass
 
 
 @pytest.fixture
-def run(write_rows, tmp_path):
+def job_of(write_rows, tmp_path):
+    def make(answers, out="out", check=None, **tables) -> Job:
+        """With one row for each list of answers."""
+        rows = write_rows([{"id": f"r{number}", "text": SOURCE} for number in range(len(answers))])
+        check = {"language": "ja", "source_language": "en", "checks": list(WRONG), **(check or {})}
+        tables |= {"input": {"path": [str(rows)]}, "output": {"path": str(tmp_path / out)}, "check": check}
+        job = prepare(load(None, {"model": {"path": str(MODEL)}, **tables}))
+        opening.open_job(job.out, job.record)
+        return job
+
+    return make
+
+
+def work(job: Job, engine: Says, stop_after: int = 0) -> None:
+    """stop_after: answers; 0 to work to the end"""
+    worker = Worker(job, engine, Claims(job.out, stale=60), window=1 if stop_after else None)
+    step = engine.step
+
+    def stopping():
+        responses = step()
+        if len(engine.answered) == stop_after:
+            worker.stop()
+        return responses
+
+    engine.step = stopping if stop_after else step
+    worker.run(missing_shards(job))
+
+
+def read(job: Job) -> list[dict]:
+    return pq.read_table(sorted(Path(job.out.location).glob("part-*.parquet"))).to_pylist()
+
+
+@pytest.fixture
+def run(job_of):
     """Answers one row per list of answers, in their order of tries. Gives engine, output rows and output folder."""
 
     def answer(*answers, **tables):
-        engine = Says(answers)
-        rows = write_rows([{"id": f"r{number}", "text": SOURCE} for number in range(len(answers))])
-        tables["check"] = {"language": "ja", "source_language": "en", **tables["check"]}
-        out = _generating(engine, tmp_path)([rows], **tables)
-        return engine, pq.read_table(sorted(out.glob("part-*.parquet"))).to_pylist(), out
+        job, engine = job_of(answers, **tables), Says(answers)
+        work(job, engine)
+        close(job)
+        return engine, read(job), Path(job.out.location)
 
     return answer
 
@@ -105,6 +149,26 @@ def test_a_greedy_request_is_not_tried_again_greedily(run):
     assert [sampling.temperature for _, sampling, _ in engine.asked] == [0, 0.7]
 
 
+def test_every_sample_of_a_row_has_its_own_tries(run):
+    engine, rows, _ = run([" ", RIGHT], check={"checks": ["empty"]}, sampling={"n": 2})
+    assert [(row["sample"], row["tries"], row["response"]) for row in rows] == [(0, 2, RIGHT), (1, 2, RIGHT)]
+    assert [name for name, _, _ in engine.asked] == ["0-0", "0-1", "0-0-0-1", "0-1-0-1"]
+
+
+@pytest.mark.parametrize("answered", range(1, 7))
+def test_a_job_that_was_stopped_makes_no_try_again_and_comes_out_the_same(job_of, answered):
+    told = [" ", SOURCE, RIGHT], [RIGHT], [" ", " ", " "]
+    whole, stopped = job_of(told, "whole"), job_of(told, "stopped")
+    work(whole, Says(told))
+    first, second = Says(told), Says(told)
+    with pytest.raises(Stopped):
+        work(stopped, first, stop_after=answered)
+    work(stopped, second)
+    assert sorted([*first.answered, *second.answered]) == sorted({name for name, _, _ in [*first.asked, *second.asked]})
+    assert [each["tries"] for each in read(whole)] == [3, 1, 3]
+    assert read(stopped) == read(whole)
+
+
 def test_the_try_that_fails_fewest_checks_wins(run):
     _, [row], _ = run([" ", WRONG["numbers"], SOURCE], check={"checks": list(WRONG)})
     assert (row["response"], row["tries"], row["failed_checks"]) == (WRONG["numbers"][0], 3, ["numbers"])
@@ -129,6 +193,11 @@ def test_or_its_row_is_rejected(run):
     assert row["row"] == 1
     assert (line["row"], line["reason"]) == (0, "check_failed")
     assert "empty" in line["detail"] and "3 tries" in line["detail"]
+
+
+def test_a_loop_ends_while_it_is_generated(run):
+    engine, _, _ = run([RIGHT], check={"checks": ["repetition"]})
+    assert engine.asked[0][1].repetition_detection.min_count == 8
 
 
 @pytest.mark.parametrize("policy", ["keep", "null", "reject"])
