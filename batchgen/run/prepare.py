@@ -11,7 +11,7 @@ from .. import __version__
 from ..check import user
 from ..check.checks import checks_of
 from ..engine import choice
-from ..engine.installed import STRUCTURED_OUTPUTS, check_args, versions
+from ..engine.installed import STRUCTURED_OUTPUTS, check_args, has, versions
 from ..errors import JobError, Reject
 from ..input import checks, passthrough
 from ..input.columns import Column, check_names
@@ -231,7 +231,7 @@ def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tup
 
 def _stop_loops(resolved: JobSampling, table: CheckTable) -> JobSampling:
     """With the check `repetition` a loop ends as it is seen: it would cost max_tokens, and be tried again."""
-    if "repetition" not in table.checks or resolved.repetition_detection or not True:
+    if "repetition" not in table.checks or resolved.repetition_detection or not has("repetition_detection"):
         return resolved
     return msgspec.structs.replace(resolved, repetition_detection=LOOP)
 
