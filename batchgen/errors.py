@@ -59,6 +59,15 @@ class Reject(Exception):
         self.detail = detail
 
 
+# The HTTP clients of fsspec and of huggingface_hub (httpx2 and httpcore2 from its 2.0 on), by their packages.
+_HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether an error comes from an HTTP client: no connection, or a setting that allows none."""
+    return any(kind.__module__.partition(".")[0] in _HTTP_CLIENTS for kind in type(error).__mro__)
+
+
 class MachineError(Exception):
     """The engine or the machine failed. The text is the one line that the user sees; the command exits 1."""
 

@@ -123,7 +123,7 @@ def _identifier(*languages: str) -> Callable[[str], str]:
     except ImportError:
         raise JobError(
             f"[check] checks: language: {' and '.join(languages)} have one script, and py3langid, which tells them "
-            'apart, is not installed: pip install "batchgen[language]"'
+            "apart, is not installed: pip install py3langid"
         ) from None
     identifier = LanguageIdentifier.from_pickled_model(MODEL_FILE)
     try:

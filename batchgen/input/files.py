@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from ..errors import JobError, MissingInput, Stopped, shown, warn
+from ..errors import JobError, MissingInput, Stopped, is_of_network, shown, warn
 from ..host import safeopen
 from ..job.spec import recordable_path
 
@@ -106,8 +106,7 @@ def _is_passing(error: BaseException) -> bool:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status >= 500 or status in (408, 429)
-    of_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpcore", "requests")
-    return of_network or bool(_PASSING_WORDS.search(str(error)))
+    return is_of_network(error) or bool(_PASSING_WORDS.search(str(error)))
 
 
 @contextlib.contextmanager

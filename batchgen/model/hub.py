@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import JobError
+from ..errors import JobError, is_of_network
 from ..host import terminal
 from ..job.spec import is_hub_name
 
@@ -94,7 +94,6 @@ def _on_hub(name: str, revision: str) -> Found:
         raise JobError(f"{name}: there is no home folder for the hub's cache; set HF_HOME to a folder")
     # Imported here because the imports take 0.3 s, and most models are local folders.
     try:
-        import httpx
         import huggingface_hub as hub
         from huggingface_hub import errors
         from huggingface_hub.utils import disable_progress_bars
@@ -119,12 +118,10 @@ def _on_hub(name: str, revision: str) -> Found:
         raise JobError(f"{name}: access is restricted; accept its terms on the hub, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
         raise JobError(f"{name}: neither a folder nor a model on the hub (private ones need `hf auth login`)") from None
-    except (
-        *(httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError),
-        *(httpx.InvalidURL, ImportError, ValueError, RuntimeError, OSError),  # wrong proxies and certificates
-    ) as error:
-        if isinstance(error, OSError) and error.filename:
-            raise  # the disk, not the connection
+    except Exception as error:
+        wrong_settings = isinstance(error, ImportError | ValueError | RuntimeError | OSError)  # proxies, certificates
+        if not (wrong_settings or is_of_network(error)) or (isinstance(error, OSError) and error.filename):
+            raise  # the disk's, or a bug
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
         if cached := _cached(name, revision):
