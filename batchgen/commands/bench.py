@@ -31,7 +31,7 @@ from ..engine.instant import MAX_NUM_SEQS, InstantEngine
 from ..engine.scratch import Scratch, adopt
 from ..engine.types import Engine
 from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
-from ..errors import JobError, MachineError, Reject
+from ..errors import JobError, MachineError, Reject, warn
 from ..host import environment
 from ..host.lifeline import die_with_parent
 from ..input.plan import plan_input
@@ -296,6 +296,8 @@ def _compare(orders: Orders) -> Figures:
         begin = time.perf_counter()
         runner = (UnseededEngine if orders.unseeded else VllmEngine)(job.model, job.spec.engine, job.context)
         engine_start = time.perf_counter() - begin
+        for text in runner.warnings:
+            warn(text)
         requests = _requests(job, runner)
         _bare(runner, requests[:WARM_UP])
         bare, whole = [], []

@@ -26,6 +26,7 @@ class InstantEngine:
     def __init__(self, model: Model, args: dict[str, Any], context: int, per_step: int | None = None):
         """args: only max_num_seqs is used. per_step: how many requests a step finishes; all that run, if not given."""
         self.max_num_seqs: int = args.get("max_num_seqs", MAX_NUM_SEQS)
+        self.warnings: list[str] = []
         self._per_step = per_step or self.max_num_seqs
         self._tokenizer = model.tokenizer
         self._eos: int = model.tokenizer.eos_ids[0]

@@ -45,6 +45,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it runs on, for the shards' metadata: "NVIDIA H100 80GB HBM3"."""
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of it, in lines."""
+
     def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """Queues one request. sampling: with stop texts and bad words as the model writes them. Raises Reject if the
         engine does not take this request; any other exception is the engine's end."""

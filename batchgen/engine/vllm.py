@@ -4,6 +4,7 @@ Written for vLLM 0.26 to 0.33; what depends on the version or the device is here
 """
 
 import copy
+import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
@@ -74,9 +75,27 @@ def install_into_vllm() -> None:
     topk_topp_sampler.random_sample = random_sample
     topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
     _meet_in_a_file()
+    add_gpt_neox()
     if TOKENIZER_MODE not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(TOKENIZER_MODE, "batchgen.model.vllm_tokenizer", "VllmTokenizer")
         RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm.renderers.hf", "HfRenderer")
+
+
+@functools.cache
+def add_gpt_neox() -> str:
+    """Gives vLLM our GPT-NeoX where it has none of its own. Why it cannot, in one line, or nothing: without it vLLM
+    takes its Transformers backend."""
+    if has("gpt_neox"):
+        return ""
+    try:
+        from .gpt_neox import ARCHITECTURE, GPTNeoXForCausalLM
+    except Exception as error:  # of whatever a later vLLM has changed
+        return f"{type(error).__name__}: {in_one_line(error)}"
+    from vllm import ModelRegistry
+
+    # The class itself: of a name alone vLLM would import the module in a process of its own first, in 8 s.
+    ModelRegistry.register_model(ARCHITECTURE, GPTNeoXForCausalLM)
+    return ""
 
 
 def _meet_in_a_file() -> None:
@@ -119,6 +138,7 @@ class VllmEngine:
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
+        self.warnings = _warnings(model, config.model_config)
         # vLLM and torch are made of a million objects that stay: the garbage collector need not visit them again.
         gc.collect()
         gc.freeze()
@@ -280,6 +300,16 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
         raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
     _check_model(config.model_config, model.folder)
     return config
+
+
+def _warnings(model: Model, config: Any) -> list[str]:
+    """What a user should know of the engine that vLLM made of this ModelConfig."""
+    why = add_gpt_neox()
+    if not why or model.model_type != "gpt_neox" or config.model_impl == "transformers":
+        return []
+    return [
+        f"batchgen's GPT-NeoX does not go with this vLLM ({why}); its Transformers backend, which is slower, runs it"
+    ]
 
 
 def _offline_use() -> Any:

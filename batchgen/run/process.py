@@ -20,7 +20,7 @@ from ..host import console
 from ..host.lifeline import die_with_parent
 from ..output.claims import Claims
 from ..output.record import JobRecord
-from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, WorkerConfig
+from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, Warn, WorkerConfig
 from .prepare import prepare
 from .worker import Worker, end_of_engine
 
@@ -78,6 +78,8 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
         engine = engine_class()(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     report(Started(time.monotonic() - begin))
+    for text in engine.warnings:
+        report(Warn(text))
     mark = Mark(config.mark)
     worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())

@@ -79,6 +79,7 @@ class Supervisor:
         self._progress = progress
         self._slots = _slots(job, environments)
         self._poison = PoisonDetector()
+        self._warned: set[str] = set()  # what workers said: it is printed once, however many of them say it
         self._scratch: Scratch | None = None
         self._until = deadline.monotonic(until) if until else None
         self._turned = time.monotonic()  # when the current turn began
@@ -184,7 +185,8 @@ class Supervisor:
                 case Work() as work:
                     worker.take(work)
                     self._poison.clear(work.finished)
-                case Warn(text=text):
+                case Warn(text=text) if text not in self._warned:
+                    self._warned.add(text)
                     self._warn(text)
                 case Exit() as end:
                     self._on_exit(slot, worker, end)
