@@ -221,6 +221,7 @@ def submit_command(
       batchgen submit job.toml -p gpu --sbatch mem=64G --sbatch account=nlp -- --temperature 0 --output out-greedy
     """
     from .commands import submit
+    from .engine.choice import check_engine
     from .run.prepare import prepare
 
     with exit_codes():
@@ -231,6 +232,7 @@ def submit_command(
             chosen["array"] = submit.array_of(chosen["array"])
         options = submit.run_options(spec, job_name or job_file.stem, chosen)
         job = prepare(spec)
+        check_engine()
         if dry_run:
             show.say(submit.script(options, ["run", *arguments]), nl=False)
             return
@@ -331,6 +333,7 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
 @click.option("--close", is_flag=True, help="write OUT/_SUCCESS if only that is missing")
 @click.option("--shared", is_flag=True, help="write in a team's folder too, which others may write to")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the replay, over that of the job")
+@flags.any_version_flag
 def verify_command(
     out: Path,
     replay: int | None,

@@ -1,5 +1,6 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
+import os
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import click
 import msgspec
 
+from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
 from .errors import JobError
 from .host import safeopen
 from .job.sampling import Sampling
@@ -102,7 +104,7 @@ class JobCommand(click.Command):
 
 
 def _heading(option: str) -> str:
-    table = "engine" if option == "engine" else option.partition("__")[0]
+    table = "engine" if option.startswith("engine") else option.partition("__")[0]
     return f"[{table}]" if table in TABLES or table == "engine" else "Options"
 
 
@@ -114,15 +116,30 @@ engine_flag = click.option(
 )
 
 
+def _go_on_with_any_version(context: click.Context, param: click.Parameter, given: bool) -> None:
+    if given:
+        os.environ[ANY_VERSION] = "1"  # which workers inherit
+
+
+# No key of the job file: it says nothing about the job, and with a later batchgen it is not needed.
+any_version_flag = click.option(
+    ANY_VERSION_FLAG,
+    is_flag=True,
+    expose_value=False,
+    callback=_go_on_with_any_version,
+    help=f"go on with a vLLM that batchgen is not made for ({RANGE} it is)",
+)
+
+
 def job_flags(defaults: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One option for each key of the job file, and --engine.
+    """One option for each key of the job file, --engine and --engine-any-version.
 
     defaults: whether the help shows them; where a key that is not given comes from an existing job, they are not true
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         options = [_option(key, defaults) for key in keys() if (key.table, key.name) != ("input", "path")]
-        for option in reversed([*options, engine_flag]):
+        for option in reversed([*options, engine_flag, any_version_flag]):
             command = option(command)
         return command
 

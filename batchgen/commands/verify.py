@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from ..engine.choice import require_engine
 from ..errors import Reject, RejectReason
 from ..input.plan import Shard, changed_files
 from ..input.rows import Reader
@@ -184,7 +185,9 @@ class Replay:
 
 
 def check_engine(out: Path, given: dict[str, Any]) -> None:
-    """Whoever made a folder must not say what code runs here. given: [engine] of the command line. Raises JobError."""
+    """Whether a replay may and can run here: whoever made a folder must not say what code does. given: [engine] of the
+    command line. Raises JobError."""
+    require_engine()
     place = store.at(out)
     refuse_risks(open_finished(place)[1].engine, record.where(place), given)
 

