@@ -20,8 +20,8 @@ _CUDA_STEP = 4  # a CUDA generator's offset is a multiple of 4, and vLLM takes a
 _unseeded = np.random.default_rng()
 _drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens drawn so far, on a CPU
 _KNOWN_WEAKLY = torch.Generator.__weakrefoffset__ != 0  # from torch 2.13 on
-# Where the state of a CPU generator, whose layout stays so that saved states can be loaded, has the normal number that it
-# keeps for the next call (float32), followed by whether there is one. Nobody here draws any.
+# Where the state of a CPU generator has the normal number (float32) that it keeps for the next call, then whether
+# there is one; the layout stays, as saved states are to load. Nobody here draws normal numbers.
 _SPARE = 5048
 
 
