@@ -80,6 +80,7 @@ def forecast(seen: "Forecast") -> None:
             "shared": f"{seen.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
             "prompt format": f"{job.task.format}, context {job.context:,} tokens",
             "shards": f"{len(job.plan.shards):,} of {job.spec.output.shard_rows:,} rows",
+            **({"workers": seen.workers} if seen.workers else {}),
             "fingerprint": job.record.fingerprint,
         },
         width=14,

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import Reject
+from ..engine.installed import versions
+from ..errors import JobError, Reject
 from ..input import checks
 from ..job.spec import JobSpec
 from ..output import record
 from ..prompt import formats
+from ..run.division import divide
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
 from ..task.generate import Prompted
@@ -32,6 +34,7 @@ class Forecast:
     shared: tokens in leading blocks that an earlier prompt has too, which a prefix cache would keep
     forged: rows whose text holds what begins a turn, or a control token
     first_forged: the first of them, and what it holds
+    workers: that a run would start on this machine, and what they would share; empty if it has no vLLM
     """
 
     job: Job
@@ -43,6 +46,7 @@ class Forecast:
     shared: int = 0
     forged: int = 0
     first_forged: tuple[int, str] | None = None
+    workers: str = ""
 
     @property
     def tokens(self) -> int:
@@ -72,6 +76,7 @@ def plan(spec: JobSpec) -> Forecast:
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
         checks.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
+    forecast.workers = _workers(job)
     blocks: set[int] = set()
     for made in _prompts(job):
         if isinstance(made, Reject):
@@ -84,6 +89,15 @@ def plan(spec: JobSpec) -> Forecast:
             forecast.shared += _shared(made.prompt_token_ids, blocks)
             _look_for_forged(forecast, made)
     return forecast
+
+
+def _workers(job: Job) -> str:
+    if "vllm" not in versions():
+        return ""
+    try:
+        return divide(job, len(job.plan.shards)).text
+    except JobError as error:  # too few GPUs here; the job may be meant for another machine
+        return f"not on this machine: {error}"
 
 
 def _look_for_forged(forecast: Forecast, made: Prompted) -> None:
@@ -119,6 +133,7 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "context": job.context,
         "shards": len(job.plan.shards),
         "shard_rows": job.spec.output.shard_rows,
+        "workers": forecast.workers,
         "fingerprint": job.record.fingerprint,
         "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
         "prompts": [

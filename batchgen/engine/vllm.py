@@ -26,18 +26,12 @@ from ..host import environment
 from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
-from . import scratch
+from . import cpu, scratch
 from .installed import STRUCTURED_OUTPUTS, has
 from .stop import StopSearch
 from .types import Logprobs, Response
 
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
-
-# Small, so that the model's weights and the user's other programs fit beside it; on a GPU vLLM sizes its own cache.
-CPU_KV_CACHE_BYTES = 4 << 30
-
-# As many as vLLM's LLM class runs on a CPU: the demo job was generated in 10.1 s, with 64 in 13.1 s (2 cores).
-CPU_SEQUENCES = 256
 
 # Raised while vLLM reads arguments and a model's config, these are the machine's fault; anything else is the fault of
 # what it reads.
@@ -285,7 +279,7 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     install_into_vllm()
     settings: dict[str, Any] = {"structured_outputs_config": STRUCTURED_OUTPUTS, "max_model_len": context}
-    settings |= (_cpu_settings(model, args, context) if on_cpu else {}) | args
+    settings |= cpu.settings(model, context, args) if on_cpu else args
     settings |= {"model": str(model.folder), "config_format": "hf", "generation_config": "vllm"}
     settings |= {"disable_log_stats": True}
     if isinstance(model.tokenizer, Tokenizer):
@@ -365,20 +359,3 @@ def _one_line(error: BaseException) -> str:
         first = listed()[0]
         return f"{first['loc'][0] if first['loc'] else 'arguments'}: {first['msg']}"
     return in_one_line(error)
-
-
-def _cpu_settings(model: Model, args: dict[str, Any], context: int) -> dict[str, Any]:
-    """Defaults for vLLM's CPU build."""
-    sequences = args.get("max_num_seqs", CPU_SEQUENCES)
-    one = 4 * model.kv_width * context  # bytes of the longest sequence, in float32
-    return {
-        # float16 weights would otherwise run in half precision or bfloat16, slower and less exact on most CPUs.
-        "dtype": "float32",
-        "max_num_seqs": sequences,
-        # A seeded request that is prefilled in chunks kills the engine ("CPU Generator does not use offset").
-        "enable_chunked_prefill": False,
-        # Compiling needs a C++ compiler and a minute, and gains little on a CPU.
-        "enforce_eager": True,
-        # By default vLLM takes 92 % of the machine's memory, and fails if others use some of it.
-        "kv_cache_memory_bytes": min(max(CPU_KV_CACHE_BYTES, one), one * sequences),
-    }

@@ -144,7 +144,12 @@ class OutputTable(_Table, frozen=True):
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
     max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows than this are rejected")] | None = None
-    workers: Annotated[int, Meta(ge=1, description="worker processes; default: one per GPU, or 1")] | None = None
+    workers: (
+        Annotated[
+            int, Meta(ge=1, description="worker processes; default: one per GPU; without GPUs as suits the model")
+        ]
+        | None
+    ) = None
     drain: Annotated[float, Meta(ge=0, description="seconds that running requests get to finish after a stop")] = 30.0
     stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
     max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response in between")] = 10

@@ -1,4 +1,4 @@
-"""How workers share the machine: each gets its GPUs, or its share of the cores.
+"""Which GPUs there are, and how workers share them.
 
 GPUs are listed from the environment or by nvidia-smi: importing torch for that takes seconds, and memory of a GPU.
 """
@@ -9,32 +9,11 @@ import subprocess
 from itertools import takewhile
 from typing import Any
 
-from ..engine.installed import needs_gpu
 from ..errors import JobError
 
 PATIENCE = 60  # seconds; on a large machine nvidia-smi wakes one GPU after the other
 _ENTRY = re.compile(r"\d+|(GPU|MIG)-.+")
 _LINE = re.compile(r"(GPU (?P<index>\d+):|\s+MIG ).*\(UUID: (?P<uuid>[^)]+)\)")
-
-
-def worker_environments(workers: int | None, engine: dict[str, Any]) -> list[dict[str, str]]:
-    """The variables of each worker, beside our environment. Raises JobError if there are too few GPUs.
-
-    workers: None for as many as the GPUs suffice for, or 1 without any; engine: vLLM's EngineArgs, by which one worker
-    may take several GPUs.
-    """
-    each = per_worker(engine)
-    on_cpu = not needs_gpu()
-    # CUDA_VISIBLE_DEVICES may be set, left over, on a machine without GPUs: then it neither adds nor forbids workers.
-    gpus = visible()
-    if gpus and not (on_cpu and (workers is None or workers * each > len(gpus))):
-        # nvidia-smi numbers GPUs by their place on the bus, CUDA by speed unless it is told to do the same.
-        order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        found = shares(gpus, workers, each)
-        order |= _share_of_cores(len(found)) if on_cpu else {}
-        return [order | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in found]
-    workers = workers or 1
-    return [_share_of_cores(workers)] * workers
 
 
 def visible() -> list[str]:
@@ -85,12 +64,3 @@ def _size(engine: dict[str, Any], name: str) -> int:
     """1 for anything that is no positive number, which vLLM will refuse."""
     size = engine.get(name, 1)
     return size if isinstance(size, int) and size > 0 else 1
-
-
-def _share_of_cores(workers: int) -> dict[str, str]:
-    """OpenMP gives every process one thread per core, and they busy-wait for each other: two processes on the same
-    cores were measured to be 10 times slower than one. Nor may vLLM bind all workers to the same cores."""
-    if workers == 1 or {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & set(os.environ):
-        return {}
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    return {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -21,7 +21,8 @@ from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
 from ..output.store import Store
 from ..task.flow import work_of
-from . import deadline, gpus, slurm
+from . import deadline, slurm
+from .division import divide
 from .messages import Totals
 from .prepare import Job, prepare
 from .progress import Progress
@@ -121,8 +122,10 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     warn_of_choice()
     _warn_of_other_versions(job)
     rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
-    environments = gpus.worker_environments(job.spec.output.workers, job.spec.engine)[: len(missing)]
+    environments, text = divide(job, len(missing))
     progress = Progress(console.stderr(), job.plan.rows, rows_done)
+    if text:
+        progress.write(f"batchgen: {text}")
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     try:
         supervisor.run()

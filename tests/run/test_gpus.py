@@ -1,6 +1,4 @@
-"""Which GPUs there are, and how workers share them, or the cores of a machine without any."""
-
-import os
+"""Which GPUs there are, and how workers share them."""
 
 import pytest
 
@@ -25,11 +23,9 @@ GPU 0: A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch, tmp_path):
-    """Neither GPUs nor settings of this machine."""
-    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
-        monkeypatch.delenv(name, raising=False)
+    """No GPUs of this machine."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpus, "needs_gpu", lambda: True)
 
 
 @pytest.fixture
@@ -81,18 +77,6 @@ def test_a_nvidia_smi_that_fails_or_is_not_there_means_no_gpus(nvidia_smi):
     assert gpus.visible() == []
 
 
-def test_every_worker_gets_gpus_of_its_own(nvidia_smi, monkeypatch):
-    nvidia_smi(TWO)
-    bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert gpus.worker_environments(None, {}) == [bus | {"CUDA_VISIBLE_DEVICES": name} for name in "01"]
-    assert gpus.worker_environments(1, {}) == [bus | {"CUDA_VISIBLE_DEVICES": "0"}]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d,GPU-e")
-    pairs = [{"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, {"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-d"}]
-    assert gpus.worker_environments(None, {"tensor_parallel_size": 2}) == pairs
-    four = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
-    assert gpus.worker_environments(None, four) == [{"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c,GPU-d"}]
-
-
 @pytest.mark.parametrize(
     ("workers", "each", "line"),
     [
@@ -109,26 +93,3 @@ def test_too_few_gpus_are_one_clear_line(workers, each, line):
     with pytest.raises(JobError) as caught:
         gpus.shares(["0", "1"], workers, each)
     assert str(caught.value) == line
-
-
-def test_without_gpus_any_number_of_workers_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    assert gpus.worker_environments(None, {}) == [{}]
-    assert gpus.worker_environments(3, {}) == [{"OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}] * 3
-    assert gpus.worker_environments(20, {})[0]["OMP_NUM_THREADS"] == "1"
-
-
-@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"])
-def test_what_the_user_says_of_threads_stands(monkeypatch, name):
-    monkeypatch.setenv(name, "2")
-    assert gpus.worker_environments(3, {}) == [{}, {}, {}]
-
-
-def test_gpus_in_the_environment_do_not_count_for_a_vllm_that_was_built_for_cpus(monkeypatch, nvidia_smi):
-    nvidia_smi(TWO)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    monkeypatch.setattr(gpus, "needs_gpu", lambda: False)
-    assert gpus.worker_environments(None, {}) == [{}]
-    one, other = gpus.worker_environments(2, {})
-    assert one["OMP_NUM_THREADS"] == other["OMP_NUM_THREADS"]  # they share the cores
-    assert len(gpus.worker_environments(4, {})) == 4

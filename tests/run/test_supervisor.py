@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from conftest import MODEL, demo_records
 
-from batchgen.engine.vllm import CPU_KV_CACHE_BYTES, _cpu_settings
 from batchgen.errors import MachineError, Stopped, Stopping
 from batchgen.host.console import Console
 from batchgen.job.spec import load
@@ -233,11 +232,3 @@ def test_rows_of_a_lost_worker_are_counted_from_its_journal(job):
         written.close()
     assert run._rows_done(job, Supervisor(job, Progress(Console(None), 4, 0), [{}])) == 3
     assert rows_done(job.out, shard.index, fingerprint, samples=2) == 1
-
-
-def test_the_cache_on_a_cpu_has_room_for_one_sequence_of_any_context(job):
-    """The model with 8,192 tokens of context needs more than the usual limit."""
-    large = dataclasses.replace(job.model, kv_width=2 * 36 * 2816)
-    settings = _cpu_settings(large, {}, 8192)
-    assert settings["kv_cache_memory_bytes"] == 4 * 2 * 36 * 2816 * 8192 > CPU_KV_CACHE_BYTES
-    assert _cpu_settings(large, {}, 2048)["kv_cache_memory_bytes"] == CPU_KV_CACHE_BYTES
