@@ -87,7 +87,7 @@ def _json(row) -> bytes:
 def engine():
     """One real engine on the demo model, float32, for all tests that can share it."""
     model = load_model(str(MODEL))
-    return VllmEngine(model, {"dtype": "float32"}, model.context)
+    return VllmEngine(model, {"dtype": "float32", "max_num_seqs": 64}, model.context)  # few: so that requests wait
 
 
 @pytest.fixture

@@ -26,7 +26,9 @@ PATIENCE = 120  # seconds that anything may take on a slow machine
 _VLLM = """
 import sys
 if "batchgen.run.process" in sys.orig_argv:
+    from batchgen.engine import cpu
     from batchgen.engine.vllm import VllmEngine as Engine
+    cpu.SEQUENCES = 64  # by default, so that requests wait
 """
 _INSTANT = """
 import os, sys

@@ -180,12 +180,13 @@ def test_a_run_that_was_suspended_for_longer_than_stall_keeps_its_engine(start, 
 def test_hanging_up_drains_and_nohup_is_respected(start, write_rows, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     source = write_rows([{**record, "sampling": LONG} for record in demo_records(200)])
-    run = start_with(signal.SIG_DFL, start, source, tmp_path / "out", "--drain", 0)
+    flags = ["--drain", 0, "--engine", "max_num_seqs=64"]
+    run = start_with(signal.SIG_DFL, start, source, tmp_path / "out", *flags)
     until(run.generating)
     for pid in tree(run):
         os.kill(pid, signal.SIGHUP)
     assert_stopped_resumable(run)
-    run = start_with(signal.SIG_IGN, start, source, tmp_path / "out", "--drain", 0)
+    run = start_with(signal.SIG_IGN, start, source, tmp_path / "out", *flags)
     until(run.generating)
     for pid in tree(run):
         os.kill(pid, signal.SIGHUP)
