@@ -32,7 +32,7 @@ from ..engine.scratch import Scratch, adopt
 from ..engine.types import Engine
 from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
 from ..errors import JobError, MachineError, Reject, warn
-from ..host import environment
+from ..host import environment, garbage
 from ..host.lifeline import die_with_parent
 from ..input.plan import plan_input
 from ..input.rows import Reader, read_rows
@@ -299,6 +299,7 @@ def _compare(orders: Orders) -> Figures:
         for text in runner.warnings:
             warn(text)
         requests = _requests(job, runner)
+        garbage.collect_rarely()  # as a worker does
         _bare(runner, requests[:WARM_UP])
         bare, whole = [], []
         for _ in range(orders.rounds):
@@ -459,6 +460,7 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
         # Of the running requests as many end with each step as if every response grew by one token a step.
         per_step = math.ceil(MAX_NUM_SEQS / response_tokens)
         runner = InstantEngine(loaded, {}, loaded.context, per_step)
+        garbage.collect_rarely()  # as a worker does
         done, counts = pipeline(spec, runner, Path(scratch), look)
         return {
             "rows_per_second": round(counts.responses / done.seconds, 1),

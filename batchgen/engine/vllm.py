@@ -5,7 +5,6 @@ Written for vLLM 0.26 to 0.33; what depends on the version or the device is here
 
 import copy
 import functools
-import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -133,9 +132,6 @@ class VllmEngine:
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
         self.warnings = _warnings(model, config.model_config)
-        # vLLM and torch are made of a million objects that stay: the garbage collector need not visit them again.
-        gc.collect()
-        gc.freeze()
 
     def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception

@@ -16,7 +16,7 @@ import msgspec
 from ..engine import scratch
 from ..engine.choice import engine_class
 from ..errors import EngineDied, JobError, MissingInput, Stopped, Stopping, in_one_line
-from ..host import console
+from ..host import console, garbage
 from ..host.lifeline import die_with_parent
 from ..output.claims import Claims
 from ..output.record import JobRecord
@@ -77,6 +77,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     with end_of_engine():
         engine = engine_class()(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
+    garbage.collect_rarely()
     report(Started(time.monotonic() - begin))
     for text in engine.warnings:
         report(Warn(text))
