@@ -545,6 +545,41 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
         check_release(found, allow_withdrawn)
 
 
+@cli.command("doctor", short_help="Show what is installed here, and what is wrong with it.")
+@click.option("--engine", "with_engine", is_flag=True, help="also start vLLM on the demo model and generate a row")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+def doctor_command(with_engine: bool, as_json: bool) -> None:
+    """Show versions, devices, caches and Slurm as a job would find them here, and what is wrong, each problem with what
+    to do about it.
+
+    It changes nothing, and does not load vLLM unless told to.
+
+    \b
+    Examples:
+      batchgen doctor
+      batchgen doctor --engine
+      batchgen doctor --json
+
+    \b
+    Exit codes:
+      0  a job can run here
+      1  no job can run here; warnings alone do not count
+    """
+    with exit_codes():
+        from .commands import doctor
+
+        report = doctor.look(with_engine)
+        if as_json:
+            show.say(terminal.document(msgspec.json.format(msgspec.json.encode(report), indent=2)))
+        else:
+            show.doctor(report)
+        for problem in report.problems:
+            warning = "" if problem.stops_jobs else "warning: "
+            click.echo(terminal.message(f"batchgen: {warning}{problem.what}"), err=True)
+        if not report.can_run:
+            fail("no job can run here", EXIT_BROKEN)
+
+
 @cli.command("demo", short_help="Write the demo model, its data and a job file.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def demo_command(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What the commands print: their results go in, lines on stdout come out."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from .host import console, terminal
 from .output.counts import by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
+    from .commands.doctor import Place, Report
     from .commands.export import Results
     from .commands.plan import Forecast
     from .commands.status import Status, Worker
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .task.generate import Prompted
 
 DEAD_SHOWN = 5  # dead workers that are listed, the latest first; a long job may have many
+OWN_LINES = ("batchgen", "python", "vllm")  # versions that doctor does not list among the packages
 LONGEST_DETAIL, LONGEST_RAW = 500, 200  # characters of a reject's detail and of its row
 
 
@@ -199,6 +202,54 @@ def rejects(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "..."
+
+
+# --- doctor
+
+
+def doctor(seen: "Report") -> None:
+    shared = "no /dev/shm" if seen.shared_memory is None else f"/dev/shm of {_gib(seen.shared_memory)}"
+    packages = [f"{name} {version}" for name, version in seen.versions.items() if name not in OWN_LINES]
+    lines = {
+        "batchgen": f"{seen.versions['batchgen']}, Python {seen.versions['python']} ({seen.python}), {seen.platform}",
+        "vLLM": _vllm(seen),
+        "packages": ", ".join(packages),
+        "GPUs": _gpus(seen),
+        "machine": f"{seen.cores:,} cores, {_gib(seen.memory)} of memory free",
+        "model cache": _place(seen.places["models"]),
+        "vLLM's cache": _place(seen.places["vllm"]),
+        "temporary": f"{_place(seen.places['temporary'])}; {shared}",
+        "Slurm": seen.slurm or "none",
+    }
+    if seen.engine_start is not None:
+        lines["engine"] = f"started in {seen.engine_start:,.1f} s and generated a row of the demo"
+    facts({name: shown(value) for name, value in lines.items()}, width=13)
+
+
+def _vllm(seen: "Report") -> str:
+    if seen.vllm_build is None:
+        return "not installed"
+    lacks = f"; lacks {', '.join(seen.vllm_lacks)}" if seen.vllm_lacks else ""
+    return f"{seen.versions['vllm']} (of {seen.vllm_range}), built for {seen.vllm_build.upper()}s{lacks}"
+
+
+def _gpus(seen: "Report") -> str:
+    """Equal ones are counted."""
+    if not seen.gpus:
+        return "none"
+    counted = Counter(f"{gpu.name}{'' if gpu.memory is None else f' ({_gib(gpu.memory)})'}" for gpu in seen.gpus)
+    listed = ", ".join(f"{count} {name}" for name, count in counted.items())
+    return f"{listed}, driver {seen.gpus[0].driver}; {len(seen.gpus_visible):,} for jobs"
+
+
+def _place(place: "Place") -> str:
+    if place.refusal:
+        return f"{place.path}, cannot be written to: {place.refusal}"
+    return place.path if place.free is None else f"{place.path}, {_gib(place.free)} free"
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):,.1f} GiB"
 
 
 # --- manual

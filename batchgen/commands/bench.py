@@ -29,6 +29,7 @@ from ..engine.bandwidth import copy_bandwidth
 from ..engine.installed import needs_gpu, require_vllm, versions
 from ..engine.instant import MAX_NUM_SEQS, InstantEngine
 from ..engine.scratch import Scratch, adopt
+from ..engine.torch_fit import require_fit
 from ..engine.types import Engine
 from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
 from ..errors import JobError, MachineError, Reject, warn
@@ -258,6 +259,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     """
     job = prepare(spec)  # what is wrong with the job shows here, in one line
     require_vllm()
+    require_fit()
     with tempfile.NamedTemporaryFile() as result, contextlib.closing(Scratch()) as scratch:
         orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.

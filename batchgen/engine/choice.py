@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from ..errors import JobError, in_one_line, warn
 from .installed import check_release, require_vllm, versions
+from .torch_fit import require_fit
 from .types import EngineClass
 
 VARIABLE = "BATCHGEN_ENGINE"
@@ -39,9 +40,10 @@ def of_results(results: dict[str, Any]) -> str:
 
 
 def require_engine() -> None:
-    """Raises JobError if the chosen engine is not installed."""
+    """Raises JobError if the chosen engine is not installed, or cannot be imported beside what is."""
     if chosen() == VLLM:
         require_vllm()
+        require_fit()
     else:
         engine_class()
 

@@ -142,6 +142,13 @@ def test_a_run_says_what_to_type_and_writes_nothing(bare, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_doctor_says_so_too(bare):
+    done = bare("-m", "batchgen", "doctor")
+    assert (done.returncode, "vLLM          not installed" in done.stdout) == (1, True)
+    assert done.stderr.startswith("batchgen: vLLM is not installed; for an NVIDIA GPU: pip install ")
+    assert done.stderr.endswith("batchgen: no job can run here\n")
+
+
 def test_a_name_on_the_hub_without_huggingface_hub(bare):
     done = bare("-m", "batchgen", "inspect", "rinna/bilingual-gpt-neox-4b")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
