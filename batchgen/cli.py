@@ -370,7 +370,10 @@ def verify_command(
             fail(f"{out}: verification failed", EXIT_BROKEN)
         show.verdict(verdict, out)
         if replay:
-            show.replay(verify.replay(out, replay, replay_seed, given))
+            again = verify.replay(out, replay, replay_seed, given)
+            show.replay(again)
+            if not again.items:
+                fail(f"{out}: nothing could be compared", EXIT_BROKEN)
 
 
 @cli.command("rejects", short_help="Show the rows that got no response.")

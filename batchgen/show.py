@@ -186,6 +186,9 @@ def verdict(found: "Verdict", out: object) -> None:
 
 def replay(again: "Replay") -> None:
     console.say(f"replayed: {again.matches} of {again.items} responses are the same")
+    for drew, count in sorted(again.left_out.items(), key=str):
+        why = f"they were sampled with {drew}, here it is {again.here}"
+        console.say(f"left out: {count} responses: {why}, so their seeds mean other tokens")
     if again.first:
         console.say(f"first difference: {again.first}")
 

@@ -26,7 +26,7 @@ import msgspec
 
 from .. import __version__, demo
 from ..engine.bandwidth import copy_bandwidth
-from ..engine.installed import needs_gpu, require_vllm, versions
+from ..engine.installed import check_device, needs_gpu, require_vllm, versions
 from ..engine.instant import MAX_NUM_SEQS, InstantEngine
 from ..engine.scratch import Scratch, adopt
 from ..engine.torch_fit import require_fit
@@ -260,6 +260,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     job = prepare(spec)  # what is wrong with the job shows here, in one line
     require_vllm()
     require_fit()
+    check_device(spec.engine)
     with tempfile.NamedTemporaryFile() as result, contextlib.closing(Scratch()) as scratch:
         orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.

@@ -110,6 +110,8 @@ def _facts(
     yield "tokens", f"{counts.prompt_tokens:,} of prompts, {counts.response_tokens:,} of responses"
     yield "dtype", _text(", ".join(facts["dtype"]))
     yield "device", _text(", ".join(facts["device"]))
+    yield "model runner", _text(", ".join(facts["runner"]))
+    yield "noise", _text(", ".join(facts["noise"]))
     for versions in facts["versions"]:
         numbers = msgspec.json.decode(versions)
         yield "versions", _text(", ".join(f"{name} {number}" for name, number in numbers.items()))

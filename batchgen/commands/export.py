@@ -168,13 +168,13 @@ def _picked(columns: str, known: list[str]) -> list[str]:
 def _facts(out: Store, shards: list[Shard]) -> dict[str, list[str]]:
     facts: dict[str, list[str]] = {}
     for planned in shards:
-        metadata = _footer(out, planned).metadata or {}
-        for key, value in metadata.items():
-            name = key.decode().removeprefix(shard.PREFIX)
-            if key.startswith(shard.PREFIX.encode()) and name not in _OWN_FACTS:
-                values = facts.setdefault(name, [])
-                if value.decode(errors="replace") not in values:
-                    values.append(value.decode(errors="replace"))
+        footer = _footer(out, planned)
+        drawn = shard.sampler(footer)
+        note = "" if drawn.is_recorded else " (by its vLLM's version)"
+        about = shard.facts(footer) | {"runner": drawn.runner + note, "noise": drawn.noise + note}
+        for name, value in about.items():
+            if name not in _OWN_FACTS and value not in (values := facts.setdefault(name, [])):
+                values.append(value)
     try:
         msgspec.json.decode(facts["model"][0], type=dataset_card.ModelFacts)
         [msgspec.json.decode(versions, type=dict[str, str]) for versions in facts["versions"]]

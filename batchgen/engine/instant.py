@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..job.sampler import NONE
 from ..job.sampling import Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ class InstantEngine:
 
     dtype = "none"
     device = "no model: answers at once"
+    sampler = NONE
 
     def __init__(self, model: Model, args: dict[str, Any], context: int, per_step: int | None = None):
         """args: only max_num_seqs is used. per_step: how many requests a step finishes; all that run, if not given."""

@@ -1,14 +1,15 @@
 """Seeded sampling for vLLM's V1 model runner, one draw for the whole batch.
 
 vLLM gives every seeded request a torch.Generator and fills one row of exponential noise after the other from it
-(v1/sample/ops/topk_topp_sampler.py, 0.26 to 0.33): one call per request, and per token as many numbers as the
-vocabulary has ids. Here a token takes a single uniform number, hashed from its request's seed and its position, and
-inverse transform sampling turns that into a token id. The distribution is the same, and a token depends on nothing but
-probabilities, seed and position. The V2 runner does the like itself.
+(v1/sample/ops/topk_topp_sampler.py): one call per request, and per token as many numbers as the vocabulary has ids. (On
+a CPU, from 0.32 on, forward_cpu seeds a kernel of its own from each generator instead; forward_native, which takes its
+place here, is as it was.) Here a token takes a single uniform number, hashed from its request's seed and its position,
+and inverse transform sampling turns that into a token id. The distribution is the same, and a token depends on nothing
+but probabilities, seed and position. The V2 runner does the like itself.
 """
 
+import sys
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,11 +19,6 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CUDA_STEP = 4  # a CUDA generator's offset is a multiple of 4, and vLLM takes a discarded draw back by 4
 
 _unseeded = np.random.default_rng()
-_drawn: WeakKeyDictionary[torch.Generator, int] = WeakKeyDictionary()  # tokens drawn so far, on a CPU
-_KNOWN_WEAKLY = torch.Generator.__weakrefoffset__ != 0  # from torch 2.13 on
-# Where the state of a CPU generator has the normal number (float32) that it keeps for the next call, then whether
-# there is one; the layout stays, as saved states are to load. Nobody here draws normal numbers.
-_SPARE = 5048
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -45,27 +41,43 @@ def pick(probs: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sums, share, right=True).squeeze(1).clamp_(max=probs.shape[1] - 1)
 
 
+class Positions:
+    """How many tokens each generator has drawn, for those of a CPU, which have no offset.
+
+    Weak references to generators would do, but torch has none up to 2.11, that of vLLM 0.26. So they are held here, and
+    dropped once nobody else holds them.
+    """
+
+    SWEEP = 1024  # generators; requests that run at a time are fewer, as a rule
+
+    def __init__(self) -> None:
+        self.drawn: dict[int, tuple[torch.Generator, int]] = {}  # by the generator's id
+        self._sweep_at = self.SWEEP
+
+    def next(self, generator: torch.Generator) -> int:
+        """How many it has drawn before; counts one more."""
+        _, position = self.drawn.get(id(generator), (generator, 0))
+        if not position and len(self.drawn) >= self._sweep_at:
+            self._sweep()
+        self.drawn[id(generator)] = generator, position + 1
+        return position
+
+    def _sweep(self) -> None:
+        # getrefcount counts what is held here, and its own argument.
+        self.drawn = {key: held for key, held in self.drawn.items() if sys.getrefcount(held[0]) > 2}
+        self._sweep_at = max(self.SWEEP, 2 * len(self.drawn))
+
+
+_on_cpu = Positions()
+
+
 def _position(generator: torch.Generator) -> int:
     """How many tokens a request has drawn before; counts this one."""
     if generator.device.type == "cuda":
         offset = generator.get_offset()
         generator.set_offset(offset + _CUDA_STEP)
         return offset // _CUDA_STEP
-    if not _KNOWN_WEAKLY:
-        return _position_in_state(generator)
-    position = _drawn.get(generator, 0)
-    _drawn[generator] = position + 1
-    return position
-
-
-def _position_in_state(generator: torch.Generator) -> int:
-    """The same, kept in the generator itself, which takes 5 us instead of 0.2. Exact up to 2**24 tokens."""
-    state = generator.get_state()
-    spare = state.numpy()[_SPARE:]
-    position = int(spare[:4].view(np.float32)[0])
-    spare[:4].view(np.float32)[0], spare[4] = position + 1, True
-    generator.set_state(state)
-    return position
+    return _on_cpu.next(generator)
 
 
 def random_sample(probs: torch.Tensor, generators: dict[int, torch.Generator], *_: Any) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..job.sampler import Sampler
 from ..job.sampling import Sampling
 from ..model.model import Model
 from ..task.task import WHOLE
@@ -44,6 +45,10 @@ class Engine(Protocol):
     @property
     def device(self) -> str:
         """What it runs on, for the shards' metadata: "NVIDIA H100 80GB HBM3"."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """What draws its tokens, for the shards' metadata, and for whoever compares what seeds gave."""
 
     @property
     def warnings(self) -> list[str]:

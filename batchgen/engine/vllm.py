@@ -25,8 +25,8 @@ from ..host import environment
 from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
-from . import cpu, scratch
-from .installed import STRUCTURED_OUTPUTS, has
+from . import cpu, noise, scratch
+from .installed import STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .stop import StopSearch
 from .types import Logprobs, Response
 
@@ -131,7 +131,11 @@ class VllmEngine:
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
-        self.warnings = _warnings(model, config.model_config)
+        prompt = model.tokenizer.eos_ids[0]
+        self.sampler, warnings = noise.checked(
+            self._engine, noise.of_engine(config), self.params, prompt, model.vocab_size
+        )
+        self.warnings = _warnings(model, config.model_config) + warnings
 
     def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception
@@ -270,6 +274,8 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
     from vllm.config import StructuredOutputsConfig
 
     if on_cpu:
+        # V2 has a noise of its own, and would take over wherever Triton has a backend for CPUs.
+        os.environ[V2_RUNNER] = "0"
         # Within this process the engine starts in 2 to 10 s, in one of its own in 24 to 33 s (0.31, 2 cores). On a GPU
         # the separate process stays: there it overlaps our work with the GPU's.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -1,8 +1,9 @@
 """The journal: every finished item of a shard, on disk within a second of its last token.
 
 A journal consists of records: length and CRC-32, both 4 bytes little-endian, then the payload. The CRC covers the
-length too. The first payload is the job's fingerprint, each further one an entry in msgpack. Every worker writes
-journals of its own, so nobody ever appends to what another one wrote.
+length too. The first payload is the job's fingerprint and, from 0.3 on, what drew the tokens, all parted by NULs; each
+further one is an entry in msgpack. Every worker writes journals of its own, so nobody ever appends to what another one
+wrote.
 """
 
 import struct
@@ -15,6 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from ..errors import on_disk
+from ..job.sampler import UNKNOWN, Sampler, joined
 from ..task.task import Entry
 from . import layout
 from .quarantine import quarantine
@@ -45,11 +47,15 @@ def remove(out: Store, shard: int) -> None:
 class Journal:
     """Writes one worker's journal of one shard. It is made at the first entry. Raises Stopped as the store does."""
 
-    def __init__(self, out: Store, shard: int, worker: str, fingerprint: str):
+    def __init__(self, out: Store, shard: int, worker: str, fingerprint: str, sampler: Sampler = UNKNOWN):
+        """sampler: what draws that which is going to be appended."""
         self._out = out
         self._shard = shard
         self._name = layout.journal(shard, worker)
         self._fingerprint = fingerprint
+        self._sampler = sampler
+        self._drew: set[Sampler] = set()  # the entries of earlier journals
+        self._begun = False
         self._file: Appender | None = None
         self._pending: list[bytes] = []
         self._synced = time.monotonic()
@@ -64,6 +70,8 @@ class Journal:
             for name in names(self._out, self._shard):
                 entries, damage = read(self._out, name, self._fingerprint)
                 kept += entries
+                if entries:
+                    self._drew.add(drawn_by(self._out, name) or self._sampler)
                 if damage:
                     for entry in entries:
                         self.append(entry)
@@ -71,6 +79,9 @@ class Journal:
                     self.sync(at_once=True)
                     aside = quarantine(self._out, name)
                     warnings.append(f"{self._out.where(name)}: {damage}; moved to {self._out.where(aside)}")
+            for drew in self._drew - {self._sampler}:
+                begun = f"shard {self._shard} was begun with {drew}, and goes on with {self._sampler}"
+                warnings.append(f"{self._out.where(layout.JOURNALS)}: {begun}")
         return kept, warnings
 
     def append(self, entry: Entry) -> None:
@@ -97,8 +108,17 @@ class Journal:
             self._file.close()
             self._file = None
 
+    @property
+    def sampler(self) -> Sampler:
+        """What drew all entries of the shard: this worker's engine, and those of earlier ones. A journal of batchgen
+        0.2 or older does not say it, and counts as this engine's."""
+        return joined(self._drew | {self._sampler} if self._begun or not self._drew else self._drew)
+
     def _create(self) -> Appender:
-        self._file = self._out.appender(self._name, _record(self._fingerprint.encode()))
+        self._begun = True
+        sampler = self.sampler
+        head = [self._fingerprint, *([sampler.runner, sampler.noise] if sampler.is_recorded else [])]
+        self._file = self._out.appender(self._name, _record("\0".join(head).encode()))
         return self._file
 
 
@@ -119,11 +139,20 @@ def read(out: Store, name: str, fingerprint: str) -> tuple[list[Entry], str]:
             for number, payload in enumerate(_payloads(stream)):
                 if number:
                     entries.append(msgspec.msgpack.decode(payload, type=Entry))
-                elif payload != fingerprint.encode():
+                elif payload.partition(b"\0")[0] != fingerprint.encode():
                     return [], ""
     except (ValueError, msgspec.DecodeError) as error:
         return entries, f"{error}; {len(entries)} whole entries kept"
     return entries, ""
+
+
+def drawn_by(out: Store, name: str) -> Sampler | None:
+    """What drew the entries of a journal, if it says so. Raises FileNotFoundError."""
+    with out.open(name) as stream:
+        match next(_payloads(stream)).decode(errors="replace").split("\0"):
+            case [_, runner, noise]:
+                return Sampler(runner, noise)
+    return None
 
 
 def count(out: Store) -> int:

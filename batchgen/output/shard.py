@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from io import BufferedReader
@@ -16,6 +17,7 @@ from ..errors import JobError, Reject, Stopped, on_disk
 from ..input.columns import Cell, assemble
 from ..input.conversation import Row
 from ..input.plan import Plan, Shard
+from ..job.sampler import UNKNOWN, Sampler, of_older
 from . import layout
 from .counts import Counts
 from .quarantine import quarantine
@@ -23,6 +25,7 @@ from .sealed import sealed, unsealed
 from .store import Store
 
 PREFIX = "batchgen."
+DRAWN = ("runner", "noise")  # facts that are a Sampler
 
 PART_BYTES = 4 << 30  # of passed-through values that are written at once
 DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
@@ -47,6 +50,7 @@ class Checksums(msgspec.Struct):
     rejects: blake2b of its rejects, None if it has none
     size: of the Parquet file, in bytes
     fingerprint: of the job that made it; empty in folders of format 1, where only the Parquet file has it
+    sampler: runner and noise that drew its tokens; empty up to batchgen 0.2
     """
 
     parquet: str
@@ -54,6 +58,7 @@ class Checksums(msgspec.Struct):
     size: int
     counts: Counts
     fingerprint: str = ""
+    sampler: list[str] = []
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -143,7 +148,8 @@ def commit(
     elif out.exists(left := layout.rejects(shard)):  # by the same job before its spec was changed
         out.remove(left, durable=True)
     digests = _digest(content), _digest(rejected) if rejects else None
-    sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""))
+    drawn = [facts[name] for name in DRAWN if name in facts]
+    sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""), drawn)
     out.write(layout.checksums(shard), sealed(sums))
     out.write(layout.part(shard), content)
 
@@ -305,6 +311,39 @@ def metadata(out: Store, shard: Shard) -> pq.FileMetaData:
     """Raises FileNotFoundError, and what Arrow does if it is damaged: an OSError without errno, too."""
     with opened(out, shard) as stream:
         return pq.read_metadata(stream)
+
+
+def facts(footer: pq.FileMetaData) -> dict[str, str]:
+    """What a shard says of itself. footer: its metadata"""
+    pairs = (footer.metadata or {}).items()
+    about = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
+    return {key.removeprefix(PREFIX): value for key, value in about.items() if key.startswith(PREFIX)}
+
+
+def sampler(footer: pq.FileMetaData) -> Sampler:
+    """What drew the tokens of a shard. footer: its metadata"""
+    about = facts(footer)
+    if about.keys() >= set(DRAWN):
+        return Sampler(about["runner"], about["noise"])
+    try:
+        versions = msgspec.json.decode(about["versions"], type=dict[str, str])
+        return of_older(about["dtype"], about["device"], versions.get("vllm"))
+    except (KeyError, msgspec.DecodeError):
+        return UNKNOWN
+
+
+def samplers(out: Store, shards: Iterable[Shard]) -> Counter[Sampler]:
+    """What drew the tokens of finished shards, each with the number of those. A shard that is damaged or gone has none.
+    Raises Stopped."""
+    found: Counter[Sampler] = Counter()
+    for each in shards:
+        with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # the disk's own are Stopped
+            match read_checksums(out, each).sampler:
+                case [runner, noise]:
+                    found[Sampler(runner, noise)] += 1
+                case _:
+                    found[sampler(metadata(out, each))] += 1
+    return found
 
 
 def read(out: Store, shard: Shard, columns: list[str]) -> pa.Table:

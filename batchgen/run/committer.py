@@ -42,7 +42,9 @@ class Committer:
 
     def _write(self, opened: OpenShard) -> Counts:
         rows, planned = self._output(opened), opened.shard
-        facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts}
+        sampler = opened.journal.sampler
+        drawn = {name: getattr(sampler, name) for name in shard.DRAWN}
+        facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts, **drawn}
         rejects, counts = list(opened.rejects.values()), self._counts(opened, rows)
         try:
             shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts)

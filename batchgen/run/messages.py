@@ -7,6 +7,7 @@ from enum import Enum
 import msgspec
 
 from ..errors import Stopping
+from ..job.sampler import Sampler
 from ..job.spec import JobSpec
 from ..output.counts import Counts
 
@@ -89,9 +90,10 @@ class Mark:
 
 
 class Started(msgspec.Struct, tag=True):
-    """The engine is up, after this many seconds."""
+    """The engine is up, after this many seconds. sampler: what draws its tokens"""
 
     seconds: float
+    sampler: Sampler
 
 
 class Work(msgspec.Struct, tag=True):

@@ -78,7 +78,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
         engine = engine_class()(job.model, job.spec.engine, job.context)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     garbage.collect_rarely()
-    report(Started(time.monotonic() - begin))
+    report(Started(time.monotonic() - begin, engine.sampler))
     for text in engine.warnings:
         report(Warn(text))
     mark = Mark(config.mark)

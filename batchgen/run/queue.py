@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import Reject
 from ..input.conversation import Row
 from ..input.plan import Shard
+from ..job.sampler import Sampler
 from ..output.claims import Claims
 from ..output.journal import Journal
 from ..output.opening import Fence
@@ -35,15 +36,17 @@ class Queue:
         job: Job,
         claims: Claims,
         fence: Fence,
+        sampler: Sampler,
         poison: PoisonItems,
         mark: Mark,
         alive: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
     ):
-        """alive: called for every row that is read, as many rejects in a row may take long."""
+        """sampler: what draws the answers; alive: called for every row that is read, as many rejects in a row may take
+        long."""
         self.open: list[OpenShard] = []
         self.is_waiting = False
-        self._job, self._claims, self._fence = job, claims, fence
+        self._job, self._claims, self._fence, self._sampler = job, claims, fence, sampler
         self._poison, self._mark, self._alive, self._warn = poison, mark, alive, warn
         self._reader = job.reader(running=True)
         self._left: deque[Shard] = deque()
@@ -110,7 +113,7 @@ class Queue:
         """Opens a shard with the answers that earlier journals hold."""
         self._fence.check()
         job = self._job
-        journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard))
+        journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard), self._sampler)
         entries, warnings = journal.resume()
         for warning in warnings:
             self._warn(warning)

@@ -58,7 +58,7 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     _check_for_answers(job)
     with owners.writing(job.spec.output.shared):
         if not success.is_there(job.out):  # before anything is written for a run that cannot be
-            require_engine()
+            require_engine(job.spec.engine)
         job.out.prepare(job.spec.output.shared)
         with Presence(job.out, job.spec.output.stale) as presence:
             return _at_work(_opened(job, prepared, presence, discard), presence)
@@ -117,7 +117,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     if not missing:
         return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
     if success.is_there(job.out):  # from before shards were set aside or the input grew
-        require_engine()
+        require_engine(job.spec.engine)
         success.remove(job.out)
     warn_of_choice()
     _warn_of_other_versions(job)

@@ -47,7 +47,14 @@ class Worker:
         self._job, self._engine, self._claims, self._report = job, engine, claims, report
         self._poison, self._until = poison, until
         self._queue = Queue(
-            job, claims, fence, poison, mark or Mark(), self._stay_in_touch, warn=lambda text: report(Warn(text))
+            job,
+            claims,
+            fence,
+            engine.sampler,
+            poison,
+            mark or Mark(),
+            self._stay_in_touch,
+            warn=lambda text: report(Warn(text)),
         )
         self._admission = Admission(engine.max_num_seqs, window, poison, until)
         self._committer = Committer(job, fence, engine.dtype, engine.device)

@@ -264,7 +264,10 @@ def test_the_card_publishes_no_argument_of_the_engine_that_may_name_what_is_the_
         plan=Plan([], []),
     )
     model = {"name": "m`\n# evil\n<script>", "revision": None, "digests": {"[x](http://y)": "0"}}
-    facts = {name: ["<b>"] for name in ("dtype", "device")} | {"model": [json.dumps(model)], "versions": ["{}"]}
+    facts = {name: ["<b>"] for name in ("dtype", "device", "runner", "noise")} | {
+        "model": [json.dumps(model)],
+        "versions": ["{}"],
+    }
     counts = Counts(rows=1, responses=1, prompt_tokens=1, response_tokens=1)
     schema = pa.schema([("a`|b\n", pa.string())])
     text = dataset_card.text("T\n---\nlicense: evil <img onerror=x>", record, counts, facts, schema, 0)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import demo_records
+from drawn import say
 
 from batchgen.input.plan import Shard
 from batchgen.output import layout, shard
@@ -146,3 +147,32 @@ def test_replay_shows_the_first_difference(batchgen_here, out):
     result = batchgen_here("verify", out, "--replay", 3)
     assert "replayed: 0 of 3 responses are the same" in result.stdout
     assert "'forged' then, " in result.stdout
+
+
+def test_replay_compares_only_what_the_same_noise_has_drawn_and_says_what_it_left_out(batchgen_here, out):
+    part = out / "part-00001-of-00003.parquet"
+    say(part, runner="V2", noise="murmur3")
+    result = batchgen_here("verify", out, "--replay", 48)
+    assert result.exit_code == 0, result.stderr
+    elsewhere = pq.read_metadata(part).num_rows
+    assert result.stdout.splitlines()[-2:] == [
+        f"replayed: {48 - elsewhere} of {48 - elsewhere} responses are the same",
+        f"left out: {elsewhere} responses: they were sampled with murmur3 noise on vLLM's V2 runner, here it is "
+        "SplitMix64 noise on vLLM's V1 runner, so their seeds mean other tokens",
+    ]
+
+
+def test_a_replay_that_could_compare_nothing_fails(batchgen, out):
+    for part in out.glob("part-*"):
+        say(part, runner="V2", noise="Philox")
+    result = batchgen("verify", out, "--replay", 5)
+    assert (result.exit_code, result.stderr) == (1, f"batchgen: {out}: nothing could be compared\n")
+    assert "left out: 5 responses: they were sampled with Philox noise" in result.stdout
+
+
+def test_greedy_responses_are_compared_whatever_noise_their_shard_has(batchgen_here, generate, source):
+    out = generate([source], sampling={"max_tokens": 12, "temperature": 0}, output={"shard_rows": 10})
+    for part in out.glob("part-*"):
+        say(part, runner="V2", noise="Philox")
+    result = batchgen_here("verify", out, "--replay", 10)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "replayed: 10 of 10 responses are the same")

@@ -1,12 +1,14 @@
 """Our draw of a token: the distribution it must have, and what it may depend on."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
-from batchgen.engine import seeded
-from batchgen.engine.seeded import pick, random_sample, uniform
+from batchgen.engine.seeded import Positions, pick, random_sample, uniform
+from batchgen.engine.vllm import install_into_vllm
 
 uint64 = st.integers(0, 2**64 - 1)
 
@@ -71,10 +73,28 @@ def test_rows_without_a_generator_leave_the_others_as_they_are():
     assert both[2] == random_sample(probs[2:], generators(5))[0]
 
 
-def test_an_older_torchs_generators_count_as_the_newer_ones_do(monkeypatch):
-    """Their state has room for the count."""
-    probs = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0))
-    newer, older = generators(7, 2**64 - 1), generators(7, 2**64 - 1)
-    expected = [random_sample(probs, newer).tolist() for _ in range(50)]
-    monkeypatch.setattr(seeded, "_KNOWN_WEAKLY", False)
-    assert [random_sample(probs, older).tolist() for _ in range(50)] == expected
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (20, None), (None, 0.7), (20, 0.7)])
+@pytest.mark.parametrize("seeded", [4, 2])
+def test_vllms_sampler_draws_by_ours_whatever_of_its_functions_it_takes_here(top_k, top_p, seeded):
+    """With seeds for all rows or for some, with and without a cut: this vLLM has a function for each of these on some
+    device. Were one of them to draw by itself, its tokens would not be those of our draw."""
+    install_into_vllm()
+    logits = 3 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    k = None if top_k is None else torch.full((4,), top_k, dtype=torch.int32)
+    p = None if top_p is None else torch.full((4,), top_p)
+    probs = apply_top_k_top_p(logits.clone(), k, p).softmax(-1)
+    sampler = TopKTopPSampler()
+    theirs, ours = (generators(*range(50, 50 + seeded)) for _ in range(2))
+    for _ in range(20):
+        drawn, _ = sampler(logits.clone(), theirs, k, p)
+        assert drawn[:seeded].tolist() == random_sample(probs, ours)[:seeded].tolist()
+
+
+def test_generators_of_a_cpu_count_their_tokens_as_long_as_somebody_holds_them():
+    positions = Positions()
+    kept = [torch.Generator() for _ in range(10)]
+    for number in range(3 * Positions.SWEEP):
+        assert positions.next(torch.Generator()) == 0  # dropped at once, though another one may come to its address
+        if number % 500 == 0:
+            assert {positions.next(generator) for generator in kept} == {number // 500}
+    assert len(positions.drawn) <= Positions.SWEEP + len(kept)

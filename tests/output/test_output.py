@@ -75,6 +75,7 @@ def test_metadata_says_where_a_shard_comes_from(out):
     assert model["name"] == "model"
     assert set(model["digests"]) == {"config.json", "spiece.model", "tokenizer_config.json", "model.safetensors"}
     assert (about["batchgen.dtype"], about["batchgen.device"]) == ("float32", "cpu")
+    assert (about["batchgen.runner"], about["batchgen.noise"]) == ("V1", "SplitMix64")
     assert (about["batchgen.shard"], about["batchgen.first_row"]) == ("2", "4")
     counts = json.loads(about["batchgen.counts"])
     assert (counts["rows"], counts["responses"], counts["rejects"]) == (2, 1, {"empty": 1})

@@ -15,6 +15,7 @@ from conftest import MODEL
 
 from batchgen.engine.vllm import Response
 from batchgen.errors import Reject, Stopped
+from batchgen.job.sampler import NONE
 from batchgen.job.sampling import item_seed
 from batchgen.job.spec import load
 from batchgen.output import opening
@@ -83,7 +84,7 @@ class Read:
 class Seeded:
     """Answers one request a step, from its seed alone; remembers all that it was asked."""
 
-    dtype, device, max_num_seqs = "none", "answers at once", 4
+    dtype, device, sampler, max_num_seqs = "none", "answers at once", NONE, 4
 
     def __init__(self, fails: str = ""):
         self.asked: list[str] = []

@@ -11,6 +11,7 @@ from conftest import MODEL
 from batchgen.commands.verify import verify
 from batchgen.engine.types import Response
 from batchgen.errors import JobError, Stopped
+from batchgen.job.sampler import NONE
 from batchgen.job.sampling import item_seed
 from batchgen.job.spec import load
 from batchgen.model.model import load_model
@@ -38,7 +39,7 @@ class Says:
     """An engine that says what it is told to: answers[row][attempt] is a text, or a text and how it ended; the last one
     of a row is repeated."""
 
-    dtype, device, max_num_seqs = "none", "says what it is told to", 4
+    dtype, device, sampler, max_num_seqs = "none", "says what it is told to", NONE, 4
 
     def __init__(self, answers):
         self._answers = answers

@@ -1,0 +1,67 @@
+"""A job that goes on under another noise than its finished shards have."""
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import demo_records
+from drawn import say
+from processes import instant, said
+
+from batchgen.job.sampler import NONE, Sampler
+from batchgen.run.other_noise import OtherNoise
+from batchgen.run.prepare import prepare
+
+V2 = Sampler("V2", "Philox")
+
+
+@pytest.fixture
+def half_done(instantly, write_rows):
+    """A job of four shards, the first two of which are said to be a GPU's; its input, and the folder."""
+    source = write_rows(demo_records(8))
+    out = instantly([source], output={"shard_rows": 2})
+    for number, part in enumerate(sorted(out.glob("part-*"))):
+        if number < 2:
+            say(part, runner="V2", noise="Philox")
+        elif number == 3:
+            part.unlink()
+    (out / "_SUCCESS").unlink()
+    return source, out
+
+
+def warning(finished: str, now: Sampler) -> str:
+    return (
+        f"batchgen: warning: of the finished shards {finished} were sampled; those to come will be with {now}: a seed "
+        "gives other tokens under each, so a sampled response can be made again only under the noise that its shard "
+        "records"
+    )
+
+
+def test_it_is_told_once_by_name_and_each_shard_keeps_its_own(start, half_done, tmp_path):
+    source, out = half_done
+    run = start(source, out, "--shard-rows", 2, "--workers", 2, env=instant(tmp_path / "instant"))
+    assert run.wait() == 0, run.stderr
+    assert [line for line in said(run.stderr) if "noise" in line] == [warning(f"2 with {V2}", NONE)]
+    runners = [pq.read_metadata(part).metadata[b"batchgen.runner"] for part in sorted(out.glob("part-*"))]
+    assert runners == [b"V2", b"V2", b"none", b"none"]
+
+
+@pytest.fixture
+def job(half_done):
+    from faulty import spec_of
+
+    source, out = half_done
+    return prepare(spec_of(source, out, shard_rows=2, max_tokens=512))
+
+
+def test_nothing_is_told_where_all_are_drawn_alike(job):
+    finished = OtherNoise(job)
+    finished._finished = {V2: 3}
+    assert finished.warning(V2) == ""
+
+
+def test_shards_that_do_not_say_what_drew_them_are_told_of_as_such(job, half_done):
+    _, out = half_done
+    older = {"dtype": "float16", "device": "NVIDIA L4", "versions": '{"vllm":"0.31.0"}'}
+    for part in sorted(out.glob("part-*")):
+        say(part, runner=None, noise=None, **older)
+    text = OtherNoise(job).warning(V2)
+    assert f"3 with {Sampler('V2', 'murmur3')} (by their vLLM's version; they do not say) were sampled" in text
