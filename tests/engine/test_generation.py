@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CONVERSATIONS, MODEL, demo_records
-from transformers import GPTNeoXForCausalLM
+from unpatched import GPTNeoXForCausalLM
 
 from batchgen.demo.score import score
 

@@ -13,7 +13,8 @@ import torch
 from conftest import MODEL, demo_records
 from processes import hook, said
 from safetensors.torch import save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXConfig
+from unpatched import GPTNeoXForCausalLM
 
 from batchgen.engine.installed import has
 from batchgen.engine.vllm import VllmEngine, add_gpt_neox

@@ -1,0 +1,14 @@
+"""transformers' GPT-NeoX as it is on the disk, whatever ran in this process before: vLLM's Transformers backend changes
+the class that `import transformers` gives, for good, once it has made a model of it (0.32, 0.33)."""
+
+import importlib.util
+
+
+def _of_its_own():
+    spec = importlib.util.find_spec("transformers.models.gpt_neox.modeling_gpt_neox")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GPTNeoXForCausalLM = _of_its_own().GPTNeoXForCausalLM
