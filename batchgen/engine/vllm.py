@@ -25,10 +25,14 @@ from ..host import environment
 from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
+from ..prompt.structured_outputs import compile_compact
 from . import cpu, noise, scratch
-from .installed import STRUCTURED_OUTPUTS, V2_RUNNER, has
+from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .stop import StopSearch
 from .types import Logprobs, Response
+
+# The variable by which a worker of a folder that was begun before format 4 leaves JSON to vLLM.
+SPACED_JSON = "BATCHGEN_SPACED_JSON"
 
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
 
@@ -67,6 +71,7 @@ def install_into_vllm() -> None:
 
     topk_topp_sampler.random_sample = random_sample
     topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
+    _compact_json()
     _meet_in_a_file()
     add_gpt_neox()
     if TOKENIZER_MODE not in TokenizerRegistry.tokenizers:
@@ -89,6 +94,23 @@ def add_gpt_neox() -> str:
     # The class itself: of a name alone vLLM would import the module in a process of its own first, in 8 s.
     ModelRegistry.register_model(ARCHITECTURE, GPTNeoXForCausalLM)
     return ""
+
+
+def _compact_json() -> None:
+    """With `disable_any_whitespace` vLLM asks xgrammar for JSON with one space after commas and colons up to 0.31, for
+    none from 0.32 on, and gets some all the same. Here it is none, but in folders that were begun before."""
+    from xgrammar import GrammarCompiler
+
+    original = GrammarCompiler.compile_json_schema
+    if os.environ.get(SPACED_JSON) or original.__module__ == __name__:  # was done before
+        return
+
+    def compile_json_schema(self: Any, schema: Any, *, any_whitespace: bool = True, **settings: Any) -> Any:
+        if any_whitespace:
+            return original(self, schema, **settings)
+        return compile_compact(self, schema)
+
+    GrammarCompiler.compile_json_schema = compile_json_schema
 
 
 def _meet_in_a_file() -> None:
