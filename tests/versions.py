@@ -84,7 +84,7 @@ def _run(command: Sequence[object]) -> None:
 
 
 def _output(command: Sequence[object]) -> str:
-    return subprocess.check_output([str(part) for part in command], text=True).strip()
+    return subprocess.check_output([str(part) for part in command], text=True, cwd=PROJECT).strip()
 
 
 # --- what is done in each
@@ -92,10 +92,11 @@ def _output(command: Sequence[object]) -> str:
 
 def logged(command: Iterable[object], log: Path) -> str:
     """Runs a command in the project; its last line."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     with log.open("w") as file:
-        subprocess.run([str(part) for part in command], cwd=PROJECT, stdout=file, stderr=file, env=variables)
-    return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        done = subprocess.run([str(part) for part in command], cwd=PROJECT, stdout=file, stderr=file, env=variables)
+    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    return f"exit code {done.returncode}: {last}" if done.returncode not in (0, 1) else last
 
 
 def about(python: Path) -> str:
@@ -125,7 +126,9 @@ def demo_tokens(python: Path, version: str) -> dict[str, list[tuple[int, list[in
     for what, flags in (("greedy", []), ("sampled", [folder / "data" / "first.jsonl", *sampled])):
         out = folder / f"{what}-{time.time_ns()}"
         command = [*batchgen, "run", folder / "job.toml", *flags, "--output", out, "--include", "response_token_ids"]
-        logged(command, ENVIRONMENTS / f"demo-{version}-{what}.log")
+        said = logged(command, ENVIRONMENTS / f"demo-{version}-{what}.log")
+        if not (out / "_SUCCESS").exists():
+            raise SystemExit(f"vLLM {version}, the demo job, {what}: {said}")
         table = ds.dataset(out, format="parquet").to_table(["row", "response_token_ids", "finish_reason"])
         found[what] = [tuple(row.values()) for row in table.sort_by("row").to_pylist()]
     return found

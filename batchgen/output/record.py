@@ -24,8 +24,8 @@ from .store import Store
 
 # Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
 # differs from the defaults; from 3 on [prompt] control_tokens holds; from 4 on there are the sampling parameters
-# that job/sampling.py has since 4, and structured JSON has no white space on any vLLM. Whatever a later format is, this field and the digest stay: so it is known for what
-# it is.
+# that job/sampling.py has since 4, and structured JSON has no white space, whatever vLLM makes it. Whatever a later
+# format is, this field and the digest stay: so it is known for what it is.
 FORMAT = 4
 COMPACT_JSON = 4  # since when it is so
 

@@ -12,9 +12,11 @@ from typing import IO
 
 import msgspec
 
+from ..engine.installed import SPACED_JSON
 from ..errors import JobError, Stopped
 from ..host import environment
 from ..output import logs
+from ..output.record import COMPACT_JSON
 from .messages import Mark, PoisonItems, Report, Totals, Work, WorkerConfig
 from .prepare import Job
 
@@ -67,7 +69,7 @@ class WorkerProcess:
                     stdout=stream,
                     stderr=stream,
                     pass_fds=[write, record, mark],
-                    env={**inherited, **variables, **environment.of_engine(), **_offline(job)},
+                    env={**inherited, **variables, **environment.of_engine(), **_offline(job), **_of_its_format(job)},
                     start_new_session=True,  # a Ctrl-C on the terminal reaches us alone; we ask the worker to drain
                 )
         except (Stopped, JobError):
@@ -115,6 +117,10 @@ class WorkerProcess:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+
+def _of_its_format(job: Job) -> dict[str, str]:
+    return {} if job.record.format >= COMPACT_JSON else {SPACED_JSON: "1"}
 
 
 def _offline(job: Job) -> dict[str, str]:

@@ -14,6 +14,7 @@ from conftest import CONVERSATIONS, MODEL, demo_records
 from unpatched import GPTNeoXForCausalLM
 
 from batchgen.demo.score import score
+from batchgen.prompt.structured_outputs import DEEPEST
 
 EOS = 3
 REFERENCE = Path(__file__).parent.parent / "reference_ids.json"
@@ -307,7 +308,9 @@ def test_a_response_follows_a_json_schema(generate, write_rows):
         "required": ["day", "hour"],
         "additionalProperties": False,
     }
-    found = json.loads(structured(generate, write_rows, {"json": schema}))
+    response = structured(generate, write_rows, {"json": schema})
+    found = json.loads(response)
+    assert response == json.dumps(found, ensure_ascii=False, separators=(",", ":"))  # no white space
     assert found["day"] in ("月", "火")
     assert 0 <= found["hour"] <= 23
 
@@ -323,6 +326,21 @@ def test_a_schema_that_cannot_be_followed_rejects_its_row_alone(generate, write_
     lines = [json.loads(line) for line in next(out.glob("_rejects/*")).read_text().splitlines()]
     assert [(line["row"], line["reason"]) for line in lines] == [(row, "bad_sampling") for row in range(4)]
     assert "Unclosed '['" in lines[0]["detail"]
+
+
+def test_a_schema_has_as_many_levels_as_any_vllm_takes(generate, write_rows):
+    good = demo_records(1)[0]
+    schemas = [{"type": "integer"}, {"type": "integer"}]
+    for position, levels in enumerate((DEEPEST, DEEPEST + 1)):
+        for _ in range(levels - 1):
+            schemas[position] = {"type": "array", "items": schemas[position], "minItems": 1, "maxItems": 1}
+    rows = [{**good, "sampling": {"structured_outputs": {"json": schema}, "max_tokens": 4}} for schema in schemas]
+    out = generate([write_rows(rows)])
+    [answer] = rows_of(out)
+    assert (answer["row"], answer["response"][0]) == (0, "[")
+    [line] = [json.loads(line) for line in next(out.glob("_rejects/*")).read_text().splitlines()]
+    assert (line["row"], line["reason"]) == (1, "bad_sampling")
+    assert f"more than {DEEPEST} levels" in line["detail"]
 
 
 def test_a_bad_word_does_not_come(generate, write_rows):
