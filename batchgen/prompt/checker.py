@@ -68,7 +68,7 @@ class Setup(msgspec.Struct, kw_only=True):
         generation_config: the model's.
         series: whether the tokenizer is our own.
         vocab_size: of the weights.
-        any_whitespace, deepest: see structured_outputs.problem.
+        any_whitespace: see structured_outputs.problem.
         seconds: CPU time that one check may take.
         mb: memory that one check may take on top of what is loaded.
         prompts: how prompts are made, if it checks prompts rather than grammars.
@@ -79,7 +79,6 @@ class Setup(msgspec.Struct, kw_only=True):
     series: bool
     vocab_size: int
     any_whitespace: bool
-    deepest: int | None
     seconds: float
     mb: int
     prompts: PromptSetup | None = None
@@ -150,7 +149,7 @@ class Checker:
         has_prompts: whether prompts are made in a process; those of our own tokenizer need none.
     """
 
-    def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable, deepest: int | None):
+    def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable):
         self.has_prompts = isinstance(model.tokenizer, HfTokenizer)  # ours takes linear time
         self._setup = Setup(
             folder=str(model.folder),
@@ -158,7 +157,6 @@ class Checker:
             series=not self.has_prompts,
             vocab_size=model.vocab_size,
             any_whitespace=any_whitespace,
-            deepest=deepest,
             seconds=limits.check_seconds,
             mb=limits.check_mb,
         )
@@ -367,8 +365,7 @@ def _grammars(setup: Setup) -> Check:
     compiler = GrammarCompiler(
         TokenizerInfo.from_huggingface(tokenizer, vocab_size=setup.vocab_size), max_threads=1, cache_enabled=False
     )
-    any_whitespace, deepest = setup.any_whitespace, setup.deepest
-    return lambda wanted_json: Checked(structured_outputs.problem(wanted_json, compiler, any_whitespace, deepest))
+    return lambda wanted_json: Checked(structured_outputs.problem(wanted_json, compiler, setup.any_whitespace))
 
 
 def _serve(connection: Connection, setup: Setup, check: Check | str) -> NoReturn:

@@ -8,8 +8,6 @@ import msgspec
 
 from ..job.sampling import StructuredOutputs
 
-DEEPEST = 64  # levels of objects and arrays in a schema: vLLM refuses more from 0.32 on
-
 # xgrammar's own rules for what a schema leaves open have ", " whatever the separators are (0.2.7, 0.2.8).
 _LEFT_OPEN = ("basic_array_items ::= ((", "basic_object_properties ::= ((")
 
@@ -29,17 +27,7 @@ def compile_compact(compiler: Any, schema: Any) -> Any:
     return compiler.compile_grammar(grammar)
 
 
-def _nests_too_deeply(schema: str, deepest: int) -> bool:
-    level = [msgspec.json.decode(schema)]
-    for _ in range(deepest):
-        inner = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [value for values in inner for value in values if isinstance(value, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def problem(wanted_json: str, compiler: Any, any_whitespace: bool, deepest: int | None) -> str:
+def problem(wanted_json: str, compiler: Any, any_whitespace: bool) -> str:
     """Why xgrammar, vLLM's backend for structured outputs, refuses them; "" if it accepts. That may take any amount of
     time and memory: see checker.py.
 
@@ -47,14 +35,11 @@ def problem(wanted_json: str, compiler: Any, any_whitespace: bool, deepest: int 
         wanted_json: structured outputs, from `as_json`.
         compiler: xgrammar's, for the model's tokenizer.
         any_whitespace: whether JSON may have white space between its parts.
-        deepest: levels that a JSON schema may have; None for any number.
     """
     wanted = msgspec.json.decode(wanted_json, type=StructuredOutputs)
     try:
         if wanted.json is not None:
             schema = wanted.json if isinstance(wanted.json, str) else msgspec.json.encode(wanted.json).decode()
-            if deepest is not None and _nests_too_deeply(schema, deepest):
-                return f"the JSON schema has more than {deepest} levels of objects and arrays"
             if any_whitespace:
                 compiler.compile_json_schema(schema)
             else:

@@ -29,7 +29,6 @@ from ..output import record as records
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..prompt.checker import Checker
-from ..prompt.structured_outputs import DEEPEST
 from ..task import tries
 from ..task.generate import Generate
 from ..task.output_columns import columns_of
@@ -92,7 +91,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
-    checker = _checker(spec, model, old.format if old else records.FORMAT)
+    checker = _checker(spec, model)
     spec, for_rows = _sampling(spec, model, format, checker)
 
     def made(record: JobRecord) -> Job:
@@ -212,11 +211,10 @@ def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     return msgspec.structs.replace(spec, model=pinned), model
 
 
-def _checker(spec: JobSpec, model: Model, format: int) -> Checker:
-    """format: of the output folder."""
+def _checker(spec: JobSpec, model: Model) -> Checker:
     asked = spec.engine.get("structured_outputs_config", STRUCTURED_OUTPUTS)
     any_whitespace = not (isinstance(asked, dict) and asked.get("disable_any_whitespace"))
-    return Checker(model, any_whitespace, spec.limits, DEEPEST if format >= records.COMPACT_JSON else None)
+    return Checker(model, any_whitespace, spec.limits)
 
 
 def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tuple[JobSpec, Sampling]:

@@ -8,7 +8,7 @@ from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo, VocabType
 
 from batchgen.engine.installed import SPACED_JSON
 from batchgen.engine.vllm import _compact_json
-from batchgen.prompt.structured_outputs import DEEPEST, compile_compact, problem
+from batchgen.prompt.structured_outputs import compile_compact, problem
 from batchgen.run.worker_process import _of_its_format
 
 INTEGER = {"type": "integer"}
@@ -54,20 +54,8 @@ def test_only_json_without_white_space_is_taken(compiler, schema, value):
 
 def test_a_schema_that_xgrammar_refuses_is_refused_for_its_reason(compiler):
     wanted = json.dumps({"json": {"type": "nope"}})
-    assert "nope" in problem(wanted, compiler, False, DEEPEST)
-    assert problem(wanted, compiler, False, DEEPEST) == problem(wanted, compiler, True, DEEPEST)
-
-
-@pytest.mark.parametrize("as_text", [False, True])
-def test_levels_are_counted_in_schemas_of_either_kind(compiler, as_text):
-    deep = INTEGER
-    for _ in range(DEEPEST):
-        deep = {"type": "array", "items": deep, "maxItems": 1}
-    inner = deep["items"]
-    as_given = [json.dumps({"json": json.dumps(each) if as_text else each}) for each in (deep, inner)]
-    assert problem(as_given[0], compiler, False, DEEPEST).startswith(f"the JSON schema has more than {DEEPEST} levels")
-    assert problem(as_given[1], compiler, False, DEEPEST) == ""
-    assert problem(as_given[0], compiler, False, None) == ""  # in older folders
+    assert "nope" in problem(wanted, compiler, False)
+    assert problem(wanted, compiler, False) == problem(wanted, compiler, True)
 
 
 def test_an_engine_of_an_older_folder_leaves_json_to_vllm(monkeypatch):
