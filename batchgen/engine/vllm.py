@@ -26,7 +26,6 @@ from ..job.sampling import PARAMETERS, Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..prompt.structured_outputs import compile_compact
-from ..prompt.structured_outputs import compile_compact
 from . import cpu, noise, scratch
 from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .stop import StopSearch
