@@ -3,9 +3,11 @@ the class that `import transformers` gives, for good, once it has made a model o
 
 import importlib.util
 
+from transformers.models.gpt_neox import modeling_gpt_neox
+
 
 def _of_its_own():
-    spec = importlib.util.find_spec("transformers.models.gpt_neox.modeling_gpt_neox")
+    spec = importlib.util.find_spec(modeling_gpt_neox.__name__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
