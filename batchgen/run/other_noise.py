@@ -20,10 +20,13 @@ class OtherNoise:
         if not others or now in self._told:
             return ""
         self._told.add(now)
-        listed = ", ".join(f"{count:,} with {drew}{_source(drew)}" for drew, count in sorted(others.items(), key=str))
+        listed = ", ".join(
+            f"{count:,} finished shards were sampled with {drew}{_source(drew)}"
+            for drew, count in sorted(others.items(), key=str)
+        )
         return (
-            f"of the finished shards {listed} were sampled; those to come will be with {now}: a seed gives other "
-            "tokens under each, so a sampled response can be made again only under the noise that its shard records"
+            f"{listed}; those to come will be with {now}: a seed gives other tokens under each, so a sampled response "
+            "can be made again only under the noise that its shard records"
         )
 
 

@@ -5,10 +5,11 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MODEL, demo_records
-from processes import said
+from processes import hook, said
 from vllm.v1.sample.ops import topk_topp_sampler
 
 from batchgen.engine import noise
@@ -88,6 +89,40 @@ def test_with_any_version_it_goes_on_with_a_warning_and_claims_no_noise(engine, 
     sampler, [warning] = checked(engine)
     assert sampler == Sampler("V1", "unknown")
     assert warning.endswith("; going on, as --engine-any-version says")
+
+
+# A worker whose vLLM samples as it comes.
+STOCK = """
+if "batchgen.run.process" in sys.orig_argv:
+    import batchgen.engine.vllm as ours
+    install = ours.install_into_vllm
+    def all_but_the_draw():
+        from vllm.v1.sample.ops import topk_topp_sampler as theirs
+        kept = theirs.random_sample, theirs.TopKTopPSampler.forward_cpu
+        install()
+        theirs.random_sample, theirs.TopKTopPSampler.forward_cpu = kept
+    ours.install_into_vllm = all_but_the_draw
+def patch(engine):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_a_vllm_that_samples_otherwise_ends_in_one_line_and_goes_on_if_it_is_told_to(
+    start, write_rows, tmp_path
+):
+    source, environment = write_rows(demo_records(5)), hook(tmp_path / "hook", STOCK)
+    refused = start(source, tmp_path / "out", env=environment)
+    assert refused.wait() == 2
+    [line] = said(refused.stderr)
+    assert line.startswith(f"batchgen: vLLM {versions()['vllm']} does not draw tokens by batchgen's own noise")
+    goes_on = start(source, tmp_path / "out", "--engine-any-version", env=environment)
+    assert goes_on.wait() == 0, goes_on.stderr
+    [line] = said(goes_on.stderr)
+    assert line.startswith(f"batchgen: warning: vLLM {versions()['vllm']} does not draw")
+    [part] = (tmp_path / "out").glob("part-*")
+    facts = pq.read_metadata(part).metadata
+    assert (facts[b"batchgen.runner"], facts[b"batchgen.noise"]) == (b"V1", b"unknown")
 
 
 class OnV2:

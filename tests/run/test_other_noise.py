@@ -29,9 +29,8 @@ def half_done(instantly, write_rows):
 
 def warning(finished: str, now: Sampler) -> str:
     return (
-        f"batchgen: warning: of the finished shards {finished} were sampled; those to come will be with {now}: a seed "
-        "gives other tokens under each, so a sampled response can be made again only under the noise that its shard "
-        "records"
+        f"batchgen: warning: {finished}; those to come will be with {now}: a seed gives other tokens under each, so a "
+        "sampled response can be made again only under the noise that its shard records"
     )
 
 
@@ -39,7 +38,9 @@ def test_it_is_told_once_by_name_and_each_shard_keeps_its_own(start, half_done, 
     source, out = half_done
     run = start(source, out, "--shard-rows", 2, "--workers", 2, env=instant(tmp_path / "instant"))
     assert run.wait() == 0, run.stderr
-    assert [line for line in said(run.stderr) if "noise" in line] == [warning(f"2 with {V2}", NONE)]
+    assert [line for line in said(run.stderr) if "noise" in line] == [
+        warning(f"2 finished shards were sampled with {V2}", NONE)
+    ]
     runners = [pq.read_metadata(part).metadata[b"batchgen.runner"] for part in sorted(out.glob("part-*"))]
     assert runners == [b"V2", b"V2", b"none", b"none"]
 
@@ -63,5 +64,5 @@ def test_shards_that_do_not_say_what_drew_them_are_told_of_as_such(job, half_don
     older = {"dtype": "float16", "device": "NVIDIA L4", "versions": '{"vllm":"0.31.0"}'}
     for part in sorted(out.glob("part-*")):
         say(part, runner=None, noise=None, **older)
-    text = OtherNoise(job).warning(V2)
-    assert f"3 with {Sampler('V2', 'murmur3')} (by their vLLM's version; they do not say) were sampled" in text
+    murmur3 = f"{Sampler('V2', 'murmur3')} (by their vLLM's version; they do not say)"
+    assert OtherNoise(job).warning(V2).startswith(f"3 finished shards were sampled with {murmur3}; those to come")
