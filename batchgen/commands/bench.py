@@ -326,6 +326,7 @@ def _compare(orders: Orders) -> Figures:
         "max_num_seqs": runner.max_num_seqs,
         "engine": job.spec.engine,
         "device": runner.device,
+        "noise": str(runner.sampler),
         **circumstances(),
     }
     return figures | (_share_of_bandwidth(job, runner, bare, whole, bandwidth) if bandwidth else {})
