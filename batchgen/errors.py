@@ -16,6 +16,7 @@ RejectReason = Literal[
     "unknown_speaker",
     "empty",
     "bad_sampling",
+    "unknown_adapter",
     "too_long",
     "too_large",
     "too_costly",

@@ -70,7 +70,12 @@ def _unwrapped(hint: Any) -> tuple[Any, msgspec.Meta]:
 
 def flag_name(table: str, key: str) -> str:
     """A key's flag: the key itself with dashes, unless another key or another meaning is in the way."""
-    if table == "input" and key in ("seed", "sampling", "system"):  # columns, where other tables have the value itself
+    if table == "input" and key in (
+        "seed",
+        "sampling",
+        "system",
+        "adapter",
+    ):  # columns, where other tables have the value itself
         return f"--{key}-column"
     if table == "limits":
         return f"--limit-{key}".replace("_", "-")
@@ -150,7 +155,9 @@ def _option(key: Key, show_default: bool) -> Callable[..., Any]:
     name = flag_name(key.table, key.name)
     kind = get_args(key.type)[0] if get_origin(key.type) is list else key.type
     multiple = get_origin(key.type) is list
-    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+    if kind == dict[str, str]:
+        kind, multiple = str, True
+    elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         kind, multiple = Json(), False
     elif key.choices:
         kind = click.Choice(key.choices)

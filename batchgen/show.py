@@ -77,6 +77,7 @@ def forecast(seen: "Forecast") -> None:
             "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
             "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
             "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
+            **_adapters(seen),
             "prompt tokens": f"{tokens:,}; {lengths}",
             "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
             **_forged(seen),
@@ -92,6 +93,13 @@ def forecast(seen: "Forecast") -> None:
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
         say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+def _adapters(seen: "Forecast") -> dict[str, str]:
+    if not seen.job.model.adapters:
+        return {}
+    named = [f"{adapter.name} {seen.adapters[adapter.name]:,}" for adapter in seen.job.model.adapters]
+    return {"adapters": ", ".join([*named, f"the model alone {seen.adapters['']:,}"])}
 
 
 def _forged(seen: "Forecast") -> dict[str, str]:

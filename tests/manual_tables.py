@@ -32,6 +32,7 @@ UNITS = {
     ("limits", "check_mb"): "MB",
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
+WHEN_THERE = {"logprobs": "; if `[sampling] logprobs` is set", "adapter": "; if the job has adapters"}
 WIDTH = 118  # of lines that are not a table's
 
 
@@ -160,7 +161,7 @@ def _columns() -> str:
     rows = []
     for column in COLUMNS:
         kind = "struct" if column.name == "sampling" else in_words(column.type)
-        optional = "; if `[sampling] logprobs` is set" if column.name == "logprobs" else "; if `include` names it"
+        optional = WHEN_THERE.get(column.name, "; if `include` names it")
         rows.append((f"`{column.name}`", kind, column.meaning + (optional if column.is_optional else "")))
     return _table(("column", "type", "meaning"), rows)
 

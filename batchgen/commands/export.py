@@ -378,7 +378,7 @@ def _openai_batch(results: Results, made: Path) -> None:
     """A line per row; its samples are the choices of one completion, and a rejected row is an error."""
     model = msgspec.json.decode(results.facts["model"][0])["name"]
     columns = ["id", "row", "response", "finish_reason", "prompt_tokens", "response_tokens", "sampling"]
-    columns += [name for name in ("logprobs",) if name in results.schema.names]
+    columns += [name for name in ("logprobs", "adapter") if name in results.schema.names]
     named = array("q")
     with _text_file(made) as write:
         for planned in results.shards:
@@ -404,11 +404,12 @@ def _openai_line(name: str, model: str, lines: list[dict[str, Any]]) -> dict[str
 
 def _completion(name: str, model: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
     prompt, response = samples[0]["prompt_tokens"], sum(sample["response_tokens"] for sample in samples)
+    adapter = samples[0].get("adapter")
     return {
         "id": f"chatcmpl-{name}",
         "object": "chat.completion",
         "created": 0,  # must be a number; results hold no times, so that they are the same whenever they are made
-        "model": model,
+        "model": f"{model}:{adapter}" if adapter else model,
         "choices": [
             {
                 "index": index,

@@ -29,6 +29,7 @@ class Forecast:
 
     new_rows: of an incremental job since its last run; None if there was none
     shapes: of the rows that have a prompt
+    adapters: by name, of the same rows; "" is the model alone
     lengths: tokens of every prompt
     over_length: rows whose prompt is too long, rejected or shortened
     shared: tokens in leading blocks that an earlier prompt has too, which a prefix cache would keep
@@ -41,6 +42,7 @@ class Forecast:
     new_rows: int | None = None
     rejects: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
+    adapters: Counter[str] = field(default_factory=Counter)
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     over_length: int = 0
     shared: int = 0
@@ -84,6 +86,7 @@ def plan(spec: JobSpec) -> Forecast:
             forecast.over_length += made.reason == "too_long"
         else:
             forecast.shapes[made.shape] += 1
+            forecast.adapters[made.adapter or ""] += 1
             forecast.lengths.append(len(made.prompt_token_ids))
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)
@@ -125,6 +128,7 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "files": len(job.plan.latest),
         "rejects": dict(sorted(forecast.rejects.items())),
         "shapes": dict(forecast.shapes.most_common()),
+        "adapters": {name: forecast.adapters[name] for name in ["", *(each.name for each in job.model.adapters)]},
         "prompt_tokens": {"total": forecast.tokens, **lengths},
         "over_length": forecast.over_length,
         "shared_tokens": forecast.shared,

@@ -222,6 +222,7 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         "seed",
         "sampling",
     ]
+    columns += ["adapter"] if spec.model.adapter else []
     finished = shard.finished(place, old.plan)
     footers = [shard.metadata(place, planned) for planned in finished]
     sizes = [footer.num_rows for footer in footers]
@@ -235,11 +236,13 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         rows = Path(scratch) / "rows.jsonl"
         with rows.open("w", encoding="utf-8") as lines:
             for row in before:
-                keep = {name: row[name] for name in ("id", "conversation", "seed", "sampling")}
+                keep = {
+                    name: row[name] for name in ("id", "conversation", "seed", "sampling", "adapter") if name in row
+                }
                 keep["sampling"] = from_column(row["sampling"])
                 lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
         tables = msgspec.to_builtins(spec)
-        tables["input"] = {"path": [str(rows)], "id": "id"}
+        tables["input"] = {"path": [str(rows)], "id": "id"} | ({"adapter": "adapter"} if spec.model.adapter else {})
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
         # Shards hold conversations as rendered.
         tables["prompt"] = {

@@ -48,7 +48,7 @@ FEATURES = {
 RESERVED_ARGS = (
     *("model", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "disable_log_stats"),
     *("generation_config", "override_generation_config", "config_format", "hf_config_path", "model_weights"),
-    *("revision", "code_revision", "tokenizer_revision"),
+    *("revision", "code_revision", "tokenizer_revision", "enable_lora"),
 )
 # Load formats that read other files than those whose digests identify the model.
 UNCHECKED_LOAD_FORMATS = ("pt", "npcache", "gguf", "tensorizer")

@@ -35,7 +35,10 @@ class InstantEngine:
         self._ids = random.Random(0).choices(_text_ids(model), k=TABLE + context)
         self._queue: deque[tuple[str, Sampling, int]] = deque()
 
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
+    def add(
+        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+    ) -> None:
+        """adapter: is not used, as the model is not."""
         self._queue.append((request_id, sampling, seed))
 
     def step(self) -> list[Response]:

@@ -54,9 +54,12 @@ class Engine(Protocol):
     def warnings(self) -> list[str]:
         """What the user should know of it, in lines."""
 
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
-        """Queues one request. sampling: with stop texts and bad words as the model writes them. Raises Reject if the
-        engine does not take this request; any other exception is the engine's end."""
+    def add(
+        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+    ) -> None:
+        """Queues one request. sampling: with stop texts and bad words as the model writes them; adapter: the name of
+        one of the model's. Raises Reject if the engine does not take this request; any other exception is the engine's
+        end."""
 
     def step(self) -> list[Response]:
         """Brings every running request on by a token, or by a part of its prompt; the responses that this finished.

@@ -23,10 +23,11 @@ import msgspec
 from ..errors import JobError, Reject, in_one_line
 from ..host import environment
 from ..job.sampling import PARAMETERS, Sampling
+from ..model.adapters import Adapter
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..prompt.structured_outputs import compile_compact
-from . import cpu, noise, scratch
+from . import cpu, lora, noise, scratch
 from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .stop import StopSearch
 from .types import Logprobs, Response
@@ -147,6 +148,7 @@ class VllmEngine:
         with _offline():
             config = _config(model, args, context, current_platform.is_cpu())
             self._engine = LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
+            self._adapters = {adapter.name: self.load_adapter(adapter) for adapter in model.adapters}
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
@@ -156,12 +158,17 @@ class VllmEngine:
         )
         self.warnings = _warnings(model, config.model_config) + warnings
 
-    def add(self, request_id: str, prompt: list[int], sampling: Sampling, seed: int) -> None:
+    def add(
+        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+    ) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception
         is the engine's end."""
         try:
             self._engine.add_request(
-                request_id, {"type": "token", "prompt_token_ids": prompt}, self.params(sampling, seed)
+                request_id,
+                {"type": "token", "prompt_token_ids": prompt},
+                self.params(sampling, seed),
+                lora_request=self._adapters[adapter] if adapter else None,
             )
         except BaseException as error:  # of vLLM and its parts; VLLMValidationError is no ValueError
             is_panic = type(error).__name__ == "PanicException"  # of Rust's tokenizers, not derived from Exception
@@ -172,6 +179,17 @@ class VllmEngine:
             raise Reject("engine_error", _one_line(error)) from None
         if sampling.stop:
             self._searched[request_id] = Searched(StopSearch(sampling, self._tokenizer.decode))
+
+    def load_adapter(self, adapter: Adapter) -> Any:
+        """vLLM's LoRARequest of an adapter, which is loaded now, so that one that vLLM refuses costs no request. Raises
+        JobError."""
+        try:
+            return lora.load(self._engine, adapter)
+        except Exception as error:
+            if self._is_broken(error):
+                raise
+            what = f"vLLM refuses {adapter.folder}: {_one_line(error)}"
+            raise JobError(f"[model] adapter {adapter.name}: {what}") from None
 
     def _is_broken(self, error: Exception) -> bool:
         """Whether an error is the engine's, not one request's."""
@@ -301,6 +319,7 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
     install_into_vllm()
     settings: dict[str, Any] = {"structured_outputs_config": STRUCTURED_OUTPUTS, "max_model_len": context}
     settings |= cpu.settings(model, context, args) if on_cpu else args
+    settings |= lora.settings(model, args, on_cpu) if model.adapters else {}
     settings |= {"model": str(model.folder), "config_format": "hf", "generation_config": "vllm"}
     settings |= {"disable_log_stats": True}
     if isinstance(model.tokenizer, Tokenizer):
@@ -314,6 +333,8 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
     except Exception as error:  # pydantic, transformers and others raise errors of their own kinds
         raise JobError(f"[engine] vLLM refuses: {_one_line(error)}") from None
     _check_model(config.model_config, model.folder)
+    if model.adapters:
+        lora.check_takes_adapters(config.model_config)
     return config
 
 

@@ -15,7 +15,13 @@ from .rows import Reader
 from .template import Template
 
 FILES, HEAD_ROWS = 100, 20  # how much is searched for system columns that are not used
-FLAGS = {"id": "--id", "seed": "--seed-column", "sampling": "--sampling-column", "system": "--system-column"}
+FLAGS = {
+    "id": "--id",
+    "seed": "--seed-column",
+    "sampling": "--sampling-column",
+    "system": "--system-column",
+    "adapter": "--adapter-column",
+}
 
 
 def check_columns(files: Iterable[InputFile], format: str, template: Template | None) -> None:

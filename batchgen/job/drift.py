@@ -30,8 +30,9 @@ ENGINE_MEANS = frozenset(
     """
     async_scheduling block_size compilation_config cpu_offload_gb disable_custom_all_reduce
     distributed_executor_backend download_dir enable_chunked_prefill enable_prefix_caching enforce_eager
-    gpu_memory_utilization kv_cache_memory_bytes load_format max_num_batched_tokens max_num_partial_prefills
-    max_num_seqs max_parallel_loading_workers num_gpu_blocks_override pipeline_parallel_size scheduling_policy
+    gpu_memory_utilization kv_cache_memory_bytes load_format max_cpu_loras max_lora_rank max_loras
+    max_num_batched_tokens max_num_partial_prefills max_num_seqs max_parallel_loading_workers num_gpu_blocks_override
+    pipeline_parallel_size scheduling_policy
     stream_interval swap_space tensor_parallel_size
     """.split()
 )

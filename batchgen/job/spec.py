@@ -22,6 +22,8 @@ from .trust import refuse_risks
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
+_ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+DEFAULT_ADAPTER = "default"  # the name of an adapter that is given without one: rows that name none are answered by it
 
 # "auto", and the shapes of records, in the order in which they are tried. input/shapes.py reads them.
 InputFormat = Literal[
@@ -72,6 +74,7 @@ class InputTable(_Table, frozen=True):
         Annotated[str, Meta(description="column of system messages; '' for none; default: system, system_prompt, ...")]
         | None
     ) = None
+    adapter: Annotated[str, Meta(description="column that names the row's adapter; '' for none")] = ""
     format: Annotated[InputFormat, Meta(description="shape of the records; auto decides for each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="drop an answer at the end of a conversation")] = False
     incremental: Annotated[bool, Meta(description="continue with new files and with lines appended to old ones")] = (
@@ -96,6 +99,13 @@ class ModelTable(_Table, frozen=True):
     path: Annotated[str, Meta(description="model folder, or name of a model on the hub (org/name)")]
     revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
     allow_withdrawn: Annotated[bool, Meta(description="allow the withdrawn weights of 2023-07-31")] = False
+    adapter: Annotated[
+        dict[str, str], Meta(description="LoRA adapter in PEFT's format: a folder, or several, each with a name")
+    ] = {}
+
+    def __post_init__(self) -> None:
+        if wrong := next((name for name in self.adapter if not _ADAPTER.fullmatch(name)), None):
+            raise ValueError(f"adapter: {wrong!r:.80} cannot be a name: use letters, digits, '_', '-' and '.'")
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -320,6 +330,28 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
                 continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+    of_model = tables.get("model")
+    if isinstance(of_model, dict) and "adapter" in of_model:
+        named = _adapters(of_model["adapter"])
+        of_model["adapter"] = (
+            {name: absolute(path) for name, path in named.items()} if isinstance(named, dict) else named
+        )
+
+
+def _adapters(given: Any) -> Any:
+    """Folders of adapters by name, from texts, each a folder or NAME=FOLDER; a table, and what msgspec will refuse,
+    stay as they are. Raises JobError."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return given
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        name, folder = (name, folder) if equals and _ADAPTER.fullmatch(name) else (DEFAULT_ADAPTER, text)
+        if name in found:
+            raise JobError(f"[model] adapter: two are named {name}; give each a name of its own: NAME=FOLDER")
+        found[name] = folder
+    return found
 
 
 def _with_absolute_file(check: Any, absolute: Callable[[Any], Any]) -> Any:

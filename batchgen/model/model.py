@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import JobError, shown, warn
+from . import adapters as lora
 from . import hf_tokenizer, hub, model_files, series
+from .adapters import Adapter
 from .hf_tokenizer import HfTokenizer
 from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
@@ -63,10 +65,12 @@ class Model:
         kv_width: numbers per token in the KV cache.
         tokenizer: ours for the series, transformers' for other models.
         generation_config: generation_config.json; empty if there is none.
-        digests: file name -> MD5, of the files that are used. (Hubs and model cards list MD5.)
+        adapters: those of the job, by number.
+        digests: file name -> MD5, of the files that are used, those of adapters among them. (Hubs and model cards list
+            MD5.)
         since_0_3: names of the files in `digests` that versions before 0.3 did not digest.
         weights: file name -> MD5, of all weight files, including those that vLLM ignores.
-        sha256: file name -> SHA-256, of the same files.
+        sha256: file name -> SHA-256, of the same files and of the weights of adapters.
     """
 
     folder: Path
@@ -78,6 +82,7 @@ class Model:
     kv_width: int
     tokenizer: Tokenizer | HfTokenizer
     generation_config: dict[str, Any]
+    adapters: list[Adapter]
     digests: dict[str, str]
     since_0_3: frozenset[str]
     weights: dict[str, str]
@@ -110,13 +115,14 @@ class Model:
         return series.WITHDRAWN_MD5 in self.weights.values()
 
 
-def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
-    """Finds, reads and checks a model. Its weights are digested, not loaded.
+def load_model(path: str, revision: str = "", format: str = "auto", adapters: dict[str, str] | None = None) -> Model:
+    """Finds, reads and checks a model and its adapters. Weights are digested, not loaded.
 
     Args:
         path: its folder, or its name on the hub.
         revision: branch, tag or commit on the hub.
         format: prompt format; chat-template requires the tokenizer of transformers.
+        adapters: folders by name.
 
     Raises:
         JobError
@@ -139,6 +145,9 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
     texts = model_files.matching(folder, (*known, *read))
     _check_index(folder / "model.safetensors.index.json", safetensors)
     digests = model_files.digests(folder, [*texts, *safetensors, *bins])
+    loaded = lora.load(adapters or {})
+    lora.check_fit(loaded, safetensors)
+    of_adapters = lora.digests(loaded)
     return Model(
         folder=folder,
         name=name,
@@ -149,10 +158,12 @@ def load_model(path: str, revision: str = "", format: str = "auto") -> Model:
         kv_width=dimensions.kv_width,
         tokenizer=tokenizer,
         generation_config=generation_config,
-        digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])},
+        adapters=loaded,
+        digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])}
+        | of_adapters.md5,
         since_0_3=frozenset(str(path.relative_to(folder)) for path in texts) - {*known},
         weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
-        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]},
+        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]} | of_adapters.sha256,
     )
 
 

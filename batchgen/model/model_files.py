@@ -31,6 +31,12 @@ _REFUSED = {
 _PARTS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
 
 
+class _Tensor(msgspec.Struct):
+    """Of a safetensors file's head, in which `__metadata__` has no shape."""
+
+    shape: list[int] | None = None
+
+
 def read(path: Path, most: int = _OTHER) -> bytes:
     """The content of a file. Raises FileNotFoundError, or JobError if it is not regular or is larger than `most`."""
     try:
@@ -72,6 +78,17 @@ def read_table(path: Path) -> dict[str, Any]:
         if count > _MOST:
             raise JobError(f"{path}: has more than {_MOST:,} values, which no model needs")
     return table
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file, by name; only its head is read. Raises JobError."""
+    try:
+        with open(_open_regular(path), "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = msgspec.json.decode(file.read(min(size, _INDEX)), type=dict[str, _Tensor])
+    except (OSError, msgspec.DecodeError) as error:
+        raise JobError(f"{path}: cannot be read as safetensors: {in_one_line(error)}") from None
+    return {name: tensor.shape for name, tensor in head.items() if tensor.shape is not None}
 
 
 def _values(table: Any) -> Iterator[tuple[str, Any, int]]:

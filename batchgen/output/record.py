@@ -239,6 +239,7 @@ def _paths(job: JobRecord) -> Iterator[str]:
     yield from (file.path for file in job.plan.files)
     for table in ("input", "model", "output"):
         yield str(job.spec.get(table, {}).get("path"))
+    yield from map(str, (job.spec.get("model", {}).get("adapter") or {}).values())
 
 
 def _check_plan(plan: Plan) -> None:

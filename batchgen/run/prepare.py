@@ -205,7 +205,9 @@ def _first_digests(plan: Plan) -> list[str]:
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     """The model, and the spec with its commit as the revision: whoever prepares the job again, a worker above all,
     takes that very copy from the cache and need not ask the hub."""
-    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format)
+    if spec.input.adapter and not spec.model.adapter:
+        raise JobError("[input] adapter: the job has no adapters; name them in [model] adapter (--adapter NAME=FOLDER)")
+    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format, spec.model.adapter)
     check_release(model, spec.model.allow_withdrawn)
     pinned = msgspec.structs.replace(spec.model, revision=model.revision or "")
     return msgspec.structs.replace(spec, model=pinned), model

@@ -133,7 +133,7 @@ class Worker:
         request, opened = admitted.request, admitted.shard
         try:
             with end_of_engine():
-                self._engine.add(name, request.prompt_token_ids, request.sampling, request.seed)
+                self._engine.add(name, request.prompt_token_ids, request.sampling, request.seed, request.adapter)
         except Reject as why:
             self._admission.leave(name)
             self._queue.put_back(opened, opened.fail(request, why))

@@ -19,7 +19,7 @@ from ..input.cursor import EVERY_COLUMN, passed_value
 from ..input.template import Template
 from ..job import sampling
 from ..job.sampling import Sampling
-from ..job.spec import JobSpec
+from ..job.spec import DEFAULT_ADAPTER, JobSpec
 from ..model.model import Model
 from ..prompt.checker import Checker, ToFit, fit
 from ..prompt.fit import Fitted
@@ -44,6 +44,7 @@ class Draft(NamedTuple):
     params: Sampling
     n: int
     seed: int | None
+    adapter: str | None
     asked: ToFit
 
 
@@ -54,6 +55,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     sampling: as the row and the job give it; in the requests, its texts are as the model writes them
     columns: passed-through values
     shape: of the row's record, or "template"
+    adapter: that answers it; None is the model alone
     own_seed: that the row brings
     source: what its responses are compared with, if they are checked
     record: of the input, if a check of the user's own gets it
@@ -68,6 +70,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     sampling: Sampling
     columns: dict[str, Any]
     shape: str
+    adapter: str | None
     requests: list[Request]
     own_seed: int | None = None
     source: str = ""
@@ -105,7 +108,8 @@ class Generate:
         if any(map(is_user_check, self.spec.check.checks)):
             return [EVERY_COLUMN]
         wanted = self.template.candidates if self.template else shapes.COLUMNS
-        named = [name for name in (table.id, table.seed, table.sampling, table.system, self.spec.check.source) if name]
+        own = (table.id, table.seed, table.sampling, table.system, table.adapter, self.spec.check.source)
+        named = [name for name in own if name]
         return list(dict.fromkeys([*wanted, *named]))
 
     @cached_property
@@ -192,7 +196,9 @@ class Generate:
             self._check_own(params, n)
         # With "reject" a prompt is too long if it leaves no room at all; a shortened one leaves room for max_tokens.
         room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, self.context - 1)
-        return Draft(row, record, id, shape, params, n, seed, ToFit(turns, prefix, self.context - room))
+        return Draft(
+            row, record, id, shape, params, n, seed, self._adapter(record), ToFit(turns, prefix, self.context - room)
+        )
 
     def _row_id(self, record: dict[str, Any], row: Row) -> str:
         """Raises Reject(bad_shape)."""
@@ -224,6 +230,21 @@ class Generate:
             return [Utterance(conversation.SYSTEM, system), *prefix], turns
         return prefix, conversation.with_system_ahead(system, turns)
 
+    def _adapter(self, record: dict[str, Any]) -> str | None:
+        """The adapter that answers a row. Raises Reject."""
+        column = self.spec.input.adapter
+        named = record.get(column) if column else None
+        if conversation.is_blank(named):
+            return DEFAULT_ADAPTER if DEFAULT_ADAPTER in self._adapters else None
+        name = named.decode("utf-8", "replace") if isinstance(named, bytes) else named
+        if name not in self._adapters:
+            raise Reject("unknown_adapter", f"{column} is {named!r:.80}, and the job has {', '.join(self._adapters)}")
+        return str(name)
+
+    @cached_property
+    def _adapters(self) -> list[str]:
+        return [adapter.name for adapter in self.model.adapters]
+
     def _check_own(self, params: Sampling, n: int) -> None:
         """Checks parameters that the row brings; the job's were checked when it was prepared. Raises Reject."""
         if self.spec.input.row_sampling == "off":
@@ -248,7 +269,7 @@ class Generate:
     def finish(self, draft: Draft, fitted: Fitted | Reject) -> Prompted | Reject:
         if isinstance(fitted, Reject):
             return fitted
-        row, record, id, shape, params, n, own_seed, _ = draft
+        row, record, id, shape, params, n, own_seed, adapter, _ = draft
         ids = fitted.token_ids
         if not ids:
             return Reject("empty", "the prompt has no tokens")
@@ -262,10 +283,10 @@ class Generate:
         if self.spec.check.tries > 1 and self.spec.check.checks:
             written = tries.ranked(written)
         requests = [
-            Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample))
+            Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample), adapter=adapter)
             for sample in range(n)
         ]
-        made = Prompted(number, id, *fitted, params, passed, shape, requests, own_seed)
+        made = Prompted(number, id, *fitted, params, passed, shape, adapter, requests, own_seed)
         return self._to_be_checked(made, record) if self.spec.check.checks else made
 
     def _to_be_checked(self, made: Prompted, record: dict[str, Any]) -> Prompted | Reject:
@@ -292,7 +313,13 @@ class Generate:
         except Reject:  # a check's own fault: `output` meets it again, and rejects the row
             return None
         name = Name(row, 0, sample, attempt + 1)
-        return Request(name, work.prompt_token_ids, self._of_try(work, attempt + 1)[1], self._seed_of(work, name))
+        return Request(
+            name,
+            work.prompt_token_ids,
+            self._of_try(work, attempt + 1)[1],
+            self._seed_of(work, name),
+            adapter=work.adapter,
+        )
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         if not self.spec.check.checks:

@@ -234,6 +234,13 @@ COLUMNS = (
         lambda done: _logprobs(done.entry),
         is_optional=True,
     ),
+    OutputColumn(
+        "adapter",
+        pa.string(),
+        "the adapter that answered; null is the model alone",
+        lambda done: done.work.adapter,
+        is_optional=True,
+    ),
 )
 
 
@@ -247,6 +254,7 @@ def columns_of(spec: JobSpec) -> list[OutputColumn]:
     """Those of a job, without what it passes through."""
     wanted = {*spec.output.include, *(["logprobs"] if spec.sampling.logprobs is not None else [])}
     wanted |= {"tries", "failed_checks"} if spec.check.checks else set()
+    wanted |= {"adapter"} if spec.model.adapter else set()
     return [column for column in COLUMNS if not column.is_optional or column.name in wanted]
 
 

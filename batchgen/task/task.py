@@ -41,6 +41,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One generation. A struct, as every row has some: cheaper to make, and nothing the garbage collector goes over.
 
     sampling: with its texts as the model writes them
+    adapter: the name of the one that is to answer; None is the model alone
     key: two requests of a shard with the same key are generated once; None is never the same
     """
 
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     sampling: Sampling
     seed: int
     key: Hashable = None
+    adapter: str | None = None
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):

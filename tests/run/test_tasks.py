@@ -91,7 +91,7 @@ class Seeded:
         self._fails = fails
         self._left: list[Response] = []
 
-    def add(self, name, prompt, sampling, seed):
+    def add(self, name, prompt, sampling, seed, adapter=None):
         self.asked.append(name)
         if name == self._fails:
             raise Reject("engine_error", "refused")
