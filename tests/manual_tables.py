@@ -32,7 +32,11 @@ UNITS = {
     ("limits", "check_mb"): "MB",
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
-WHEN_THERE = {"logprobs": "; if `[sampling] logprobs` is set", "adapter": "; if the job has adapters"}
+WHEN_THERE = {
+    "logprobs": "; if `[sampling] logprobs` is set",
+    "adapter": "; if the job has adapters",
+    **dict.fromkeys(("tries", "failed_checks"), "; if the job has checks"),
+}
 WIDTH = 118  # of lines that are not a table's
 
 
