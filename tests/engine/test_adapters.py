@@ -92,7 +92,7 @@ def test_an_adapter_that_only_vllm_refuses_is_one_line_and_the_engine_goes_on(mo
     folder = write_adapter(tmp_path / "c", 3, {**OF_LLAMA, "model.layers.{}.self_attn.x_proj": (64, 64)})
     wrong = load_model(str(model.folder), adapters={"c": str(folder)}).adapters[0]._replace(number=9)
     with pytest.raises(JobError, match=rf"^\[model\] adapter c: vLLM refuses {re.escape(str(folder))}: .*$"):
-        lora_engine._loaded(wrong)
+        lora_engine.load_adapter(wrong)
     assert answers(lora_engine, {"after": (PROMPTS[0], "a", GREEDY)})
 
 
