@@ -143,19 +143,23 @@ def _gpus() -> list[Gpu]:
 
 
 def _places() -> dict[str, Place]:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    hub = Path(os.environ.get("HF_HOME") or caches / "huggingface", "hub")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub)
-    vllm = Path(os.environ.get("VLLM_CACHE_ROOT") or caches / "vllm")
+    """As huggingface_hub, vLLM and Python find them."""
+    given = os.environ.get
+    caches = given("XDG_CACHE_HOME") or "~/.cache"
+    hub = (
+        given("HF_HUB_CACHE") or given("HUGGINGFACE_HUB_CACHE") or f"{given('HF_HOME') or f'{caches}/huggingface'}/hub"
+    )
+    vllm = given("VLLM_CACHE_ROOT") or f"{caches}/vllm"
     try:
         temporary = tempfile.gettempdir()
     except OSError:  # none of those that Python knows can be written to
-        temporary = os.environ.get("TMPDIR") or "/tmp"
-    return {"models": _place(hub), "vllm": _place(vllm), "temporary": _place(Path(temporary))}
+        temporary = given("TMPDIR") or "/tmp"
+    return {"models": _place(hub), "vllm": _place(vllm), "temporary": _place(temporary)}
 
 
-def _place(path: Path) -> Place:
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+def _place(name: str) -> Place:
+    path = Path(os.path.expanduser(name))
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.exists(each))
     try:
         with tempfile.TemporaryFile(dir=there):
             refusal = ""
@@ -280,7 +284,8 @@ def _of_places(seen: Report) -> Iterator[Problem]:
         yield Problem(
             f"{temporary.path}: {temporary.refusal}: set TMPDIR to a folder for temporary files", stops_jobs=True
         )
-    elif (wanted := os.environ.get("TMPDIR", temporary.path)) != temporary.path:  # Python tries others without a word
+    elif (wanted := os.path.abspath(os.environ.get("TMPDIR") or temporary.path)) != temporary.path:
+        # Python tries others without a word.
         yield Problem(
             f"TMPDIR={wanted} cannot be written to, and {temporary.path} is used instead: make that folder, or set "
             "TMPDIR to another one",

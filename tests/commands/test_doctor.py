@@ -207,6 +207,8 @@ def test_a_cache_that_is_not_there_yet_can_be_made(machine, batchgen, monkeypatc
 
 def test_a_folder_for_temporary_files_that_python_passes_over(machine, tmp_path):
     assert warns(machine.run("doctor", TMPDIR=tmp_path / "none"), f"TMPDIR={tmp_path}/none cannot be written to, and /")
+    for fine in ("", f"{tmp_path}/"):
+        assert machine.run("doctor", TMPDIR=fine).stderr == ""
 
 
 def test_no_folder_for_temporary_files(machine, batchgen, monkeypatch, tmp_path):
