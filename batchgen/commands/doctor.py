@@ -20,6 +20,7 @@ from ..engine import installed, torch_fit
 from ..engine.scratch import SHARED
 from ..errors import JobError, MachineError, Stopped, in_one_line
 from ..host import machine
+from ..job.sampler import ON_CPU
 from ..job.spec import load
 from ..run import gpus
 from ..run.run import run
@@ -65,6 +66,7 @@ class Report(msgspec.Struct):
     vllm_build: "cpu" or "gpu"; None without vLLM
     vllm_range: the versions that batchgen is made for
     vllm_lacks: what newer or older vLLMs have
+    sampler: what draws tokens here; None without vLLM
     gpus: all of the machine
     gpus_visible: those that a job would use, as CUDA_VISIBLE_DEVICES names them
     cores, memory: those that this process may use, and the bytes that are free
@@ -79,6 +81,7 @@ class Report(msgspec.Struct):
     vllm_build: str | None
     vllm_range: str
     vllm_lacks: list[str]
+    sampler: str | None
     gpus: list[Gpu]
     gpus_visible: list[str]
     cores: int
@@ -105,6 +108,7 @@ def look(with_engine: bool = False) -> Report:
         vllm_build=("gpu" if installed.needs_gpu() else "cpu") if "vllm" in versions else None,
         vllm_range=installed.RANGE,
         vllm_lacks=installed.lacks(),
+        sampler=_sampler() if "vllm" in versions else None,
         gpus=_gpus(),
         gpus_visible=gpus.visible(),
         cores=machine.cores(),
@@ -133,6 +137,12 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found.pop(package, None)
     return found
+
+
+def _sampler() -> str:
+    """By vLLM's version: a GPU's models of a kind that its V2 runner does not take are drawn for on V1 all the same."""
+    is_v1 = not installed.needs_gpu() or os.environ.get(installed.V2_RUNNER) == "0"
+    return str(ON_CPU if is_v1 else installed.v2_sampler())
 
 
 def _gpus() -> list[Gpu]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import JobError, warn
+from ..job.sampler import MURMUR3, PHILOX, Sampler
 from ..job.spec import nearest
 
 # The vLLM releases that batchgen supports, as in pyproject.toml, and where the CPU build finds its torch.
@@ -158,6 +159,12 @@ def warn_of_runner() -> None:
     """Says that the variable V2_RUNNER is not obeyed on a CPU."""
     if not needs_gpu() and os.environ.get(V2_RUNNER, "0") not in ("", "0"):
         warn(f"{V2_RUNNER} is not obeyed on a CPU: there seeds are promised for vLLM's V1 runner alone")
+
+
+def v2_sampler() -> Sampler:
+    """What draws on vLLM's V2 runner: its noise is a hash of seed, position and token id inside the kernel, by Philox
+    up to 0.30 and by murmur3 from 0.31 on."""
+    return Sampler("V2", MURMUR3 if has("murmur3_noise") else PHILOX)
 
 
 @functools.cache

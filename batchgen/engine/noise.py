@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import JobError
-from ..job.sampler import MURMUR3, ON_CPU, PHILOX, UNKNOWN, Sampler
+from ..job.sampler import ON_CPU, UNKNOWN, Sampler
 from ..job.sampling import Sampling
-from .installed import ANY_VERSION, ANY_VERSION_FLAG, OLDEST, TOO_NEW, has, versions
+from .installed import ANY_VERSION, ANY_VERSION_FLAG, OLDEST, TOO_NEW, versions
 
 Params = Callable[[Sampling, int], Any]
 
@@ -29,11 +29,8 @@ LAST = (
 
 
 def of_engine(config: Any) -> Sampler:
-    """What draws by vLLM's VllmConfig. On its V2 runner the noise is a hash of seed, position and token id inside the
-    kernel, by Philox up to 0.30 and by murmur3 from 0.31 on."""
-    if not config.use_v2_model_runner:
-        return ON_CPU
-    return Sampler("V2", MURMUR3 if has("murmur3_noise") else PHILOX)
+    """What draws by vLLM's VllmConfig."""
+    return v2_sampler() if config.use_v2_model_runner else ON_CPU
 
 
 def checked(engine: Any, sampler: Sampler, params: Params, prompt: int, ids: int) -> tuple[Sampler, list[str]]:

@@ -15,7 +15,7 @@ from batchgen import __version__
 from batchgen.commands import doctor
 from batchgen.engine import installed
 
-LINES = "batchgen vLLM packages GPUs machine model vLLM's temporary Slurm".split()
+LINES = "batchgen vLLM packages GPUs machine sampling model vLLM's temporary Slurm".split()
 SMI = """#!/bin/sh
 case "$1" in
   -L) printf 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\\nGPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\\n';;
@@ -170,6 +170,14 @@ def test_a_vllm_for_gpus_without_any(for_gpus, machine, batchgen):
     assert fails(batchgen("doctor"), "vLLM is built for GPUs, and nvidia-smi lists none")
     machine.program("nvidia-smi", "#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
     assert fails(batchgen("doctor"), "vLLM is built for GPUs, and nvidia-smi lists none")
+
+
+def test_what_draws_tokens_is_that_of_the_device(machine, batchgen, monkeypatch):
+    assert "sampling      SplitMix64 noise on vLLM's V1 runner\n" in batchgen("doctor").stdout
+    monkeypatch.setattr(installed, "needs_gpu", lambda: True)
+    assert f"sampling      {installed.v2_sampler()}\n" in batchgen("doctor").stdout
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    assert "sampling      SplitMix64 noise on vLLM's V1 runner\n" in batchgen("doctor").stdout
 
 
 def test_gpus_that_are_hidden_from_a_vllm_for_gpus(for_gpus, machine, batchgen, monkeypatch):
