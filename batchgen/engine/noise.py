@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import JobError
 from ..job.sampler import ON_CPU, UNKNOWN, Sampler
 from ..job.sampling import Sampling
-from .installed import ANY_VERSION, ANY_VERSION_FLAG, OLDEST, TOO_NEW, versions
+from .installed import ANY_VERSION, ANY_VERSION_FLAG, OLDEST, TOO_NEW, v2_sampler, versions
 
 Params = Callable[[Sampling, int], Any]
 
