@@ -4,10 +4,11 @@ Rows of text formats begin at byte positions of the (decompressed) text. `jsonl`
 of rows; `objects` are JSON objects that span several lines each. Rows of `csv` and of the columnar formats are counted.
 """
 
+import contextlib
 import csv
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,14 +64,13 @@ def detect(path: str, running: bool = False) -> tuple[str, str]:
     The kind is parquet, arrow (the IPC file format), arrows (the IPC stream format), jsonl, json, objects or csv. The
     compression is "" if there is none. Raises JobError or Stopped.
     """
-    raw = open_raw(path, running)
-    with reading(path, running):
-        try:
-            head = raw.read(64)
-        finally:
-            raw.close()
-    compression = compression_of(head)
-    head = _head(path, compression, running) if compression or not _columnar(head) else head
+    with contextlib.closing(open_raw(path, running)) as raw, reading(path, running):
+        head = raw.read(64)
+        compression = compression_of(head)
+        if not compression and not _columnar(head):
+            head = _head(itertools.chain([head], iter(lambda: raw.read(CHUNK), b"")))
+    if compression:
+        head = _head(chunks(path, compression, running=running))
     if kind := _columnar(head):
         if compression:
             raise JobError(f"{shown(path)}: {kind} inside {compression}; unpack it first")
@@ -86,11 +86,11 @@ def _columnar(head: bytes) -> str:
     return "arrows" if head.startswith(b"\xff\xff\xff\xff") else ""
 
 
-def _head(path: str, compression: str, running: bool) -> bytes:
-    """The first HEAD bytes of the text, without leading white space."""
+def _head(pieces: Iterable[bytes]) -> bytes:
+    """The first HEAD bytes of a text, without leading white space."""
     head = b""
-    for chunk in chunks(path, compression, running=running):
-        head += chunk if head else chunk.removeprefix(BYTE_ORDER_MARK).lstrip()
+    for piece in pieces:
+        head += piece if head else piece.removeprefix(BYTE_ORDER_MARK).lstrip()
         if len(head) >= HEAD:
             break
     return head

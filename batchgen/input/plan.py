@@ -6,81 +6,23 @@ wherever the new rows are in the input; the last shard before each growth may be
 """
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-import numpy as np
 
-from ..errors import JobError, Reject, shown, warn
+from ..errors import JobError, shown
 from . import files as filing
-from .conversation import Row
-from .file_formats import COLUMNAR, Table, chunks, csv_rows, detect, elements
+from .file_formats import chunks
 from .files import find
+from .scan import COMPRESSION_BY_ENDING, InputFile, Part, digest_of, scans, warn_of_unfinished
 
-NEWLINE = ord("\n")
 # The column names of a JSONL file are taken from this many rows at its head.
 SAMPLE_ROWS = 1000
-# Compression by file ending, as 0.1.0 recognised it; exports still choose theirs this way.
-COMPRESSION_BY_ENDING = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-
-
-class InputFile(msgspec.Struct, frozen=True):
-    """An input file, or the part that a growth found appended to it: the rows between two bytes of its text.
-
-    Attributes:
-        path: absolute path, or URI.
-        size: of the whole file when it was read, in bytes.
-        mtime_ns: its modification time at that moment.
-        digest: SHA-256 of the content up to `end` (of the text, if compressed), so that the last entry of a path covers
-            the earlier ones.
-        rows: number of rows between `start` and `end`.
-        end: byte of the text at which the rows end.
-        start: byte of the text at which the rows begin.
-        growth: number of the growth that added it; 0 if it was there when the job began. `generation` in `_job.json`.
-        kind: file format by content, see `file_formats.detect`. Empty in plans of 0.1.0, which went by file endings.
-        compression: likewise.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    digest: str
-    rows: int
-    end: int
-    start: int = 0
-    growth: int = msgspec.field(default=0, name="generation")
-    kind: str = ""
-    compression: str = ""
-
-    @property
-    def format(self) -> tuple[str, str]:
-        """(kind, compression)"""
-        return (self.kind, self.compression) if self.kind else _first_format(self.path)
-
-    @property
-    def is_columnar(self) -> bool:
-        """Whether it is a Parquet or Arrow file, which has a schema and whose rows are counted."""
-        return self.format[0] in COLUMNAR
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether the file may get longer while its known part stays: true of uncompressed JSONL only."""
-        return self.format == ("jsonl", "")
-
-
-def _first_format(path: str) -> tuple[str, str]:
-    """(kind, compression) as 0.1.0 took them from the file's ending."""
-    ending = _ending(path)
-    return ("parquet", "") if ending == ".parquet" else ("jsonl", COMPRESSION_BY_ENDING.get(ending, ""))
-
-
-def _ending(path: str) -> str:
-    return os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
 
 
 class Shard(msgspec.Struct, frozen=True, array_like=True):
@@ -140,22 +82,6 @@ class Plan(msgspec.Struct, frozen=True):
 # --- the shard plan
 
 
-class _Part(NamedTuple):
-    """A file from a byte of its text on.
-
-    Attributes:
-        path: absolute path, or URI.
-        start: the byte.
-        digest: digest so far, of everything before `start`.
-        old: the last known entry of the file, if there is one.
-    """
-
-    path: str
-    start: int
-    digest: "hashlib._Hash"
-    old: InputFile | None = None
-
-
 def plan_input(
     paths: Iterable[str],
     shard_rows: int,
@@ -183,7 +109,7 @@ def plan_input(
     found = _as_before(find(paths, out, follow_links, latest), paths, latest)
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
-    parts = [_Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
+    parts = [Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
     planned = _extend(Plan([], []), parts, shard_rows, incremental)
     if not planned.shards:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
@@ -236,9 +162,9 @@ def grow(
     for path in found:
         old = latest.get(path)
         if old is None:
-            parts.append(_Part(path, 0, hashlib.sha256()))
+            parts.append(Part(path, 0, hashlib.sha256()))
         elif not _is_untouched(old):
-            digest = _digest(old, old.end if old.may_grow else None)
+            digest = digest_of(old, old.end if old.may_grow else None)
             if digest.hexdigest() != old.digest:
                 changed.append(f"{shown(path)}: the {old.end:,} bytes that were read before have changed")
             elif old.may_grow:
@@ -247,25 +173,26 @@ def grow(
                     changed.append(f"{shown(path)}: its last line, read when it had no newline, has been continued")
                 else:
                     digest.update(between)
-                    parts.append(_Part(path, old.end + len(between), digest, old))
+                    parts.append(Part(path, old.end + len(between), digest, old))
         elif old.end < old.size and old.may_grow:
-            _warn_of_unfinished(path)
+            warn_of_unfinished(path)
     return known if changed else _extend(known, parts, shard_rows, incremental=True), changed
 
 
-def _extend(known: Plan, parts: Iterable[_Part], shard_rows: int, incremental: bool) -> Plan:
+def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bool) -> Plan:
     """The plan grown by these parts, or unchanged if they have no rows."""
     files = list(known.files)
     growth = known.growth + 1 if files else 0
     begin = rows = sum(file.rows for file in files)
     starts: list[tuple[int, int]] = []
-    for part in parts:
-        first = (begin - rows) % shard_rows  # the first row of this part that begins a shard
-        file, positions = _scan(part, first, shard_rows, growth, incremental)
-        if file.rows or not growth:
-            starts += [(len(files), position) for position in positions]
-            files.append(file)
-            rows += file.rows
+    with contextlib.closing(scans(parts, shard_rows, growth, incremental)) as running:
+        for scan in running:
+            first = (begin - rows) % shard_rows  # the first row of this part that begins a shard
+            file, positions = scan.result(first)
+            if file.rows or not growth:
+                starts += [(len(files), position) for position in positions]
+                files.append(file)
+                rows += file.rows
     if not starts:
         return known
     of = len(known.shards) + len(starts)
@@ -290,7 +217,7 @@ def changed_files(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
         shown(file.path)
         for file in plan.latest.values()
         if not (trust_times and _is_untouched(file))
-        and _digest(file, file.end if growing and file.may_grow else None).hexdigest() != file.digest
+        and digest_of(file, file.end if growing and file.may_grow else None).hexdigest() != file.digest
     ]
 
 
@@ -308,116 +235,6 @@ def _line_end(file: InputFile) -> bytes | None:
     if last == b"\n" or more in (b"", b"\r"):
         return b""
     return next((end for end in (b"\n", b"\r\n") if more.startswith(end)), None)
-
-
-def _scan(part: _Part, first: int, step: int, growth: int, incremental: bool) -> tuple[InputFile, list[int]]:
-    """A part as an InputFile, and the positions of its rows first, first + step, first + 2 * step, ..."""
-    path = part.path
-    size, mtime_ns = filing.facts(path)
-    known_kind = part.old is not None and (part.start or not part.old.kind)
-    kind, compression = part.old.format if part.old and known_kind else detect(path)
-    file = InputFile(path, size, mtime_ns, "", 0, size, part.start, growth, kind, compression)
-    if part.old and not part.old.kind:
-        file = msgspec.structs.replace(file, kind="", compression="")
-    if file.is_columnar:
-        rows = Table(path, kind).rows()
-        positions = list(range(first, rows, step))
-        end, digest = size, _digest(file).hexdigest()
-    elif kind == "jsonl":
-        rows, positions, end, digest = _scan_lines(part, file, first, step, incremental and file.may_grow)
-    else:
-        rows, positions, end, digest = _scan_rows(file, first, step)
-    return msgspec.structs.replace(file, digest=digest, rows=rows, end=end), positions
-
-
-def _scan_rows(file: InputFile, first: int, step: int) -> tuple[int, list[int], int, str]:
-    """(rows, positions, end of the text, digest of the text) of JSON and CSV."""
-    kind, compression = file.format
-    digest = hashlib.sha256()
-    end = 0
-
-    def digested() -> Iterator[bytes]:
-        nonlocal end
-        for chunk in chunks(file.path, compression):
-            digest.update(chunk)
-            end += len(chunk)
-            yield chunk
-
-    if kind == "csv":
-        begins = (number for number, _ in enumerate(csv_rows(digested(), file.path)))
-    else:
-        begins = (begin for begin, _, _ in elements(digested(), kind, 0))
-    rows = 0
-    positions = []
-    for rows, begin in enumerate(begins, 1):
-        if (rows - 1 - first) % step == 0 and rows > first:
-            positions.append(begin)
-    return rows, positions, end, digest.hexdigest()
-
-
-def _scan_lines(
-    part: _Part, file: InputFile, first: int, step: int, incremental: bool
-) -> tuple[int, list[int], int, str]:
-    """(lines, positions, end of the text, digest of the text) of JSONL.
-
-    A last line without a newline is a row like any other, unless the job is incremental and the line is not a complete
-    object: a writer may be in the middle of it, so it is left for the run that finds it complete. (An object ends with
-    its closing brace, so an unfinished line is never taken for a complete one.)
-    """
-    path, start, digest, _ = part
-    # A file that is being written to counts as far as it went when its size was read.
-    until = file.size if file.may_grow else None
-    lines, end = 0, start  # complete lines, and the end of the text, before this chunk
-    positions = [start] if first == 0 else []
-    wanted = first or step  # the next line, counted from 0, whose position is wanted
-    tail = bytearray()  # text after the last newline, which an incremental job may leave out
-    is_open = False  # whether there is such text
-    for chunk in chunks(path, file.format[1], position=start, end=until):
-        newlines = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE)
-        asked = newlines[wanted - lines - 1 :: step]
-        positions += (asked + end + 1).tolist()
-        wanted += step * len(asked)
-        lines += len(newlines)
-        end += len(chunk)
-        is_open = not chunk.endswith(b"\n")
-        if not incremental:
-            digest.update(chunk)
-            continue
-        if len(newlines):
-            digest.update(tail)
-            tail.clear()
-        behind = chunk.rfind(b"\n") + 1
-        digest.update(memoryview(chunk)[:behind])
-        tail += memoryview(chunk)[behind:]
-    if incremental and tail and not _is_object(bytes(tail)):
-        end -= len(tail)
-        if tail.strip():
-            _warn_of_unfinished(path)
-    elif is_open:
-        digest.update(tail)
-        lines += 1
-    # A position right after the last newline is not the start of a line.
-    return lines, [position for position in positions if position < end], end, digest.hexdigest()
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        Row(0, line).record()
-    except Reject:
-        return False
-    return True
-
-
-def _warn_of_unfinished(path: str) -> None:
-    warn(f"{shown(path)}: the last line has no newline and is not a complete JSON object yet; a later run will read it")
-
-
-def _digest(file: InputFile, end: int | None = None) -> "hashlib._Hash":
-    """The digest of a file's text (of its bytes, if columnar), up to byte `end` if given."""
-    digest = hashlib.sha256()  # with SHA instructions 2.3 times as fast as blake2b
-    for chunk in chunks(file.path, file.format[1], end=end):
-        digest.update(chunk)
-    return digest
 
 
 # --- rows of a plan

@@ -188,7 +188,7 @@ def test_a_file_with_a_glob_sign_in_its_name_is_itself(tmp_path):
 def test_an_unchanged_input_is_not_read_again(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "in.jsonl", 0, 9)
     plan = plan_input([str(path)], 4)
-    monkeypatch.setattr(planning, "_scan", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(planning, "scans", lambda *_: pytest.fail("read again"))
     assert plan_input([str(path)], 4, known=plan) is plan
 
 
