@@ -93,7 +93,7 @@ def engine():
 @pytest.fixture
 def generate(engine, tmp_path):
     """Runs a job to its end on the shared engine; flags as in the job file, by table. Returns the output folder."""
-    return _generating(engine, tmp_path)
+    return generating(engine, tmp_path)
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ def instant_engine(monkeypatch) -> Instant:
 @pytest.fixture
 def instantly(instant_engine, tmp_path):
     """`generate` on that engine: gives what runs in processes of their own are to give."""
-    return _generating(instant_engine, tmp_path)
+    return generating(instant_engine, tmp_path)
 
 
-def _generating(engine, folder: Path) -> Callable[..., Path]:
+def generating(engine, folder: Path) -> Callable[..., Path]:
     def run(inputs, out="out", window=None, order=None, **tables) -> Path:
         tables["input"] = {"path": [str(path) for path in inputs], **tables.get("input", {})}
         tables["output"] = {"path": str(folder / out), **tables.get("output", {})}

@@ -1,9 +1,12 @@
 """A small Llama with its own Hugging Face tokenizer and chat template: it stands for models of other kinds."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import CONVERSATIONS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEMPLATE = (
@@ -15,10 +18,8 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
-    folder = tmp_path_factory.mktemp("models") / "llama"
+def save_tokenizer(folder: Path, template: str, more: Sequence[AddedToken] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 600 tokens, and more."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -28,8 +29,17 @@ def llama(tmp_path_factory):
         [str(CONVERSATIONS)], trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.add_tokens([*more])
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tokenizer = save_tokenizer(folder, TEMPLATE)
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -35,6 +35,7 @@ WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
 WHEN_THERE = {
     "logprobs": "; if `[sampling] logprobs` is set",
     "adapter": "; if the job has adapters",
+    "reasoning": "; if `[model] reasoning_parser` is set",
     **dict.fromkeys(("tries", "failed_checks"), "; if the job has checks"),
 }
 WIDTH = 118  # of lines that are not a table's
@@ -123,7 +124,7 @@ def _unit(key: Key) -> str:
 
 def _fingerprint(key: Key) -> str:
     """Whether a job that goes on must have the same value. Models go by their digests."""
-    return "no" if key.table == "model" or key.name in MEANS[key.table] else "yes"
+    return "no" if key.name in MEANS[key.table] else "yes"
 
 
 def _meaning(key: Key) -> str:

@@ -19,5 +19,6 @@ GIVEN = {
     "logit_bias": {300: 2.5, 301: -1.0},
     "structured_outputs": {"json": {"type": "object", "properties": {"a": {"enum": ["月", None]}}}},
     "logprobs": 3,
+    "thinking_token_budget": 5,
     "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
 }

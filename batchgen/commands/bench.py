@@ -297,7 +297,8 @@ def _compare(orders: Orders) -> Figures:
         spec = orders.spec if orders.rows is None else _first_rows(orders.spec, orders.rows, Path(scratch))
         job = prepare(spec)
         begin = time.perf_counter()
-        runner = (UnseededEngine if orders.unseeded else VllmEngine)(job.model, job.spec.engine, job.context)
+        runner = (UnseededEngine if orders.unseeded else VllmEngine)(job.model, job.engine_args, job.context)
+        runner.check(job.task.sampling)
         engine_start = time.perf_counter() - begin
         for text in runner.warnings:
             warn(text)

@@ -379,6 +379,7 @@ def _openai_batch(results: Results, made: Path) -> None:
     model = msgspec.json.decode(results.facts["model"][0])["name"]
     columns = ["id", "row", "response", "finish_reason", "prompt_tokens", "response_tokens", "sampling"]
     columns += [name for name in ("logprobs", "adapter") if name in results.schema.names]
+    columns += ["reasoning"] if results.record.settings["model"].get("reasoning_parser") else []
     named = array("q")
     with _text_file(made) as write:
         for planned in results.shards:
@@ -413,7 +414,7 @@ def _completion(name: str, model: str, samples: list[dict[str, Any]]) -> dict[st
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": sample["response"], "refusal": None},
+                "message": _message(sample),
                 "logprobs": _openai_logprobs(sample),
                 "finish_reason": sample["finish_reason"],
             }
@@ -421,6 +422,12 @@ def _completion(name: str, model: str, samples: list[dict[str, Any]]) -> dict[st
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response},
     }
+
+
+def _message(sample: dict[str, Any]) -> dict[str, Any]:
+    """`reasoning` is as vLLM's server has it: OpenAI's has no such field."""
+    thought = {"reasoning": sample["reasoning"]} if "reasoning" in sample else {}
+    return {"role": "assistant", "content": sample["response"], "refusal": None, **thought}
 
 
 def _openai_logprobs(sample: dict[str, Any]) -> dict[str, Any] | None:

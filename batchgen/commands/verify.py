@@ -221,6 +221,7 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         "response_tokens",
         "seed",
         "sampling",
+        *(["reasoning"] if spec.model.reasoning_parser else []),
     ]
     columns += ["adapter"] if spec.model.adapter else []
     finished = shard.finished(place, old.plan)
@@ -295,7 +296,7 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]], drew: li
     different = [
         (was, now)
         for was, now in (pairs[place] for place in alike)
-        if any(was[name] != now[name] for name in ("finish_reason", "response_tokens"))
+        if any(was.get(name) != now.get(name) for name in ("reasoning", "finish_reason", "response_tokens"))
         or was["response"] not in (None, now["response"])  # null where it failed a check
     ]
     first = ""

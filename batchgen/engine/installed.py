@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,6 +165,30 @@ def v2_sampler() -> Sampler:
     """What draws on vLLM's V2 runner: its noise is a hash of seed, position and token id inside the kernel, by Philox
     up to 0.30 and by murmur3 from 0.31 on."""
     return Sampler("V2", MURMUR3 if has("murmur3_noise") else PHILOX)
+
+
+def check_parameters(given: Iterable[str]) -> None:
+    """Refuses sampling parameters of a job that the installed vLLM does not have. Raises JobError."""
+    for name in given:
+        if name in FEATURES and not has(name):
+            raise JobError(f"[sampling] {name}: vLLM {versions()['vllm']} has no such parameter; leave it out")
+
+
+def check_reasoning_parser(name: str, args: dict[str, Any]) -> None:
+    """Refuses a parser that the installed vLLM does not have. args: [engine]. Raises JobError."""
+    if "reasoning_parser" in args:
+        raise JobError("[engine] reasoning_parser: [model] reasoning_parser sets this; leave it out")
+    if (folder := _vllm()) is None:
+        warn("vLLM is not installed here, so [model] reasoning_parser is not checked")
+    elif name not in (names := _reasoning_parsers(folder)):
+        raise JobError(f"[model] reasoning_parser: vLLM {versions()['vllm']} has no {name}{nearest(name, names)}")
+
+
+def _reasoning_parsers(folder: Path) -> list[str]:
+    """Their names, by the table that vLLM registers them from; folder: of its source."""
+    source = ast.parse((folder / "reasoning" / "__init__.py").read_text("utf-8"))
+    tables = [node.value for node in source.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)]
+    return [str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant)]
 
 
 @functools.cache

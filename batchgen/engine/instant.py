@@ -35,6 +35,9 @@ class InstantEngine:
         self._ids = random.Random(0).choices(_text_ids(model), k=TABLE + context)
         self._queue: deque[tuple[str, Sampling, int]] = deque()
 
+    def check(self, sampling: Sampling) -> None:
+        """It takes all."""
+
     def add(
         self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
     ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ..job.sampler import Sampler
 from ..job.sampling import Sampling
 from ..model.model import Model
-from ..task.task import WHOLE
+from ..task.task import WHOLE, Reasoned
 
 # Of every token of a response the pairs (token id, log probability): the sampled one first, then the likeliest others.
 Logprobs = list[list[tuple[int, float]]]
@@ -22,6 +22,7 @@ class Response:
     finish_reason: one of FINISH_REASONS; anything else is the engine's word for a request that failed
     logprobs: one list per token; None if they were not asked for
     text_end: characters of the tokens' text that are the response, the rest being a stop text; WHOLE for all of it
+    reasoned: that text in two, if the job has a reasoning parser
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class Response:
     finish_reason: str
     logprobs: Logprobs | None = None
     text_end: int = WHOLE
+    reasoned: Reasoned | None = None
 
 
 class Engine(Protocol):
@@ -53,6 +55,9 @@ class Engine(Protocol):
     @property
     def warnings(self) -> list[str]:
         """What the user should know of it, in lines."""
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises JobError if the engine could answer no request with the job's own parameters."""
 
     def add(
         self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,12 @@ from ..model.tokenizer import Tokenizer
 from ..prompt.structured_outputs import compile_compact
 from . import cpu, lora, noise, scratch
 from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
+from .reasoning import ReasoningParser
 from .stop import StopSearch
 from .types import Logprobs, Response
 
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
+TRIAL = "trial"  # a request that is not run
 
 # Raised while vLLM reads arguments and a model's config, these are the machine's fault; anything else is the fault of
 # what it reads.
@@ -146,6 +148,8 @@ class VllmEngine:
         self._latest: tuple[Sampling | None, Any] = None, None
         self._tokenizer = model.tokenizer
         with _offline():
+            install_into_vllm()
+            self._reasoning = _reasoning_parser(model, args)
             config = _config(model, args, context, current_platform.is_cpu())
             self._engine = LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
             self._adapters = {adapter.name: self.load_adapter(adapter) for adapter in model.adapters}
@@ -157,6 +161,16 @@ class VllmEngine:
             self._engine, noise.of_engine(config), self.params, prompt, model.vocab_size
         )
         self.warnings = _warnings(model, config.model_config) + warnings
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises JobError for what vLLM, having read the model, would refuse of every request of the job."""
+        if sampling.thinking_token_budget is None:
+            return
+        try:
+            self.add(TRIAL, [0], Sampling(thinking_token_budget=sampling.thinking_token_budget, max_tokens=1), 0)
+        except Reject as why:
+            raise JobError(f"[sampling] vLLM refuses: {why.detail}") from None
+        self._engine.abort_request([TRIAL])
 
     def add(
         self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
@@ -241,8 +255,19 @@ class VllmEngine:
             else:
                 response = None
             if response:
-                responses.append(response)
+                responses.append(self._reasoned(response, output) if self._reasoning else response)
         return responses
+
+    def _reasoned(self, response: Response, output: Any) -> Response:
+        """The response with its text split by the job's reasoning parser. A text at which that fails fails the
+        request."""
+        assert self._reasoning
+        try:
+            return replace(response, reasoned=self._reasoning.split(output.prompt_token_ids, response))
+        except MemoryError:
+            raise
+        except Exception as error:
+            return replace(response, finish_reason=f"reasoning_parser: {_one_line(error)}")
 
     def _search(self, request_id: str, searched: Searched, new: Any) -> Response | None:
         """Looks for stop texts in a request's new tokens; the response, if they end it."""
@@ -305,6 +330,16 @@ def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[st
     tell(f"its process {process.name} ended with exit code {process.exitcode}")
 
 
+def _reasoning_parser(model: Model, args: dict[str, Any]) -> ReasoningParser | None:
+    """The one that the job names, if it does. Raises JobError."""
+    from vllm.tokenizers import get_tokenizer
+
+    if not (name := args.get("reasoning_parser")):
+        return None
+    mode = TOKENIZER_MODE if isinstance(model.tokenizer, Tokenizer) else "auto"
+    return ReasoningParser(name, get_tokenizer(str(model.folder), tokenizer_mode=mode), model.tokenizer)
+
+
 def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
     """vLLM's VllmConfig. Raises JobError if vLLM refuses the arguments."""
     from vllm import EngineArgs
@@ -316,7 +351,6 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
         # Within this process the engine starts in 2 to 10 s, in one of its own in 24 to 33 s (0.31, 2 cores). On a GPU
         # the separate process stays: there it overlaps our work with the GPU's.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    install_into_vllm()
     settings: dict[str, Any] = {"structured_outputs_config": STRUCTURED_OUTPUTS, "max_model_len": context}
     settings |= cpu.settings(model, context, args) if on_cpu else args
     settings |= lora.settings(model, args, on_cpu) if model.adapters else {}

@@ -110,7 +110,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _NOT_SUPPORTED = frozenset(
     """
     audio chat_template documents functions guided_whitespace_pattern logit_processors logits_processors
-    logprob_token_ids mcp_servers prompt_logprobs structural_tag suffix thinking_token_budget tools
+    logprob_token_ids mcp_servers prompt_logprobs structural_tag suffix tools
     truncate_prompt_tokens vllm_xargs web_search_options
     """.split()
 )

@@ -16,7 +16,7 @@ LATER = frozenset(
 )  # tables that older versions do not have: with defaults they leave the fingerprint as is
 
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
-# Every other key of these tables is a result. (Of the model, the digests of its files are results; its path is not.)
+# Every other key of these tables is a result.
 MEANS = {
     "input": frozenset({"path", "incremental", "follow_links", "skip"}),
     "prompt": frozenset(),
@@ -24,6 +24,7 @@ MEANS = {
     "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
     "check": frozenset(),
     "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
+    "model": frozenset({"path", "revision", "allow_withdrawn", "adapter"}),  # the digests of its files are results
 }
 # The same for vLLM's EngineArgs. Tests say why for each name. Some exist in older or newer versions of vLLM only.
 ENGINE_MEANS = frozenset(
@@ -41,7 +42,7 @@ DUMMY = "dummy"  # the load_format with random weights: it does change results
 
 def results_of(spec: JobSpec) -> dict[str, dict[str, Any]]:
     """The keys of a spec that decide results, by table."""
-    tables = msgspec.to_builtins(spec)
+    tables = msgspec.to_builtins(spec, str_keys=True)  # as the record has them: those of logit_bias are numbers
     chosen = {
         table: {key: value for key, value in tables[table].items() if key not in means}
         for table, means in MEANS.items()

@@ -127,6 +127,13 @@ class GivenSampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
         ]
         | None
     ) = None
+    thinking_token_budget: (
+        Annotated[
+            int,
+            Meta(ge=-1, le=INT32, description="most tokens of reasoning, by [model] reasoning_parser", extra=SINCE_4),
+        ]
+        | None
+    ) = None
 
 
 class Sampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_fields=True):

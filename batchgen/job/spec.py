@@ -102,6 +102,9 @@ class ModelTable(_Table, frozen=True):
     adapter: Annotated[
         dict[str, str], Meta(description="LoRA adapter in PEFT's format: a folder, or several, each with a name")
     ] = {}
+    reasoning_parser: Annotated[
+        str, Meta(description="for a model that reasons, vLLM's parser of it: its thoughts get a column of their own")
+    ] = ""
 
     def __post_init__(self) -> None:
         if wrong := next((name for name in self.adapter if not _ADAPTER.fullmatch(name)), None):

@@ -230,9 +230,11 @@ class HfTokenizer:
         self._normalizer = backend.normalizer
         return max(map(len, vocabulary))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, without special tokens."""
-        text: str = self._theirs.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids, without special tokens unless they are to be shown."""
+        text: str = self._theirs.decode(
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         return text
 
 

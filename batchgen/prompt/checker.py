@@ -147,9 +147,10 @@ class Checker:
 
     Attributes:
         has_prompts: whether prompts are made in a process; those of our own tokenizer need none.
+        thinks: whether the job has a reasoning parser.
     """
 
-    def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable):
+    def __init__(self, model: Model, any_whitespace: bool, limits: LimitsTable, thinks: bool = False):
         self.has_prompts = isinstance(model.tokenizer, HfTokenizer)  # ours takes linear time
         self._setup = Setup(
             folder=str(model.folder),
@@ -161,7 +162,7 @@ class Checker:
             mb=limits.check_mb,
         )
         self._prompts, self._grammars = _Process(self._setup), _Process(self._setup)
-        self._vocab_size = model.vocab_size
+        self._vocab_size, self._thinks = model.vocab_size, thinks
         self._problems: dict[str, str] = {}
 
     def set_up_prompts(self, format: str, policy: str, date: str, control_tokens: str) -> None:
@@ -175,9 +176,11 @@ class Checker:
             self._prompts.start()
 
     def check(self, params: Sampling) -> None:
-        """Checks what the parameters' ranges do not: token ids, and structured outputs. Raises ValueError, or
-        Reject(too_costly)."""
+        """Checks what the parameters' ranges do not: token ids, structured outputs, and what they need of the model.
+        Raises ValueError, or Reject(too_costly)."""
         params.check_ids(self._vocab_size)
+        if params.thinking_token_budget is not None and not self._thinks:
+            raise ValueError("thinking_token_budget: only [model] reasoning_parser can tell where the model thinks")
         wanted = params.structured_outputs
         if wanted and (problem := self._problem(structured_outputs.as_json(wanted))):
             raise ValueError(f"structured_outputs: {problem}")

@@ -24,7 +24,7 @@ class Committer:
         self._task: Task = job.task
         self._facts = {
             "versions": job.record.versions,
-            "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.record.results["model"]},
+            "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.digests},
             "dtype": dtype,
             "device": device,
         }

@@ -11,7 +11,14 @@ from .. import __version__
 from ..check import user
 from ..check.checks import checks_of
 from ..engine import choice
-from ..engine.installed import STRUCTURED_OUTPUTS, check_args, has, versions
+from ..engine.installed import (
+    STRUCTURED_OUTPUTS,
+    check_args,
+    check_parameters,
+    check_reasoning_parser,
+    has,
+    versions,
+)
 from ..errors import JobError, Reject
 from ..input import checks, passthrough
 from ..input.columns import Column, check_names
@@ -20,7 +27,7 @@ from ..input.rows import Reader
 from ..input.template import Template
 from ..job import drift
 from ..job.row_limits import RowLimits
-from ..job.sampling import JobSampling, RepetitionDetection, Sampling
+from ..job.sampling import NAMES, JobSampling, RepetitionDetection, Sampling
 from ..job.spec import CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
@@ -50,10 +57,21 @@ class Job:
     record: JobRecord
     task: Generate
 
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """What the job's engine is made with: [engine], and what of other tables vLLM has among its EngineArgs."""
+        parser = self.spec.model.reasoning_parser
+        return self.spec.engine | ({"reasoning_parser": parser} if parser else {})
+
     def reader(self, running: bool = False) -> Reader:
         """What reads the rows of its shards. running: see Reader."""
         limits = RowLimits(self.spec.limits.row_bytes, self.spec.limits.row_values)
         return Reader(self.plan, self.task.columns_read, self.task.columns, running, limits)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the model's files, as the job's record names them."""
+        return {file: digest for file, digest in self.model.digests.items() if file in self.record.results["model"]}
 
     def fingerprint_of(self, shard: Shard) -> str:
         """The job's fingerprint when the shard was planned: later rows change nothing about it."""
@@ -72,6 +90,9 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     """
     out = store.at(Path(spec.output.path).absolute())
     check_args(spec.engine)
+    check_parameters(name for name in NAMES if getattr(spec.sampling, name) is not None)
+    if spec.model.reasoning_parser:
+        check_reasoning_parser(spec.model.reasoning_parser, spec.engine)
     old = begun or records.read_job(out)
     spec, model = _model(spec)
     is_new = False  # what is known was told of before
@@ -124,7 +145,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         format=version,
         fingerprint=drift.fingerprint(results),
         results=results,
-        spec=msgspec.to_builtins(spec),
+        spec=msgspec.to_builtins(spec, str_keys=True),
         versions={"batchgen": __version__, **versions(not isinstance(model.tokenizer, Tokenizer))},
         plan=plan,
         after=old.fingerprint if old else None,
@@ -158,7 +179,7 @@ def _as_named(old: JobRecord, results: dict[str, Any], model: Model) -> dict[str
     """The results without those files of a model that a folder of an older version does not name."""
     if not model.since_0_3.isdisjoint(old.results.get("model", {})):
         return results
-    named = {file: digest for file, digest in model.digests.items() if file not in model.since_0_3}
+    named = {key: value for key, value in results["model"].items() if key not in model.since_0_3}
     return {**results, "model": named}
 
 
@@ -216,7 +237,7 @@ def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
 def _checker(spec: JobSpec, model: Model) -> Checker:
     asked = spec.engine.get("structured_outputs_config", STRUCTURED_OUTPUTS)
     any_whitespace = not (isinstance(asked, dict) and asked.get("disable_any_whitespace"))
-    return Checker(model, any_whitespace, spec.limits)
+    return Checker(model, any_whitespace, spec.limits, thinks=bool(spec.model.reasoning_parser))
 
 
 def _sampling(spec: JobSpec, model: Model, format: str, checker: Checker) -> tuple[JobSpec, Sampling]:
@@ -270,6 +291,7 @@ def _results(
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     asked = drift.results_of(spec)
     more: dict[str, dict[str, Any]] = {
+        "model": model.digests,
         "input": {"files": records.facts_of(plan.files)}
         | ({"picked": drift.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
@@ -283,7 +305,7 @@ def _results(
     if spec.check.checks:
         more["check"] = _results_of_checks(spec.check, begun.results.get("check", {}).get("files", {}) if begun else {})
     tables = {table: values | more.get(table, {}) for table, values in asked.items()}
-    return drift.without_defaults(tables) | {"model": model.digests}
+    return drift.without_defaults(tables)
 
 
 def _results_of_checks(table: CheckTable, known: dict[str, str]) -> dict[str, Any]:

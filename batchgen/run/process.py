@@ -75,7 +75,8 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     job.task.checker.start()  # it loads while the engine does
     claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
-        engine = engine_class()(job.model, job.spec.engine, job.context)
+        engine = engine_class()(job.model, job.engine_args, job.context)
+        engine.check(job.task.sampling)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     garbage.collect_rarely()
     report(Started(time.monotonic() - begin, engine.sampler))

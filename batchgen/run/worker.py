@@ -180,6 +180,7 @@ class Worker:
             response.text_end,
             part,
             attempt,
+            response.reasoned,
         )
         self._queue.put_back(opened, opened.answer(request, entry))
 

@@ -26,7 +26,7 @@ from ..prompt.fit import Fitted
 from ..prompt.formats import Render, renderer, response_text, to_model_text
 from . import limits, tries
 from .output_columns import Answered, OutputColumn, columns_of, schema_of
-from .task import WHOLE, Answer, Entry, Name, Request
+from .task import WHOLE, Answer, Entry, Name, Reasoned, Request
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
 TEMPLATE = "template"
@@ -361,6 +361,8 @@ class Generate:
 
     def _text(self, request: Request, entry: Entry) -> str:
         """A response as people are to read it."""
+        if reasoned := self._reasoned(entry):
+            return response_text(reasoned.answer, self.format)
         tokenizer = self.model.tokenizer
         text = tokenizer.decode(entry.token_ids)
         if entry.text_end is None:
@@ -376,8 +378,14 @@ class Generate:
         """made: how many tries; wrong: the checks that the answer fails"""
         attempt = request.name.attempt
         params = self._of_try(work, attempt)[0] if attempt else work.sampling
-        done = Answered(work, request.seed, entry, text, params, made, wrong)
+        reasoned = self._reasoned(entry)
+        reasoning = response_text(reasoned.reasoning, self.format) if reasoned and reasoned.reasoning else None
+        done = Answered(work, request.seed, entry, text, params, made, wrong, reasoning)
         return {column.name: column.value(done) for column in self._own_columns} | work.columns
+
+    def _reasoned(self, entry: Entry) -> Reasoned | None:
+        """The answer in two, if that is what the job asks for."""
+        return entry.reasoned if self.spec.model.reasoning_parser else None
 
 
 def _within(params: Sampling, room: int) -> Sampling:

@@ -32,6 +32,7 @@ class Answered(NamedTuple):
     sampling: of this try
     tries: how many there were
     failed: names of the checks that it fails
+    reasoning: what the model thought before it, if that is known
     """
 
     work: "Prompted"
@@ -41,6 +42,7 @@ class Answered(NamedTuple):
     sampling: Sampling
     tries: int
     failed: Sequence[str]
+    reasoning: str | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,13 @@ COLUMNS = (
         lambda done: done.text,
     ),
     OutputColumn(
+        "reasoning",
+        pa.string(),
+        "what the model thought before it wrote that",
+        lambda done: done.reasoning,
+        is_optional=True,
+    ),
+    OutputColumn(
         "finish_reason",
         pa.string(),
         "`stop`, `length` when `max_tokens` or the context ended it, `repetition` when it was caught in a loop",
@@ -252,7 +261,9 @@ def _logprobs(entry: Entry) -> list[list[dict[str, Any]]] | None:
 
 def columns_of(spec: JobSpec) -> list[OutputColumn]:
     """Those of a job, without what it passes through."""
-    wanted = {*spec.output.include, *(["logprobs"] if spec.sampling.logprobs is not None else [])}
+    wanted: set[str] = {*spec.output.include}
+    wanted |= {"logprobs"} if spec.sampling.logprobs is not None else set()
+    wanted |= {"reasoning"} if spec.model.reasoning_parser else set()
     wanted |= {"tries", "failed_checks"} if spec.check.checks else set()
     wanted |= {"adapter"} if spec.model.adapter else set()
     return [column for column in COLUMNS if not column.is_optional or column.name in wanted]

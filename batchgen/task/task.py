@@ -53,6 +53,17 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     adapter: str | None = None
 
 
+class Reasoned(NamedTuple):
+    """The text of a model that reasons, in two.
+
+    reasoning: what it thought before it answered; None if it did not
+    answer: the rest; empty if it was cut while it thought
+    """
+
+    reasoning: str | None
+    answer: str
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The engine's answer to a request, as the journal keeps it. Everything else can be derived from the input again.
 
@@ -61,6 +72,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     logprobs: of each token, the sampled one first
     text_end: characters of the response's text, WHOLE if a stop text does not cut it; None in journals of batchgen
         0.1.0, which did not write it
+    reasoned: the response's text in two, if a reasoning parser did that
     """
 
     row: int
@@ -71,6 +83,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     text_end: int | None = None
     part: int = 0
     attempt: int = 0
+    reasoned: Reasoned | None = None
 
     @property
     def name(self) -> Name:

@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from batchgen.output import journal, layout
 from batchgen.output.journal import Entry, Journal
 from batchgen.output.store import at
+from batchgen.task.task import Reasoned
 
 FINGERPRINT = "0123456789abcdef" * 2
-ENTRIES = [Entry(7, 0, [5, 300, 65535, 3], "stop"), Entry(8, 0, [], "length"), Entry(8, 1, [1] * 20, "length")]
+ENTRIES = [
+    Entry(7, 0, [5, 300, 65535, 3], "stop"),
+    Entry(8, 0, [], "length"),
+    Entry(8, 1, [1] * 20, "length"),
+    Entry(9, 0, [5, 3], "repetition", reasoned=Reasoned(None, "月")),
+    Entry(9, 1, [5, 3], "stop", reasoned=Reasoned("月", "")),
+]
 
 
 @pytest.fixture

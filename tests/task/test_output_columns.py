@@ -31,7 +31,7 @@ def sampling_of(given: dict) -> Sampling:
 
 def test_the_job_file_offers_the_optional_columns_but_those_that_other_keys_ask_for():
     optional = [column.name for column in COLUMNS if column.is_optional]
-    by_other_tables = ["tries", "failed_checks", "logprobs", "adapter"]
+    by_other_tables = ["reasoning", "tries", "failed_checks", "logprobs", "adapter"]
     assert [name for name in optional if name not in by_other_tables] == [*get_args(OptionalColumn)]
     assert set(by_other_tables) <= set(optional)
     tables = {"input": {"path": ["in"]}, "model": {"path": "m"}, "sampling": {"logprobs": 0}}
@@ -49,7 +49,7 @@ def test_every_column_has_a_meaning_and_a_value_of_its_type(column):
     turns = [Utterance("ユーザー", "月曜日")]
     work = Prompted(9, "a", turns, "ユーザー: 月曜日", [5, 6], 2, asked, {}, "text", "ja", [])
     entry = Entry(9, 1, [7, 8], "stop", [[(7, -0.5), (8, -1.0)], [(8, 0.0)]], 3)
-    done = Answered(work, 77, entry, "金曜日", asked, 2, ["numbers"])
+    done = Answered(work, 77, entry, "金曜日", asked, 2, ["numbers"], "日曜日")
     value = column.value(done)
     assert column.meaning
     assert pa.array([value], column.type).to_pylist() == [value]
