@@ -142,3 +142,19 @@ def test_workers_and_slurms_tasks_get_the_flag(batchgen, job, tmp_path, unknown_
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(f" {FLAG}")
     assert environment.of_worker([])[installed.ANY_VERSION] == "1"
+
+
+def test_a_parameter_of_the_job_that_this_vllm_lacks_is_refused_in_one_line(
+    an_empty_vllm, batchgen, write_rows, tmp_path
+):
+    asked = ["run", write_rows(demo_records(1)), "--model", MODEL, "--output", tmp_path / "out"]
+    result = batchgen(*asked, "--repetition-detection", '{"max_pattern_size": 4, "min_count": 3}')
+    found = installed.versions()["vllm"]
+    line = f"[sampling] repetition_detection: vLLM {found} has no such parameter; leave it out"
+    assert (result.exit_code, result.stderr) == (2, f"batchgen: {line}\n")
+
+
+def test_the_parsers_that_are_known_are_those_that_vllm_registers():
+    from vllm.reasoning import ReasoningParserManager
+
+    assert sorted(installed._reasoning_parsers(installed._vllm())) == ReasoningParserManager.list_registered()
