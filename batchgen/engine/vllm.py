@@ -332,10 +332,10 @@ def _wait_for_death(processes: list[multiprocessing.Process], tell: Callable[[st
 
 def _reasoning_parser(model: Model, args: dict[str, Any]) -> ReasoningParser | None:
     """The one that the job names, if it does. Raises JobError."""
-    from vllm.tokenizers import get_tokenizer
-
     if not (name := args.get("reasoning_parser")):
         return None
+    from vllm.tokenizers import get_tokenizer
+
     mode = TOKENIZER_MODE if isinstance(model.tokenizer, Tokenizer) else "auto"
     return ReasoningParser(name, get_tokenizer(str(model.folder), tokenizer_mode=mode), model.tokenizer)
 
