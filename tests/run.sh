@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All tests, in .venv: lint, types, pytest. Usage: bash tests/run.sh [--slow] [pytest arguments]
-# --slow adds what takes minutes or an installation of its own, such as Slurm (as root it installs what is missing).
+# --slow adds what takes minutes or an installation of its own: Slurm (as root it installs what is missing), and older
+# versions of vLLM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,3 +18,4 @@ fi
 .venv/bin/mypy
 # One thread: the demo model is too small to gain by two, and two that share a busy core wait for each other.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest $side_by_side -m "$marked" "$@"
+if [ -z "$marked" ]; then .venv/bin/python tests/versions.py; fi

@@ -147,9 +147,9 @@ def test_every_engine_argument_that_may_change_is_there_for_a_reason():
 def test_every_such_argument_is_one_of_vllms():
     for name in MEANS:
         check_args({name: None})
-    if versions()["vllm"].startswith("0.31."):
+    if versions()["vllm"] >= "0.31":  # older ones lack others
         for name in OF_OTHER_VLLMS:
-            with pytest.raises(JobError, match=f"{name}: vLLM 0.31"):
+            with pytest.raises(JobError, match=f"{name}: vLLM .* has no such argument"):
                 check_args({name: None})
 
 
