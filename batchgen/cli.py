@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from . import __version__, flags, manual, show
-from .errors import JobError, MachineError, Stopped, Stopping, shown
+from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
 from .host import console, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
@@ -447,8 +447,9 @@ json_file = click.option(
 @bench_group.command("engine", cls=JobCommand, short_help="vLLM alone, and with all of batchgen around it.")
 @job_inputs
 @click.option("--rows", type=click.IntRange(min=1), help="only the first rows of the input")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="of each of the two, in turn")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="of each, in turn")
 @click.option("--unseeded", is_flag=True, help="send requests without seeds, to see what seeds cost")
+@click.option("--stock/--no-stock", default=True, show_default=True, help="compare with vLLM as it is installed")
 @json_file
 @job_flags()
 def bench_engine_command(
@@ -456,12 +457,14 @@ def bench_engine_command(
     rows: int | None,
     rounds: int,
     unseeded: bool,
+    stock: bool,
     json_file: Path | None,
     engine: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Compare, on one engine and in turn: vLLM's own loop over prompts that are already tokenized, and everything
-    from the input file to committed shards, in a temporary folder next to the job's output. Takes what `run` takes.
+    """Compare, in turn: on batchgen's engine, vLLM's own loop over prompts that are already tokenized (bare), and
+    everything from the input file to committed shards (pipeline), in a temporary folder next to the job's output; and
+    vLLM as it is installed, LLM.generate on the same token ids in a process of its own (stock). Takes what `run` takes.
 
     On a GPU it also says what share of the time memory bandwidth accounts for. The engine's log goes to stderr.
 
@@ -473,7 +476,44 @@ def bench_engine_command(
         spec = flags.spec_of(inputs, engine, options)
         from .commands import bench
 
-        _report(bench.measure_engine(spec, rows, rounds, unseeded), json_file)
+        _report(bench.measure_engine(spec, rows, rounds, unseeded, stock), json_file)
+
+
+@bench_group.command("peers", cls=JobCommand, short_help="batchgen run beside what else would do the job.")
+@job_inputs
+@click.option("--rows", type=click.IntRange(min=1), help="only the first rows of the input")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="of each way, in turn")
+@click.option("--only", multiple=True, help="one of the ways; may be repeated  [default: all that are installed]")
+@json_file
+@job_flags()
+def bench_peers_command(
+    inputs: tuple[str, ...],
+    rows: int | None,
+    rounds: int,
+    only: tuple[str, ...],
+    json_file: Path | None,
+    engine: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Do a job with `batchgen run`, and with what is installed of LLM.generate, vllm run-batch, datatrove and Ray Data,
+    each as a process of its own; and print a table: when the last result was on disk, when the process had ended,
+    tokens per second, peak memory, and how many responses are equal to those of LLM.generate. The logs go to stderr.
+
+    \b
+    Example:
+      batchgen bench peers demo/job.toml --rounds 3 --only run --only generate --json figures.json
+    """
+    with exit_codes():
+        spec = flags.spec_of(inputs, engine, options)
+        from .commands import bench_peers
+
+        if unknown := sorted({*only} - {*bench_peers.WAYS}):
+            raise JobError(f"--only {unknown[0]}: the ways are {', '.join(bench_peers.WAYS)}")
+        ways = tuple(way for way in bench_peers.WAYS if not only or way in only)
+        figures = bench_peers.measure_peers(spec, rows, rounds, ways, warn)
+        for line in bench_peers.table(figures):
+            show.say(line)
+        _to_file(figures, json_file)
 
 
 @bench_group.command("host", short_help="Everything but the engine.")
@@ -513,6 +553,10 @@ def bench_input_command(gigabytes: float, json_file: Path | None) -> None:
 
 def _report(figures: dict[str, Any], json_file: Path | None) -> None:
     show.figures(figures)
+    _to_file(figures, json_file)
+
+
+def _to_file(figures: dict[str, Any], json_file: Path | None) -> None:
     if json_file:
         content = msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"
         if json_file.is_file() or not json_file.exists():

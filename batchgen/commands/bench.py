@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -232,28 +233,67 @@ def pipeline(
 
 
 class Orders(msgspec.Struct):
-    """What the engine's process is asked for. result: the file for its figures."""
+    """What the engine's process is asked for. stock: whether vLLM as it is installed has its rounds too; result: the
+    file for its figures, or for those of bench_stock.py an open one."""
 
     spec: JobSpec
     rows: int | None
     rounds: int
     unseeded: bool
+    stock: bool
     result: str
 
 
-class UnseededEngine(VllmEngine):
-    """Drops the seeds of all requests."""
+class Unseeded(VllmEngine):
+    """Drops the seeds of all requests. Put before the class of an engine."""
 
     def params(self, sampling: Sampling, seed: int | None) -> Any:
         return super().params(sampling, None)
 
 
-def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool = False) -> Figures:
-    """The tokens per second of vLLM's own loop, of the whole pipeline on the same engine, and their ratio.
+class Stock:
+    """The process of bench_stock.py: vLLM as it is installed."""
+
+    def __init__(self, spec: JobSpec, unseeded: bool):
+        """Returns when its engine is up. Raises MachineError."""
+        read, write = os.pipe()
+        command = [sys.executable, "-P", "-m", "batchgen.commands.bench_stock"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=2, stderr=2, pass_fds=[write], start_new_session=True
+        )
+        os.close(write)
+        self._results = os.fdopen(read, "rb")
+        self._ask(msgspec.json.encode(Orders(spec, None, 0, unseeded, True, str(write))))
+
+    def round(self) -> Round:
+        """Raises MachineError."""
+        return msgspec.json.decode(self._ask(b""), type=Round)
+
+    def _ask(self, line: bytes) -> bytes:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+        if not (answer := self._results.readline()):
+            raise MachineError("vLLM as it is installed failed; the log above says why, and --no-stock leaves it out")
+        return answer
+
+    def close(self) -> None:
+        """With all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._results.close()
+
+
+def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool = False, stock: bool = True) -> Figures:
+    """The tokens per second of vLLM's own loop on our engine, of the whole pipeline on it, and of vLLM as it is
+    installed; and their ratios.
 
     rows: how many of the first ones
     rounds: of each, in turn, so that what disturbs one disturbs the other
     unseeded: requests go without their seeds
+    stock: vLLM as it is installed has its rounds too
 
     The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
@@ -262,7 +302,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     require_fit()
     check_device(spec.engine)
     with tempfile.NamedTemporaryFile() as result, contextlib.closing(Scratch()) as scratch:
-        orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, result.name))
+        orders = msgspec.json.encode(Orders(spec, rows, rounds, unseeded, stock, result.name))
         # A process whose main module vLLM's own process can run again, as worker.py: so it gets our tokenizer too.
         command = [sys.executable, "-P", "-m", "batchgen.commands.bench"]
         variables = {**environment.of_worker(file.path for file in job.plan.files), **scratch.environment()}
@@ -273,6 +313,8 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
     figures = msgspec.json.decode(content)
     if "refused" in figures:
         raise JobError(figures["refused"])
+    if "failed" in figures:
+        raise MachineError(figures["failed"])
     return figures
 
 
@@ -283,8 +325,8 @@ def main() -> None:
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     try:
         figures = _compare(orders)
-    except JobError as error:
-        figures = {"refused": str(error)}
+    except (JobError, MachineError) as error:
+        figures = {"refused" if isinstance(error, JobError) else "failed": str(error)}
     Path(orders.result).write_bytes(msgspec.json.encode(figures))
     sys.stdout.flush()
     os._exit(0)  # an engine's atexit handlers may wait
@@ -293,36 +335,53 @@ def main() -> None:
 def _compare(orders: Orders) -> Figures:
     on_gpu = needs_gpu() and bool(gpus.visible())
     bandwidth = copy_bandwidth() if on_gpu else None  # before the engine takes the memory
-    with tempfile.TemporaryDirectory(prefix=".batchgen-bench-", dir=_nearest(Path(orders.spec.output.path))) as scratch:
-        spec = orders.spec if orders.rows is None else _first_rows(orders.spec, orders.rows, Path(scratch))
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=".batchgen-bench-", dir=nearest_folder(Path(orders.spec.output.path))
+        ) as scratch,
+        contextlib.ExitStack() as stack,
+    ):
+        spec = orders.spec if orders.rows is None else first_rows(orders.spec, orders.rows, Path(scratch))
         job = prepare(spec)
+        alone: list[Round] = []
+        whole: list[Round] = []
+        stock: list[Round] = []
+        # Before our engine changes the environment.
+        theirs = stack.enter_context(contextlib.closing(Stock(spec, orders.unseeded))) if orders.stock else None
+        if theirs and on_gpu:  # whose memory has room for one of the two
+            stock = [theirs.round() for _ in range(orders.rounds)]
+            theirs.close()
+            theirs = None
         begin = time.perf_counter()
-        runner = (UnseededEngine if orders.unseeded else VllmEngine)(job.model, job.engine_args, job.context)
+        runner = (Unseeded if orders.unseeded else VllmEngine)(job.model, job.engine_args, job.context)
         runner.check(job.task.sampling)
         engine_start = time.perf_counter() - begin
         for text in runner.warnings:
             warn(text)
-        requests = _requests(job, runner)
+        requests = requests_of(job, runner)
         garbage.collect_rarely()  # as a worker does
-        _bare(runner, requests[:WARM_UP])
-        bare, whole = [], []
+        bare(runner, requests[:WARM_UP])
         for _ in range(orders.rounds):
-            bare.append(_bare(runner, requests))
+            alone.append(bare(runner, requests))
             runner.forget_prompts()
             whole.append(pipeline(spec, runner, Path(scratch))[0])
-    ratios = [ours.rate / theirs.rate for ours, theirs in zip(whole, bare, strict=True)]
+            stock += [theirs.round()] if theirs else []
+    ratios, to_stock = _ratios(whole, alone), _ratios(whole, stock)
     figures: Figures = {
         "ratio": round(statistics.median(ratios), 4),
-        "bare": _of_rounds(bare),
+        **({"ratio_to_stock": round(statistics.median(to_stock), 4)} if stock else {}),
+        "bare": _of_rounds(alone),
         "pipeline": _of_rounds(whole),
-        "ratios": [round(ratio, 4) for ratio in ratios],
+        **({"stock": _of_rounds(stock)} if stock else {}),
+        "ratios": ratios,
+        **({"ratios_to_stock": to_stock} if stock else {}),
         "stages": whole[-1].stages,
         "engine_start": round(engine_start, 2),
         "memory": _memory(),
         "rows": job.plan.rows,
         "requests": len(requests),
-        "prompt_tokens": spread(prompt for prompt, _ in bare[0].lengths),
-        "response_tokens": spread(response for _, response in bare[0].lengths),
+        "prompt_tokens": spread(prompt for prompt, _ in alone[0].lengths),
+        "response_tokens": spread(response for _, response in alone[0].lengths),
         "dtype": runner.dtype,
         "max_num_seqs": runner.max_num_seqs,
         "engine": job.spec.engine,
@@ -330,15 +389,19 @@ def _compare(orders: Orders) -> Figures:
         "noise": str(runner.sampler),
         **circumstances(),
     }
-    return figures | (_share_of_bandwidth(job, runner, bare, whole, bandwidth) if bandwidth else {})
+    return figures | (_share_of_bandwidth(job, runner, alone, whole, bandwidth) if bandwidth else {})
 
 
-def _nearest(path: Path) -> Path:
+def _ratios(ours: list[Round], theirs: list[Round]) -> list[float]:
+    return [round(one.rate / other.rate, 4) for one, other in zip(ours, theirs, strict=False)]
+
+
+def nearest_folder(path: Path) -> Path:
     """The folder of a path that is there: what is measured lies on the disk of the job's output."""
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
+def first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
     """The job on its first rows, as JSONL."""
     job = prepare(spec)
     reader = job.reader()
@@ -349,7 +412,7 @@ def _first_rows(spec: JobSpec, rows: int, scratch: Path) -> JobSpec:
     return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, path=[str(path)]))
 
 
-def _requests(job: Job, runner: VllmEngine) -> list[BareRequest]:
+def requests_of(job: Job, runner: VllmEngine) -> list[BareRequest]:
     """All requests of a job, as vLLM takes them."""
     requests = []
     for _, work in work_of(job.task, job.reader(), job.plan.shards):
@@ -363,7 +426,7 @@ def _requests(job: Job, runner: VllmEngine) -> list[BareRequest]:
     return requests
 
 
-def _bare(runner: VllmEngine, requests: list[BareRequest]) -> Round:
+def bare(runner: VllmEngine, requests: list[BareRequest]) -> Round:
     """vLLM's own loop with everything known beforehand: nothing of ours runs in it, and nothing is decoded.
 
     As many requests wait as run. All at once is no faster: the same steps, and 4.2 against 3.9 s of CPU time for 1,000

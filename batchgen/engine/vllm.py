@@ -136,7 +136,7 @@ class VllmEngine:
     def __init__(self, model: Model, args: dict[str, Any], context: int):
         """Raises JobError if vLLM refuses the arguments; anything else is the machine's fault."""
         os.environ.update(environment.of_engine())
-        from vllm import LLMEngine, SamplingParams
+        from vllm import SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -147,16 +147,28 @@ class VllmEngine:
         self._searched: dict[str, Searched] = {}
         self._latest: tuple[Sampling | None, Any] = None, None
         self._tokenizer = model.tokenizer
+        self.warnings: list[str] = []
         with _offline():
-            install_into_vllm()
-            self._reasoning = _reasoning_parser(model, args)
-            config = _config(model, args, context, current_platform.is_cpu())
-            self._engine = LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
+            self._engine = self._start(model, args, context, current_platform.is_cpu())
             self._adapters = {adapter.name: self.load_adapter(adapter) for adapter in model.adapters}
+        config = self._engine.vllm_config
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
-        prompt = model.tokenizer.eos_ids[0]
+        self._check_draw(model)
+
+    def _start(self, model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
+        """vLLM's LLMEngine, with ours in it."""
+        from vllm import LLMEngine
+
+        install_into_vllm()
+        self._reasoning = _reasoning_parser(model, args)
+        config = _config(model, args, context, on_cpu)
+        return LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
+
+    def _check_draw(self, model: Model) -> None:
+        """Finds out which sampler draws, and what the user should know of this engine."""
+        config, prompt = self._engine.vllm_config, model.tokenizer.eos_ids[0]
         self.sampler, warnings = noise.checked(
             self._engine, noise.of_engine(config), self.params, prompt, model.vocab_size
         )

@@ -52,7 +52,20 @@ def lines(work: Path, result: Path, tiny: bool) -> Iterator[Line]:
 
     def engine(*flags: object, rows: int | None = rows, rounds: int = rounds) -> list[object]:
         first = ["--rows", rows] if rows else []
-        return ["-m", "batchgen", "bench", "engine", job, *first, "--rounds", rounds, *flags, "--json", result]
+        return [
+            "-m",
+            "batchgen",
+            "bench",
+            "engine",
+            job,
+            *first,
+            "--rounds",
+            rounds,
+            "--no-stock",
+            *flags,
+            "--json",
+            result,
+        ]
 
     def change(name: str, what: str, *flags: object, **options) -> Line:
         return Line(name, what, engine(*flags), **options)

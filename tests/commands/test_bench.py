@@ -62,7 +62,7 @@ def test_the_input_s_figures(measure):
 def test_the_engine_s_figures(batchgen_process, write_rows, tmp_path):
     rows = write_rows(demo_records(40))
     flags = ["--model", MODEL, "--output", tmp_path / "out", "--temperature", 0, "--json", tmp_path / "figures.json"]
-    done = batchgen_process("bench", "engine", rows, "--rows", 24, "--rounds", 2, *flags)
+    done = batchgen_process("bench", "engine", rows, "--rows", 24, "--rounds", 2, "--no-stock", *flags)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_bytes())
     assert (figures["rows"], figures["requests"]) == (24, 24)
@@ -72,6 +72,22 @@ def test_the_engine_s_figures(batchgen_process, write_rows, tmp_path):
     assert {each["prompt_tokens"] for each in bare + whole} == {figures["prompt_tokens"]["total"]}
     assert figures["ratio"] == pytest.approx(statistics.median(figures["ratios"]), abs=1e-4)
     assert list(figures["stages"]) == [*STAGES, "reports", "all else"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "in.jsonl"]
+
+
+@pytest.mark.slow
+def test_vllm_as_it_is_installed_has_its_rounds_beside_ours(batchgen_process, write_rows, tmp_path):
+    rows = write_rows(demo_records(40))
+    flags = ["--model", MODEL, "--output", tmp_path / "out", "--temperature", 0, "--json", tmp_path / "figures.json"]
+    done = batchgen_process("bench", "engine", rows, "--rounds", 2, *flags)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_bytes())
+    stock = figures["stock"]["rounds"]
+    assert {each["response_tokens"] for each in stock} == {figures["response_tokens"]["total"]}  # greedy
+    rates = [each["response_tokens_per_second"] for each in figures["pipeline"]["rounds"]]
+    theirs = [each["response_tokens_per_second"] for each in stock]
+    expected = statistics.median(one / other for one, other in zip(rates, theirs, strict=True))
+    assert figures["ratio_to_stock"] == pytest.approx(expected, abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "in.jsonl"]
 
 
