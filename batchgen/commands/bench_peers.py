@@ -242,7 +242,7 @@ def _command(way: str, job: Job, model: Path, rows: Path, out: Path) -> tuple[li
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [_named_vllm(out.parent), variables.get("PYTHONPATH")]))
     order = Path(f"{out}.json")
     order.write_bytes(msgspec.json.encode(Order(str(model), str(rows), str(out), job.context, settings)))
-    return [sys.executable, "-m", "batchgen.engine.peers", way, str(order)], variables
+    return [sys.executable, "-P", "-m", "batchgen.engine.peers", way, str(order)], variables
 
 
 def _named_vllm(folder: Path) -> str:

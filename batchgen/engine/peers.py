@@ -83,7 +83,7 @@ def run_batch(order: Order) -> None:
     flags = ["-i", str(source), "-o", f"{order.out}/results.jsonl", "--model", order.model]
     for name, value in {"max-model-len": order.context, **order.flags()}.items():
         flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vllm.entrypoints.openai.run_batch", *flags])
 
 
 def datatrove(order: Order) -> None:
