@@ -127,9 +127,9 @@ def ray(order: Order) -> None:
     rows = [
         {"row": row, "ids": ids, "sampling": {**sampling, "seed": seed}} for row, _, ids, sampling, seed in order.read()
     ]
-    on_gpu = (
-        {} if "kv_cache_memory_bytes" not in order.settings else {"placement_group_config": {"bundles": [{"CPU": 1}]}}
-    )
+    # Without this it waits for a GPU for ever.
+    on_a_cpu = "kv_cache_memory_bytes" in order.settings
+    place = {"placement_group_config": {"bundles": [{"CPU": 1}]}} if on_a_cpu else {}
     config = vLLMEngineProcessorConfig(
         model_source=order.model,
         engine_kwargs={"max_model_len": order.context, **order.settings},
@@ -137,7 +137,7 @@ def ray(order: Order) -> None:
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
-        **on_gpu,
+        **place,
     )
     processor = build_processor(
         config,
