@@ -48,11 +48,13 @@ Texts = dict[int, tuple[str, int]]  # of every row its response and the number o
 
 class Seen(NamedTuple):
     """One way's run. on_disk, ended: seconds from its start; generation: from the engine being up to the last result,
-    None where that cannot be seen; memory: bytes, shared pages counted once."""
+    None where that cannot be seen; cpu: seconds of all its processes, which others on the machine disturb least;
+    memory: bytes, shared pages counted once."""
 
     on_disk: float
     ended: float
     generation: float | None
+    cpu: float
     memory: int
     texts: Texts
 
@@ -102,6 +104,7 @@ def _figures(done: list[Seen], compared: Texts) -> Figures:
         "on_disk": round(statistics.median(each.on_disk for each in done), 2),
         "ended": round(statistics.median(each.ended for each in done), 2),
         "generation": generation and round(generation, 2),
+        "cpu_seconds": round(statistics.median(each.cpu for each in done), 2),
         "tokens_per_second": generation and round(tokens / generation, 1),
         "response_tokens": tokens,
         "memory_mb": round(statistics.median(each.memory for each in done) / MB),
@@ -114,15 +117,17 @@ def _figures(done: list[Seen], compared: Texts) -> Figures:
 def table(figures: Figures) -> list[str]:
     """The figures as Markdown."""
     lines = [
-        "| | rows | last result on disk | process end | generation | tokens/s | peak memory | equal rows |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | rows | last result on disk | process end | CPU | generation | tokens/s | peak memory | equal rows |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for way, each in figures["ways"].items():
         generation = "-" if each["generation"] is None else f"{each['generation']:.1f} s"
         rate = "-" if each["tokens_per_second"] is None else f"{each['tokens_per_second']:,.0f}"
-        seconds = f"{each['on_disk']:.1f} s | {each['ended']:.1f} s | {generation} | {rate}"
+        seconds = f"{each['on_disk']:.1f} s | {each['ended']:.1f} s | {each['cpu_seconds']:.1f} s"
         memory = f"{each['memory_mb'] / 1000:.1f} GB"
-        lines.append(f"| {way} | {each['responses']:,} | {seconds} | {memory} | {each['equal']:,} |")
+        lines.append(
+            f"| {way} | {each['responses']:,} | {seconds} | {generation} | {rate} | {memory} | {each['equal']:,} |"
+        )
     return lines
 
 
@@ -204,7 +209,7 @@ def _run(way: str, job: Job, model: Path, rows: Path, out: Path) -> Seen:
     )
     memory = 0
     try:
-        while process.poll() is None:
+        while not (waited := os.wait4(process.pid, os.WNOHANG))[0]:
             if time.time() - begin > PATIENCE:
                 raise MachineError(f"{way}: not done after {PATIENCE:g} s")
             memory = max(memory, _memory_of(process.pid))
@@ -213,13 +218,14 @@ def _run(way: str, job: Job, model: Path, rows: Path, out: Path) -> Seen:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        raise MachineError(f"{way}: failed (exit code {process.returncode}); the log above says why")
+    _, status, usage = waited
+    if code := os.waitstatus_to_exitcode(status):
+        raise MachineError(f"{way}: failed (exit code {code}); the log above says why")
     texts = dict(_results(way, out, job.model))
     on_disk = max(path.stat().st_mtime for path in _result_files(way, out)) - begin
     ready = Path(f"{out}.ready")
     up = ready.stat().st_mtime - begin if ready.exists() else None
-    return Seen(on_disk, ended, None if up is None else on_disk - up, memory, texts)
+    return Seen(on_disk, ended, None if up is None else on_disk - up, usage.ru_utime + usage.ru_stime, memory, texts)
 
 
 def _command(way: str, job: Job, model: Path, rows: Path, out: Path) -> tuple[list[str], dict[str, str]]:
