@@ -29,6 +29,7 @@ from ..engine.peers import PACKAGES, Order
 from ..engine.stock import NEEDED_ON_CPU
 from ..errors import JobError, MachineError, Reject
 from ..host import environment
+from ..host.lifeline import die_with_parent
 from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model.model import Model
@@ -318,6 +319,7 @@ def main() -> None:
     """`batchgen run` of a spec in a file, beside which it marks when its engines were up."""
     from ..run.run import run
 
+    die_with_parent()
     order = Path(sys.argv[1])
     begin = time.time()
     done = run(msgspec.json.decode(order.read_bytes(), type=JobSpec))

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-Row = dict[str, Any]
+from ..host.lifeline import die_with_parent
 
 # What a peer runs besides vLLM, by the package that has to be installed.
 PACKAGES = {
@@ -153,6 +153,7 @@ def ray(order: Order) -> None:
 
 
 def main() -> None:
+    die_with_parent()  # which a program that takes the place of this one keeps
     way, path = sys.argv[1:]
     order = msgspec.json.decode(Path(path).read_bytes(), type=Order)
     Path(order.out).mkdir()
