@@ -3,7 +3,11 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import msgspec
 import pyarrow as pa
@@ -128,19 +132,34 @@ def test_a_file_uri_is_the_same_as_its_path(tmp_path):
     assert plan_input([path.as_uri()], 2) == plan_input([str(path)], 2)
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """An S3 server on loopback with three objects; gives URI makers for paths in the bucket."""
-    from moto.server import ThreadedMotoServer
+MOTO = """
+import sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), sep=":", flush=True)
+sys.stdin.read()
+"""
 
+
+@pytest.fixture(scope="module")
+def s3():
+    """The address of an S3 server on loopback. In a process of its own: vLLM, as it starts an engine, looks at all
+    modules of its process, and trips over the server's."""
+    with subprocess.Popen([sys.executable, "-c", MOTO], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """A bucket with three objects; gives URI makers for paths in it."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{s3}/moto-api/reset", method="POST")).close()
 
     def uri(path):
-        return f"s3://talks/{path}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        return f"s3://talks/{path}?endpoint_override={s3}&scheme=http&region=us-east-1"
 
     system, _ = fs.FileSystem.from_uri(uri("") + "&allow_bucket_creation=true")
     system.create_dir("talks")
@@ -149,8 +168,7 @@ def bucket(monkeypatch):
     for name, text in [("in/b.jsonl", "2"), ("in/more/c d.jsonl", "3")]:
         with system.open_output_stream(f"talks/{name}") as stream:
             stream.write(f'{{"text": "{text}"}}\n'.encode())
-    yield uri
-    server.stop()
+    return uri
 
 
 @pytest.mark.parametrize(
