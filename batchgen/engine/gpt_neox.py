@@ -1,6 +1,6 @@
 """GPT-NeoX on vLLM's layers, for versions of vLLM that have no implementation of their own: from 0.32 on they run it
-through the Transformers backend, which is slower. Written for 0.32; all that it uses is in 0.33 too, with the same
-signatures. Only vllm.py imports this module, and does without it where a later vLLM breaks it.
+through the Transformers backend, which is slower. Written for 0.32; all that it uses is in 0.33 too, and takes the
+same arguments. Only vllm.py imports this module, and does without it where a later vLLM breaks it.
 
 The model (Black et al. 2022, arXiv:2204.06745) is a residual stream, to which each layer adds what its attention and
 its MLP make of it. Both read the stream as it was before the layer (parallel: GPT-NeoX-20B, Pythia), or the MLP reads
@@ -39,8 +39,6 @@ from vllm.model_executor.models.utils import (
     maybe_prefix,
 )
 from vllm.sequence import IntermediateTensors
-
-ARCHITECTURE = "GPTNeoXForCausalLM"  # in config.json
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

@@ -23,6 +23,7 @@ class InstantEngine:
 
     dtype = "none"
     device = "no model: answers at once"
+    model_impl = "none"
     sampler = NONE
 
     def __init__(self, model: Model, args: dict[str, Any], context: int, per_step: int | None = None):

@@ -49,6 +49,10 @@ class Engine(Protocol):
         """What it runs on, for the shards' metadata: "NVIDIA H100 80GB HBM3"."""
 
     @property
+    def model_impl(self) -> str:
+        """Whose implementation of the model it runs, for the shards' metadata: "vllm", "transformers" or "batchgen"."""
+
+    @property
     def sampler(self) -> Sampler:
         """What draws its tokens, for the shards' metadata, and for whoever compares what seeds gave."""
 

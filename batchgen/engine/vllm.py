@@ -33,6 +33,8 @@ from .reasoning import ReasoningParser
 from .stop import StopSearch
 from .types import Logprobs, Response
 
+GPT_NEOX = "GPTNeoXForCausalLM"  # the architecture, in a config.json
+
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
 TRIAL = "trial"  # a request that is not run
 
@@ -86,13 +88,13 @@ def add_gpt_neox() -> str:
     if has("gpt_neox"):
         return ""
     try:
-        from .gpt_neox import ARCHITECTURE, GPTNeoXForCausalLM
+        from .gpt_neox import GPTNeoXForCausalLM
     except Exception as error:  # of whatever a later vLLM has changed
         return f"{type(error).__name__}: {in_one_line(error)}"
     from vllm import ModelRegistry
 
     # The class itself: of a name alone vLLM would import the module in a process of its own first, in 8 s.
-    ModelRegistry.register_model(ARCHITECTURE, GPTNeoXForCausalLM)
+    ModelRegistry.register_model(GPT_NEOX, GPTNeoXForCausalLM)
     return ""
 
 
@@ -155,6 +157,7 @@ class VllmEngine:
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.device: str = current_platform.get_device_name()
+        self.model_impl = _model_impl(config.model_config.architecture)
         self._check_draw(model)
 
     def _start(self, model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
@@ -382,6 +385,13 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
     if model.adapters:
         lora.check_takes_adapters(config.model_config)
     return config
+
+
+def _model_impl(architecture: str) -> str:
+    """Whose implementation runs a model that vLLM has resolved to this architecture."""
+    if architecture.startswith("Transformers"):
+        return "transformers"
+    return "batchgen" if architecture == GPT_NEOX and not has("gpt_neox") else "vllm"
 
 
 def _warnings(model: Model, config: Any) -> list[str]:

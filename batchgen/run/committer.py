@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from ..engine.types import Engine
 from ..errors import Reject, in_one_line
 from ..input.conversation import Row
 from ..output import journal, shard
@@ -19,14 +20,15 @@ from .prepare import Job
 class Committer:
     """Writes the shards of one job. Raises Stopped if the folder is another job's by now."""
 
-    def __init__(self, job: Job, fence: Fence, dtype: str, device: str):
+    def __init__(self, job: Job, fence: Fence, engine: Engine):
         self._job, self._fence = job, fence
         self._task: Task = job.task
         self._facts = {
             "versions": job.record.versions,
             "model": {"name": job.model.name, "revision": job.model.revision, "digests": job.digests},
-            "dtype": dtype,
-            "device": device,
+            "dtype": engine.dtype,
+            "device": engine.device,
+            "model_impl": engine.model_impl,
         }
 
     def commit(self, opened: OpenShard) -> Counts:

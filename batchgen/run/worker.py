@@ -57,7 +57,7 @@ class Worker:
             warn=lambda text: report(Warn(text)),
         )
         self._admission = Admission(engine.max_num_seqs, window, poison, until)
-        self._committer = Committer(job, fence, engine.dtype, engine.device)
+        self._committer = Committer(job, fence, engine)
         self._stop_at: float | None = None
         self._stopping = Stopping.NO
         self._told = 0.0  # when the supervisor last heard of us

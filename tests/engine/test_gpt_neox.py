@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MODEL, demo_records
@@ -21,6 +22,7 @@ from batchgen.engine.vllm import VllmEngine, add_gpt_neox
 from batchgen.job.sampling import Sampling
 from batchgen.model.model import load_model
 
+NATIVE = "vllm" if has("gpt_neox") else "batchgen"
 of_ours = pytest.mark.skipif(has("gpt_neox"), reason="this vLLM has a GPT-NeoX of its own, which cannot do this")
 
 SMALL = {
@@ -208,21 +210,25 @@ def test_without_vllms_insides_as_they_were_the_transformers_backend_is_left_and
     assert add_gpt_neox.__wrapped__().startswith("ModuleNotFoundError: import of batchgen.engine.gpt_neox halted")
 
 
+def test_a_shard_says_whose_implementation_ran(generate, write_rows):
+    assert implementation(generate([write_rows(demo_records(3))], sampling={"max_tokens": 4})) == NATIVE
+
+
 # --- whole runs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "model_impl"),
     [
-        pytest.param(["enforce_eager=false"], id="compiled"),
-        pytest.param(["tensor_parallel_size=2"], id="two tensor-parallel devices"),
-        pytest.param(["pipeline_parallel_size=2", "enforce_eager=false"], id="a pipeline of two"),
-        pytest.param(["model_impl=transformers"], id="transformers"),
+        pytest.param(["enforce_eager=false"], NATIVE, id="compiled"),
+        pytest.param(["tensor_parallel_size=2"], NATIVE, id="two tensor-parallel devices"),
+        pytest.param(["pipeline_parallel_size=2", "enforce_eager=false"], NATIVE, id="a pipeline of two"),
+        pytest.param(["model_impl=transformers"], "transformers", id="transformers"),
     ],
 )
 def test_compiled_over_two_devices_and_by_the_other_backend_the_tokens_are_the_same(
-    start, generate, write_rows, tmp_path, flags
+    start, generate, write_rows, tmp_path, flags, model_impl
 ):
     source = write_rows(demo_records(200))
     keep = {"include": ["response_token_ids"]}
@@ -233,6 +239,13 @@ def test_compiled_over_two_devices_and_by_the_other_backend_the_tokens_are_the_s
     run = start(source, tmp_path / "out", *settings, *options, env=environment)
     assert run.wait() == 0, run.stderr
     assert tokens(tmp_path / "out") == tokens(expected)
+    assert implementation(tmp_path / "out") == model_impl
+
+
+def implementation(out: Path) -> str:
+    """Of the model, as the only shard says."""
+    [path] = out.glob("part-*")
+    return pq.read_schema(path).metadata[b"batchgen.model_impl"].decode()
 
 
 def tokens(out: Path) -> list[list[int]]:
@@ -251,3 +264,4 @@ def test_a_run_that_has_to_do_without_our_gpt_neox_says_so_once(start, write_row
     [line] = said(run.stderr)
     assert line.startswith("batchgen: warning: batchgen's GPT-NeoX does not go with this vLLM")
     assert len(tokens(tmp_path / "out")) == 3
+    assert implementation(tmp_path / "out") == "transformers"

@@ -84,7 +84,7 @@ class Read:
 class Seeded:
     """Answers one request a step, from its seed alone; remembers all that it was asked."""
 
-    dtype, device, sampler, max_num_seqs = "none", "answers at once", NONE, 4
+    dtype, device, model_impl, sampler, max_num_seqs = "none", "answers at once", "none", NONE, 4
 
     def __init__(self, fails: str = ""):
         self.asked: list[str] = []
