@@ -74,11 +74,11 @@ def test_what_vllm_itself_refuses_is_a_reject_and_the_engine_goes_on(engine, pro
 def test_a_refusal_of_whatever_class_rejects_its_row_at_the_first_try(engine, generate, write_rows, monkeypatch, error):
     add_request, seen = engine._engine.add_request, []
 
-    def refuse_the_third(*arguments):
+    def refuse_the_third(*arguments, **options):
         seen.append(arguments[0])
         if len(seen) == 3:
             raise error
-        return add_request(*arguments)
+        return add_request(*arguments, **options)
 
     monkeypatch.setattr(engine._engine, "add_request", refuse_the_third)
     out = generate([write_rows(demo_records(8))])
