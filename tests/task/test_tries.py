@@ -39,7 +39,7 @@ class Says:
     """An engine that says what it is told to: answers[row][attempt] is a text, or a text and how it ended; the last one
     of a row is repeated."""
 
-    dtype, device, sampler, max_num_seqs = "none", "says what it is told to", NONE, 4
+    dtype, device, model_impl, sampler, max_num_seqs = "none", "says what it is told to", "none", NONE, 4
 
     def __init__(self, answers):
         self._answers = answers
