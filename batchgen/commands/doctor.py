@@ -28,7 +28,7 @@ from ..run.run import run
 # Beside vLLM and torch, for the line about packages: what a report about wrong responses or a crash has to name.
 PACKAGES = ("transformers", "xgrammar", "triton", "sentencepiece", "pyarrow")
 PATIENCE = 20  # seconds; for other programs, which a broken driver or an absent controller keeps waiting
-# Docker gives a container 64 MB. With several processes per engine, vLLM's and NCCL's buffers take some 200 MB.
+# Docker gives a container 64 MB, of which vLLM's manual says that it is too little for tensor parallelism.
 LEAST_SHARED = 512 << 20
 LEAST_TEMPORARY = 1 << 30  # engines put sockets and compiled kernels there
 GIB = 1 << 30
