@@ -18,8 +18,6 @@ import torch
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CUDA_STEP = 4  # a CUDA generator's offset is a multiple of 4, and vLLM takes a discarded draw back by 4
 
-_unseeded = np.random.default_rng()
-
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """float64 in [0, 1 - 2**-52], one for each pair of uint64. Times any sum it stays below that sum."""
@@ -83,9 +81,10 @@ def _position(generator: torch.Generator) -> int:
 def random_sample(probs: torch.Tensor, generators: dict[int, torch.Generator], *_: Any) -> torch.Tensor:
     """Replaces vLLM's function of this name: token ids [B] for probabilities [B, V], with generators by row.
 
-    Rows without a generator are unseeded, or greedy: then their draw is not used.
+    Rows without a generator are unseeded, or greedy: then their draw is not used. All processes of an engine have to
+    draw them alike: each goes on with its own token. vLLM gives torch the same seed in all of them.
     """
-    chance = _unseeded.random(probs.shape[0])
+    chance = torch.rand(probs.shape[0], dtype=torch.float64, device="cpu").numpy()
     seeds = np.array([generator.initial_seed() for generator in generators.values()], np.uint64)
     positions = np.array([_position(generator) for generator in generators.values()], np.uint64)
     chance[list(generators)] = uniform(seeds, positions)

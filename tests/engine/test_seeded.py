@@ -67,6 +67,16 @@ def test_rows_without_a_generator_are_drawn_at_random():
     assert len(set(random_sample(probs, {}).tolist())) > 500
 
 
+def test_rows_without_a_generator_are_drawn_alike_in_all_processes_of_an_engine():
+    """To which vLLM gives one seed."""
+    probs = torch.full((8, 1000), 1 / 1000)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append([random_sample(probs, {}).tolist() for _ in range(3)])
+    assert draws[0] == draws[1]
+
+
 def test_rows_without_a_generator_leave_the_others_as_they_are():
     probs = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
     both = random_sample(probs, {2: torch.Generator().manual_seed(5)})
