@@ -77,6 +77,7 @@ def forecast(seen: "Forecast") -> None:
             "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
             "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
             "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
+            **({"quantization": shown(seen.quantization)} if seen.quantization else {}),
             **_adapters(seen),
             "prompt tokens": f"{tokens:,}; {lengths}",
             "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",

@@ -30,6 +30,8 @@ def describe(model: Model) -> Iterator[tuple[str, str]]:
     yield from _lines("card's sampling", [f"{card.models}: {_named(card.sampling)}" for card in model.family.cards])
     format = model.prompt_format
     yield "defaults", _named(msgspec.structs.asdict(JobSampling().with_defaults(model.sampling_defaults(format))))
+    if model.quantization:
+        yield "quantization", model.quantization
     yield from _lines("weights", list(_weights(model)))
     yield from _lines("SHA-256", [f"{digest}  {name}" for name, digest in model.sha256.items()])
     known = [name for md5, name in series.RELEASES.items() if md5 in model.weights.values()]

@@ -54,6 +54,14 @@ class Forecast:
     def tokens(self) -> int:
         return sum(self.lengths)
 
+    @property
+    def quantization(self) -> str:
+        """Of the weights, as [engine] or the model's files have it, and of the KV cache; empty if there is none."""
+        asked = self.job.spec.engine
+        weights, cache = asked.get("quantization") or self.job.model.quantization, asked.get("kv_cache_dtype", "auto")
+        said = [f"weights {weights}"] if weights else []
+        return ", ".join(said + ([f"KV cache {cache}"] if cache != "auto" else []))
+
     def percentiles(self) -> dict[str, int]:
         """Shortest, median, 99th percentile and longest prompt, in tokens."""
         ordered = sorted(self.lengths) or [0]
@@ -129,6 +137,7 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "rejects": dict(sorted(forecast.rejects.items())),
         "shapes": dict(forecast.shapes.most_common()),
         "adapters": {name: forecast.adapters[name] for name in ["", *(each.name for each in job.model.adapters)]},
+        "quantization": forecast.quantization,
         "prompt_tokens": {"total": forecast.tokens, **lengths},
         "over_length": forecast.over_length,
         "shared_tokens": forecast.shared,

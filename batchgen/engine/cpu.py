@@ -67,5 +67,6 @@ def weight_bytes(model: Model, args: dict[str, Any]) -> int:
     files = sum((model.folder / name).stat().st_size for name in model.weights if name in model.digests)
     config = model_files.read_table(model.folder / "config.json")
     kept = config.get("dtype", config.get("torch_dtype"))
-    widened = kept in ("float16", "bfloat16") and args.get("dtype", "float32") == "float32"
+    wide = settings(model, 1, args)["dtype"] == "float32"
+    widened = kept in ("float16", "bfloat16") and wide and not model.quantization
     return 2 * files if widened else files

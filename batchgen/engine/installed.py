@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import JobError, warn
 from ..job.sampler import MURMUR3, PHILOX, Sampler
+from ..job.sampling import Sampling
 from ..job.spec import nearest
 
 # The vLLM releases that batchgen supports, as in pyproject.toml, and where the CPU build finds its torch.
@@ -59,10 +60,14 @@ _NOT_ON_CPU: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("enable_chunked_prefill", bool, "vLLM cannot draw by a seed in a prompt that is read in chunks"),
     # Its workers are not given the buffers between two stages unless vLLM warms up, which it only does to compile.
     ("pipeline_parallel_size", lambda size: size != 1, "vLLM dies at the first step of a pipeline"),
+    ("quantization", lambda method: method == "fp8", "vLLM cannot turn weights into fp8"),
 )
 
 # The variable that decides which of its model runners vLLM takes.
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
+# Of speculative decoding: there vLLM draws on a random number for every guess.
+ONLY_GREEDY = "on a GPU what a seed draws depends on what was guessed, so only temperature 0 goes with it"
 
 # xgrammar is the only backend that can read our tokenizer. With free whitespace small models pad a JSON value for ever.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -189,6 +194,22 @@ def _reasoning_parsers(folder: Path) -> list[str]:
     source = ast.parse((folder / "reasoning" / "__init__.py").read_text("utf-8"))
     tables = [node.value for node in source.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)]
     return [str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant)]
+
+
+def check_speculation(args: dict[str, Any], sampling: Sampling) -> None:
+    """Refuses speculative decoding that would not give the tokens of a job without it. sampling: of the job's rows.
+    Raises JobError."""
+    if (asked := args.get("speculative_config")) is None:
+        return
+    if not isinstance(asked, dict) or asked.get("method") != "ngram":
+        raise JobError(
+            '[engine] speculative_config: write {method = "ngram", num_speculative_tokens = 4, ...}: no other'
+        )
+    if needs_gpu() and sampling.temperature > 0:
+        raise JobError(f"[engine] speculative_config: {ONLY_GREEDY}; leave it out, or set temperature = 0")
+    for name in ("min_p", "logit_bias"):
+        if getattr(sampling, name):
+            raise JobError(f"[engine] speculative_config: vLLM does not take it with [sampling] {name}; leave one out")
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..prompt.structured_outputs import compile_compact
 from . import cpu, lora, noise, scratch
-from .installed import SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
+from .installed import ONLY_GREEDY, SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .reasoning import ReasoningParser
 from .stop import StopSearch
 from .types import Logprobs, Response
@@ -69,10 +69,11 @@ def install_into_vllm() -> None:
     from vllm.tokenizers import TokenizerRegistry
     from vllm.v1.sample.ops import topk_topp_sampler
 
-    from .seeded import random_sample
+    from . import seeded
 
-    topk_topp_sampler.random_sample = random_sample
+    topk_topp_sampler.random_sample = seeded.random_sample
     topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
+    _verify_drafts()
     _compact_json()
     _meet_in_a_file()
     add_gpt_neox()
@@ -115,6 +116,19 @@ def _compact_json() -> None:
     GrammarCompiler.compile_json_schema = compile_json_schema  # type: ignore[method-assign]
 
 
+def _verify_drafts() -> None:
+    """With speculative decoding too, tokens are our draw's."""
+    from vllm.v1.sample import rejection_sampler
+
+    from . import seeded
+
+    if rejection_sampler.rejection_sample is not seeded.verified:
+        sampler = rejection_sampler.RejectionSampler
+        sampler.forward = seeded.behind_drafts(sampler.forward)
+        rejection_sampler.rejection_sample = seeded.verified
+        rejection_sampler.expand_batch_to_tokens = seeded.of_tokens
+
+
 def _meet_in_a_file() -> None:
     """Up to 0.27 an engine's processes find each other by torch's TCPStore, which listens on all interfaces whatever
     address it is given (vLLM's issue 52638). From 0.28 on they use a file, after which their shared memory is named on
@@ -149,6 +163,7 @@ class VllmEngine:
         self._searched: dict[str, Searched] = {}
         self._latest: tuple[Sampling | None, Any] = None, None
         self._tokenizer = model.tokenizer
+        self._guesses_ahead = bool(args.get("speculative_config"))
         self.warnings: list[str] = []
         with _offline():
             self._engine = self._start(model, args, context, current_platform.is_cpu())
@@ -162,12 +177,9 @@ class VllmEngine:
 
     def _start(self, model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
         """vLLM's LLMEngine, with ours in it."""
-        from vllm import LLMEngine
-
         install_into_vllm()
         self._reasoning = _reasoning_parser(model, args)
-        config = _config(model, args, context, on_cpu)
-        return LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
+        return _started(_config(model, args, context, on_cpu))
 
     def _check_draw(self, model: Model) -> None:
         """Finds out which sampler draws, and what the user should know of this engine."""
@@ -192,6 +204,8 @@ class VllmEngine:
     ) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception
         is the engine's end."""
+        if self._guesses_ahead and sampling.temperature > 0 and self.sampler.runner == "V2":
+            raise Reject("engine_error", f"speculative_config: {ONLY_GREEDY}")
         try:
             self._engine.add_request(
                 request_id,
@@ -402,6 +416,19 @@ def _warnings(model: Model, config: Any) -> list[str]:
     return [
         f"batchgen's GPT-NeoX does not go with this vLLM ({why}); its Transformers backend, which is slower, runs it"
     ]
+
+
+def _started(config: Any) -> Any:
+    """vLLM's LLMEngine. Raises JobError if this machine cannot run weights that are quantized as the model's are."""
+    from vllm import LLMEngine
+
+    try:
+        return LLMEngine.from_vllm_config(config, _offline_use(), disable_log_stats=True)
+    except Exception as error:
+        method = config.model_config.quantization
+        if not method or config.device_config.device_type != "cpu" or type(error).__name__ in FATAL_ERRORS:
+            raise
+        raise JobError(f"vLLM cannot run the model's {method} weights on this CPU: {_one_line(error)}") from None
 
 
 def _offline_use() -> Any:

@@ -100,7 +100,8 @@ class ModelTable(_Table, frozen=True):
     revision: Annotated[str, Meta(description="branch, tag or commit of a model on the hub")] = ""
     allow_withdrawn: Annotated[bool, Meta(description="allow the withdrawn weights of 2023-07-31")] = False
     adapter: Annotated[
-        dict[str, str], Meta(description="LoRA adapter in PEFT's format: a folder, or several, each with a name")
+        dict[str, str],
+        Meta(description="LoRA adapter in PEFT's format: a folder, or several by name (NAME=FOLDER as a flag)"),
     ] = {}
     reasoning_parser: Annotated[
         str, Meta(description="for a model that reasons, vLLM's parser of it: its thoughts get a column of their own")

@@ -26,6 +26,7 @@ _PLAIN = frozenset(
     kv_cache_dtype_skip_layers kv_cache_memory_bytes kv_offloading_size kv_sharing_fast_prefill language_model_only
     linear_backend logprobs_mode long_prefill_token_threshold long_prefill_token_threshold_adaptive mamba_backend
     mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds mamba_ssm_cache_dtype
+    fully_sharded_loras lora_dtype max_cpu_loras max_lora_rank max_loras specialize_active_lora
     max_cudagraph_capture_size max_logprobs max_long_partial_prefills max_model_len max_num_active_seqs
     max_num_batched_tokens max_num_partial_prefills max_num_scheduled_tokens max_num_seqs max_parallel_loading_workers
     mm_processor_cache_gb model_impl moe_backend num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes

@@ -18,6 +18,8 @@ from .tokenizer import Tokenizer, TokenizerError
 
 SERIES_FILES = ("config.json", "spiece.model", "tokenizer_config.json")
 
+_QUANTIZATIONS = ("quantization_config", "compression_config")  # keys of config.json
+
 TRAINED_CONTEXT = 2048  # tokens, for all models of the series; a longer context is stretched by RoPE scaling
 
 
@@ -61,6 +63,7 @@ class Model:
         folder, name, revision: see hub.Found.
         model_type: from config.json.
         vocab_size: of the weights, which may have more ids than the tokenizer.
+        quantization: of the weights, in words; empty if they are not quantized.
         context: maximum number of tokens of prompt and response together.
         kv_width: numbers per token in the KV cache.
         tokenizer: ours for the series, transformers' for other models.
@@ -78,6 +81,7 @@ class Model:
     revision: str | None
     model_type: str
     vocab_size: int
+    quantization: str
     context: int
     kv_width: int
     tokenizer: Tokenizer | HfTokenizer
@@ -154,6 +158,7 @@ def load_model(path: str, revision: str = "", format: str = "auto", adapters: di
         revision=commit,
         model_type=shown(str(config.get("model_type")))[:100],
         vocab_size=dimensions.vocab_size,
+        quantization=_quantization(config),
         context=_context(dimensions, folder),
         kv_width=dimensions.kv_width,
         tokenizer=tokenizer,
@@ -185,6 +190,19 @@ def _config(folder: Path) -> dict[str, Any]:
         return model_files.read_table(path)
     except FileNotFoundError:
         raise JobError(f"{path}: no such file; is {folder} a model's folder?") from None
+
+
+def _quantization(config: dict[str, Any]) -> str:
+    """As vLLM reads it from config.json: its name for the method, and what else is known of it."""
+    parts = (config, config.get("text_config"))
+    tables = [part[key] for part in parts if isinstance(part, dict) for key in _QUANTIZATIONS if part.get(key)]
+    table = next((table for table in tables if isinstance(table, dict)), None)
+    if table is None:
+        return ""
+    method = table.get("quant_method", "compressed-tensors")
+    bits = f"{table['bits']} bits" if "bits" in table else ""
+    more = [str(part) for part in (bits, table.get("format"), table.get("activation_scheme")) if part]
+    return shown(", ".join([str(method), *more]))[:100]
 
 
 def _dimensions(config: dict[str, Any], path: Path) -> _Dimensions:

@@ -16,6 +16,7 @@ from ..engine.installed import (
     check_args,
     check_parameters,
     check_reasoning_parser,
+    check_speculation,
     has,
     versions,
 )
@@ -114,6 +115,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
     checker = _checker(spec, model)
     spec, for_rows = _sampling(spec, model, format, checker)
+    check_speculation(spec.engine, for_rows)
 
     def made(record: JobRecord) -> Job:
         task = Generate(

@@ -1,5 +1,7 @@
 """Our draw of a token: the distribution it must have, and what it may depend on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
-from batchgen.engine.seeded import Positions, pick, random_sample, uniform
+from batchgen.engine.seeded import (
+    Positions,
+    behind_drafts,
+    of_tokens,
+    pick,
+    random_sample,
+    uniform,
+    verified,
+)
 from batchgen.engine.vllm import install_into_vllm
 
 uint64 = st.integers(0, 2**64 - 1)
@@ -108,3 +118,71 @@ def test_generators_of_a_cpu_count_their_tokens_as_long_as_somebody_holds_them()
         if number % 500 == 0:
             assert {positions.next(generator) for generator in kept} == {number // 500}
     assert len(positions.drawn) <= Positions.SWEEP + len(kept)
+
+
+# --- speculative decoding
+
+
+def tables(places: int) -> torch.Tensor:
+    """Logits [places, 50] of the places of a response, which here do not depend on what stands before."""
+    return torch.randn(places, 50, generator=torch.Generator().manual_seed(5)) * 2
+
+
+def one_by_one(logits: torch.Tensor, generator: torch.Generator) -> list[int]:
+    return [int(random_sample(row.softmax(0)[None], {0: generator})) for row in logits]
+
+
+def by_drafts(logits, generator: torch.Generator | None, drafts: list[list[int]]) -> list[int]:
+    """A step for each draft, as vLLM's RejectionSampler makes it; another request without a draft is in it too. Without
+    a generator the likeliest tokens."""
+    found: list[int] = []
+    greedy, generators = generator is None, {1: generator} if generator else {}
+    for draft in drafts:
+        here = logits[len(found) : len(found) + len(draft) + 1]
+        sampling = SimpleNamespace(
+            all_greedy=greedy, all_random=not greedy, generators=generators, temperature=torch.tensor([1.0, 1.0])
+        )
+
+        def forward(_, metadata, draft=draft, here=here, sampling=sampling):
+            behind = torch.stack([here[0], here[-1]]).softmax(-1)
+            tokens = behind.argmax(-1) if greedy else random_sample(behind, generators)
+            ends = torch.tensor(metadata.num_draft_tokens).cumsum(0)
+            wanted = torch.tensor(draft, dtype=torch.int32), metadata.num_draft_tokens, len(draft), ends, None
+            return verified(*wanted, here[:-1], tokens[:, None], sampling, synthetic_mode=False)
+
+        step = behind_drafts(forward)(None, SimpleNamespace(num_draft_tokens=[0, len(draft)])).tolist()
+        assert sum(token >= 0 for token in step[0]) == 1
+        found += [token for token in step[1] if token >= 0]
+    return found
+
+
+def test_drafts_that_are_right_or_wrong_change_no_token_of_a_seed():
+    logits = tables(30)
+    expected = one_by_one(logits, torch.Generator().manual_seed(9))
+    right, wrong = expected[:], [(token + 1) % 50 for token in expected]
+    drafts = [right[0:4], wrong[5:7], [*right[6:8], wrong[8]], right[9:10], [wrong[11]], right[12:16]]
+    found = by_drafts(logits, torch.Generator().manual_seed(9), drafts)
+    assert found == expected[: len(found)] and len(found) == 5 + 1 + 3 + 2 + 1 + 5
+
+
+def test_drafts_are_held_against_the_likeliest_token_where_nothing_is_drawn():
+    logits = tables(10)
+    likeliest = logits.argmax(-1).tolist()
+    drafts = [[*likeliest[:2], (likeliest[2] + 1) % 50], likeliest[3:5]]
+    assert by_drafts(logits, None, drafts) == likeliest[:6]
+
+
+def test_a_step_of_drafts_between_others_counts_what_it_gave():
+    logits = tables(12)
+    expected = one_by_one(logits, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    found = one_by_one(logits[:3], generator)
+    found += by_drafts(logits[3:], generator, [[expected[3], (expected[4] + 1) % 50]])
+    found += one_by_one(logits[len(found) :], generator)
+    assert found == expected
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.5, 0.0], [7, 1024, 0]])
+def test_a_value_of_a_request_is_that_of_every_token_of_its_draft(values):
+    spread = of_tokens(torch.tensor(values), torch.tensor([2, 2, 5]), 5, replace_from=0, replace_to=1)
+    assert spread.tolist() == [values[0], values[0], 1, 1, 1]

@@ -65,6 +65,8 @@ HARMLESS = {
     "attention_backend": "FLASH_ATTN",
     "distributed_executor_backend": "mp",
     "load_format": "dummy",
+    "max_loras": 4,
+    "max_lora_rank": 64,
     "structured_outputs_config": {"backend": "xgrammar"},
     "compilation_config": {"mode": 3, "custom_ops": ["none", "+rms_norm"], "pass_config": {"fuse_norm_quant": True}},
     "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4},
