@@ -10,6 +10,7 @@ names one of vLLM 0.29.0 that is there already; nothing in it is changed. pytest
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -91,11 +92,13 @@ def _output(command: Sequence[object]) -> str:
 
 
 def logged(command: Iterable[object], log: Path) -> str:
-    """Runs a command in the project; its last line."""
+    """Runs a command in the project; its last line, or pytest's summary."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     with log.open("w") as file:
         done = subprocess.run([str(part) for part in command], cwd=PROJECT, stdout=file, stderr=file, env=variables)
-    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    said = log.read_text(errors="replace").rstrip()
+    ends = re.findall(r"^\d+ \w+.* in [\d.]+s.*$", said, re.MULTILINE)  # pytest's, after which libraries may complain
+    last = ends[-1] if ends else said.rpartition("\n")[2]
     return f"exit code {done.returncode}: {last}" if done.returncode not in (0, 1) else last
 
 

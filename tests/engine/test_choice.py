@@ -118,9 +118,9 @@ def imported(path: Path) -> set[str]:
 
 def test_the_engine_room_alone_imports_vllm_and_torch():
     """train.py made the demo model, and is no part of a job."""
-    of_engine = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if {"vllm", "torch"} & imported(path)}
-    files = {"engine/vllm.py", "engine/seeded.py", "engine/gpt_neox.py", "engine/bandwidth.py", "demo/train.py"}
-    assert of_engine == files
+    files = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if {"vllm", "torch"} & imported(path)}
+    assert Path("engine/vllm.py") in files
+    assert {str(path) for path in files if path.parent != Path("engine")} == {"demo/train.py"}
 
 
 def test_a_worker_on_another_engine_imports_neither(batchgen_process, write_rows, tmp_path):

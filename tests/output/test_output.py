@@ -44,7 +44,7 @@ def test_columns_and_types_are_the_documented_ones(out):
         "min_tokens: int32, ignore_eos: bool, stop: list<element: string>, stop_token_ids: list<element: int32>, "
         "include_stop_str_in_output: bool, bad_words: list<element: string>, allowed_token_ids: list<element: int32>, "
         "logit_bias: list<element: struct<token_id: int32, bias: double>>, structured_outputs: string, "
-        "logprobs: int32>",
+        "logprobs: int32, repetition_detection: string, thinking_token_budget: int32>",
         "expected": "string",
         "prompt": "string",
         "prompt_token_ids": "list<element: int32>",
