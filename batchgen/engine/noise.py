@@ -59,19 +59,21 @@ def checked(engine: Any, sampler: Sampler, params: Params, prompt: int, ids: int
 
 
 def is_ours(tokens: dict[int, list[int]], first: int, last: int) -> bool:
-    """Whether the tokens of each seed of FIRST and LAST, drawn from these two ids, are those of our draw."""
+    """Whether the tokens of each seed of FIRST and LAST, drawn from these two ids, are those of our draw. A position at
+    which all are the same says nothing: the model is certain there."""
     return all(
         tokens[seed][position] == token
         for table, token in ((FIRST, first), (LAST, last))
         for position, seeds in enumerate(table)
         for seed in seeds
-        if position < len(tokens[seed])  # a context of two tokens has room for one
+        if len({drawn[position] for drawn in tokens.values() if position < len(drawn)}) > 1
     )
 
 
 def _drawn(engine: Any, params: Params, prompt: int, allowed: list[int]) -> dict[int, list[int]]:
     """The first tokens of a request for each seed of FIRST and LAST."""
-    sampling = Sampling(temperature=2, max_tokens=len(FIRST), ignore_eos=True, allowed_token_ids=allowed)
+    # With a top_p the less likely one might be none to draw from.
+    sampling = Sampling(temperature=2, top_p=1, max_tokens=len(FIRST), ignore_eos=True, allowed_token_ids=allowed)
     waiting = {f"seed {seed}": seed for table in (FIRST, LAST) for seeds in table for seed in seeds}
     for name, seed in waiting.items():
         engine.add_request(name, {"type": "token", "prompt_token_ids": [prompt]}, params(sampling, seed))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import GPTNeoXConfig
 from unpatched import GPTNeoXForCausalLM
 
-from batchgen.engine.installed import ANY_VERSION, has
+from batchgen.engine.installed import has
 from batchgen.engine.vllm import VllmEngine, add_gpt_neox
 from batchgen.job.sampling import Sampling
 from batchgen.model.model import load_model
@@ -69,13 +69,6 @@ class Reference:
         """Of all ids at every token of a response: [tokens, ids]."""
         logits = self.network(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         return torch.log_softmax(logits.float(), -1)
-
-
-@pytest.fixture(autouse=True)
-def whatever_draws(monkeypatch):
-    """All here is greedy, and of random weights two ids may be too unlike for the check that an engine makes of its
-    draw: it is to warn alone."""
-    monkeypatch.setenv(ANY_VERSION, "1")
 
 
 @pytest.fixture

@@ -59,6 +59,13 @@ def test_an_engine_that_draws_as_it_should_passes_as_often_as_it_is_asked_and_do
     assert answer() == before
 
 
+def test_a_model_that_is_certain_of_a_token_passes_too():
+    certain = {seed: [9, 9] for table in (FIRST, LAST) for seeds in table for seed in seeds}
+    assert noise.is_ours(certain, 5, 9)
+    once = certain | {FIRST[0][0]: [5, 9]}
+    assert not noise.is_ours(once, 5, 9)
+
+
 def by_vllm(probs, generators, *_):
     """As vLLM itself draws: exponential noise from each generator."""
     waits = torch.empty_like(probs).exponential_()
