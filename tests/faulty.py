@@ -21,6 +21,7 @@ import batchgen.run.run
 from batchgen.engine.types import Engine
 from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
+from batchgen.model.model import Model
 from batchgen.output import journal, opening, shard
 from batchgen.output.claims import Claims
 from batchgen.output.counts import Counts
@@ -79,8 +80,13 @@ def worker_here(engine: Engine, kind: type[_Here] = _HereByItself) -> Iterator[N
         yield
 
 
-_load_model = functools.cache(batchgen.model.model.load_model)
+_load_once = functools.cache(batchgen.model.model.load_model)
 _versions = functools.cache(batchgen.engine.installed.versions)
+
+
+def _load_model(path: str, revision: str, format: str, adapters: dict[str, str]) -> Model:
+    assert not adapters  # which have no hash
+    return _load_once(path, revision, format)
 
 
 def spec_of(

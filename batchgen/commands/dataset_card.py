@@ -65,7 +65,7 @@ def text(
     columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
     engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
     parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
-    if parser := record.settings["model"].get("reasoning_parser"):
+    if parser := record.settings.get("model", {}).get("reasoning_parser"):
         parts["model"] = {"reasoning_parser": parser}
     return "\n".join(
         [
