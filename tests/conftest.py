@@ -94,7 +94,7 @@ def engine():
 
 
 def _let_it_outlive_others() -> None:
-    """An engine in this process that is not needed any more ends, from vLLM 0.32 on, what all of them have in common."""
+    """An engine in this process that is not needed any more ends, from vLLM 0.32 on, what all have in common."""
     from vllm.v1.engine import core
 
     core.cleanup_dist_env_and_memory = lambda: None

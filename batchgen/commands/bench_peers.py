@@ -34,6 +34,7 @@ from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
+from ..output import layout
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
 from .bench import MB, Figures, circumstances, first_rows, nearest_folder
@@ -291,7 +292,7 @@ def _is_below(folder: Path, ancestor: int) -> bool:
 
 
 def _result_files(way: str, out: Path) -> list[Path]:
-    return [path for path in out.iterdir() if path.name.startswith("part-" if way == RUN else "") and path.is_file()]
+    return [path for path in out.iterdir() if path.is_file() and (way != RUN or layout.is_part(path.name))]
 
 
 def _results(way: str, out: Path, model: Model) -> Iterator[tuple[int, tuple[str, int]]]:
