@@ -125,11 +125,11 @@ def test_steps_that_return_nothing_while_a_prompt_is_read_are_no_stall(engine, g
 def test_a_request_that_vllm_refuses_is_rejected_alone(engine, generate, write_rows, monkeypatch):
     add_request, seen = engine._engine.add_request, []
 
-    def refuse_the_fifth(*arguments):
+    def refuse_the_fifth(*arguments, **adapter):
         seen.append(arguments)
         if len(seen) == 5:
             raise ValueError("this prompt\nis not to my taste")
-        return add_request(*arguments)
+        return add_request(*arguments, **adapter)
 
     monkeypatch.setattr(engine._engine, "add_request", refuse_the_fifth)
     out = generate([write_rows(demo_records(20))])
