@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
 
-from batchgen.run import gpus
+from batchgen.run import division
 
 SHARDS = {"shard_rows": 25}
 STEP = 0.05  # seconds, in which an engine answers eight rows
@@ -196,7 +196,7 @@ def test_a_full_disk_stops_all(start, instantly, source, tmp_path, two_gpus):
 
 
 def test_more_workers_than_gpus_are_refused_before_any_starts(batchgen, source, tmp_path, two_gpus, monkeypatch):
-    monkeypatch.setattr(gpus, "needs_gpu", lambda: True)
+    monkeypatch.setattr(division, "needs_gpu", lambda: True)
     result = batchgen("run", source, "--model", MODEL, "--output", tmp_path / "out", "--workers", 3)
     assert result.exit_code == 2
     line = "batchgen: [output] workers: 3 workers need 3 GPUs, and 2 can be seen; ask for 2 or fewer\n"
