@@ -12,6 +12,7 @@ there, and the token behind it. The draft counts up to the first place at which 
 are those that come without it, while vLLM's own rejection sampling spends random numbers on every draft.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,6 +102,40 @@ def random_sample(probs: torch.Tensor, generators: dict[int, torch.Generator], *
     positions = np.array([_position(generator) for generator in generators.values()], np.uint64)
     chance[list(generators)] = uniform(seeds, positions)
     return pick(probs, torch.from_numpy(chance).to(probs.device, non_blocking=True))
+
+
+# --- top-p on a CPU
+
+
+def by_values(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Wraps vLLM's `apply_top_k_top_p_pytorch`, which sorts all logits with their places, for a top-p alone.
+
+    To know the least logit that stays their values are enough, and NumPy sorts those 7 to 15 times as fast (vector
+    instructions; 0.8 ms instead of 12 for 256 sequences and 1,024 ids, 43 instead of 288 for 64 and 65,536). All else
+    is computed as vLLM does, so the same logits stay. Where several are equal to the least one, vLLM's order decides
+    which of them stay, and its function is called.
+    """
+
+    @functools.wraps(original)
+    def masked(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None, *more: Any, **named: Any) -> Any:
+        if k is None and p is not None and logits.device.type == "cpu" and logits.dtype == torch.float32:
+            least = _least_that_stays(logits, p)
+            if least is not None:
+                return logits.masked_fill_(logits < least, -float("inf"))
+        return original(logits, k, p, *more, **named)
+
+    return masked
+
+
+def _least_that_stays(logits: torch.Tensor, p: torch.Tensor) -> torch.Tensor | None:
+    """Of logits [B, V] and top-p [B] the least logit [B, 1] in each nucleus; None if one has its equal outside."""
+    ordered = torch.from_numpy(np.sort(logits.numpy(), axis=-1))
+    sums = torch.cumsum(ordered.softmax(-1), -1)
+    outside = (sums <= 1 - p.unsqueeze(1)).sum(-1, keepdim=True).clamp_(max=logits.shape[1] - 1)
+    least = ordered.gather(1, outside)
+    below = ordered.gather(1, (outside - 1).clamp_(min=0))
+    is_tied = (outside > 0) & (below == least)
+    return None if bool(is_tied.any()) else least
 
 
 # --- speculative decoding

@@ -72,6 +72,8 @@ def install_into_vllm() -> None:
     from . import seeded
 
     topk_topp_sampler.random_sample = seeded.random_sample
+    whole = topk_topp_sampler.apply_top_k_top_p_pytorch
+    topk_topp_sampler.apply_top_k_top_p_pytorch = seeded.by_values(getattr(whole, "__wrapped__", whole))
     topk_topp_sampler.TopKTopPSampler.forward_cpu = topk_topp_sampler.TopKTopPSampler.forward_native  # which calls it
     _verify_drafts()
     _compact_json()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p, apply_top_k_top_p_pytorch
 
 from batchgen.engine.seeded import (
     Positions,
     behind_drafts,
+    by_values,
     of_tokens,
     pick,
     random_sample,
@@ -186,3 +187,28 @@ def test_a_step_of_drafts_between_others_counts_what_it_gave():
 def test_a_value_of_a_request_is_that_of_every_token_of_its_draft(values):
     spread = of_tokens(torch.tensor(values), torch.tensor([2, 2, 5]), 5, replace_from=0, replace_to=1)
     assert spread.tolist() == [values[0], values[0], 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["spread", "peaked", "equal", "few allowed", "mixed"])
+def test_a_top_p_leaves_just_the_logits_that_vllms_own_function_leaves(kind):
+    original = getattr(apply_top_k_top_p_pytorch, "__wrapped__", apply_top_k_top_p_pytorch)
+    ours = by_values(original)
+    torch.manual_seed(0)
+    for vocabulary in (2, 7, 1024):
+        logits = torch.randn(64, vocabulary) * (30 if kind == "peaked" else 2)
+        if kind == "equal":
+            logits = logits.round()
+        if kind == "few allowed":
+            logits[:, ::2] = -float("inf")
+        p = torch.rand(64) if kind != "mixed" else torch.tensor([1.0, 0.85] * 32)
+        assert torch.equal(ours(logits.clone(), None, p), original(logits.clone(), None, p))
+
+
+def test_the_values_alone_are_sorted_where_no_logits_are_equal():
+    asked = []
+    ours = by_values(lambda logits, k, p: asked.append(k) or logits)
+    ours(torch.randn(4, 50), None, torch.full((4,), 0.9))
+    assert not asked
+    ours(torch.zeros(4, 50), None, torch.full((4,), 0.9))
+    ours(torch.randn(4, 50), torch.full((4,), 5), torch.full((4,), 0.9))
+    assert len(asked) == 2
