@@ -179,6 +179,7 @@ def test_a_vllm_for_gpus_without_any(for_gpus, machine, batchgen):
 
 def test_what_draws_tokens_is_that_of_the_device(machine, batchgen, monkeypatch):
     assert "sampling      SplitMix64 noise on vLLM's V1 runner\n" in batchgen("doctor").stdout
+    monkeypatch.delenv(installed.V2_RUNNER, raising=False)  # an engine that ran in this process on a CPU has set it
     monkeypatch.setattr(installed, "needs_gpu", lambda: True)
     assert f"sampling      {installed.v2_sampler()}\n" in batchgen("doctor").stdout
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
