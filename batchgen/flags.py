@@ -16,6 +16,7 @@ from .job.sampling import Sampling
 from .job.spec import TABLES, JobSpec, load
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
+COLUMN_KEYS = ("seed", "sampling", "system", "adapter")  # of [input], where other tables have the value itself
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 
@@ -70,12 +71,7 @@ def _unwrapped(hint: Any) -> tuple[Any, msgspec.Meta]:
 
 def flag_name(table: str, key: str) -> str:
     """A key's flag: the key itself with dashes, unless another key or another meaning is in the way."""
-    if table == "input" and key in (
-        "seed",
-        "sampling",
-        "system",
-        "adapter",
-    ):  # columns, where other tables have the value itself
+    if table == "input" and key in COLUMN_KEYS:
         return f"--{key}-column"
     if table == "limits":
         return f"--limit-{key}".replace("_", "-")

@@ -6,7 +6,7 @@ four in ten. A wrong word is invisible to them.
 
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import regex
@@ -179,10 +179,3 @@ def _pattern(name: str) -> Check:
 def failed(checks: dict[str, Check], answer: Judged) -> list[str]:
     """The names of the checks that find something wrong. Raises Reject(check_error) where a user's own fails."""
     return [name for name, check in checks.items() if check(answer)]
-
-
-def order(failures: Sequence[Sequence[str]], texts: Sequence[str], logprobs: Sequence[float]) -> list[int]:
-    """Tries from the best to the worst: fewest failed checks, then most tries with the same text, then the highest mean
-    log probability per token, then the earliest."""
-    agree = [texts.count(text) for text in texts]
-    return sorted(range(len(texts)), key=lambda at: (len(failures[at]), -agree[at], -logprobs[at], at))

@@ -145,10 +145,13 @@ def _and_a_half(text: str, value: Value) -> Iterator[Number]:
     yield _hint("half", *HALVES)
 
 
-def _money(text: str, whole: str | None, cents: str) -> Iterator[Number]:
+def _money(found: re.Match[str]) -> Iterator[Number]:
     """Dollars and cents as one value."""
-    part = Fraction(cents) / 100
-    yield _number(text, _figure(whole) + part) if whole else _number(text, part, part * 100)
+    whole, cents = found["whole"], Fraction(found["cents"])
+    yield _number(found[0], _figure(whole) + cents / 100) if whole else _number(found[0], cents / 100, cents)
+
+
+_LESS_THAN_ONE: Rule = (r"[$€£] ?0\.(?P<whole>)(?P<cents>\d\d)(?!\d)", _money)  # $0.78 is 78 cents in both languages
 
 
 # --- English
@@ -244,9 +247,9 @@ _ENGLISH: list[Rule] = [
     (r"quarter to (?P<hour>\d\d?)\b", _quarter_to),
     (
         rf"(?:(?P<whole>{FIGURE}) ?(?:dollars?|euros?|pounds?),?(?: and)? )?(?<![\d.,])(?P<cents>\d\d?) {_COIN}",
-        lambda found: _money(found[0], found["whole"], found["cents"]),
+        _money,
     ),
-    (r"[$€£] ?0\.(?P<cents>\d\d)(?!\d)", lambda found: _money(found[0], None, found["cents"])),
+    _LESS_THAN_ONE,
     (
         r"(?P<past>half past )?(?<![\d.,:/$€£])(?P<hour>[01]?\d|2[0-4])(?::(?P<minute>[0-5]\d))?(?!\d|[.,:]\d)"
         r"(?P<clock> ?o'clock)?(?: ?(?P<day>[ap]\.?m\b\.?|in the (?:morning|afternoon|evening)|at night))?",
@@ -371,9 +374,9 @@ _JAPANESE: list[Rule] = [
     (rf"(?P<era>{'|'.join(_ERAS)})(?P<year>\d+|元)(?=年)", _era_year),
     (
         rf"(?:(?P<whole>{FIGURE})(?:ドル|ユーロ|ポンド)と?)?(?<![\d.,])(?P<cents>\d\d?)(?:セント|ペンス)",
-        lambda found: _money(found[0], found["whole"], found["cents"]),
+        _money,
     ),
-    (r"[$€£] ?0\.(?P<cents>\d\d)(?!\d)", lambda found: _money(found[0], None, found["cents"])),
+    _LESS_THAN_ONE,
     (
         rf"(?:(?P<day>{'|'.join(_DAYTIMES)})の?)?(?<![\d.,:/])(?P<hour>[01]?\d|2[0-4])"
         r"(?::(?P<minute>[0-5]\d)(?!\d)|時(?!間|代)(?:(?P<half>半)|(?P<minutes>[0-5]?\d)分)?)",

@@ -114,7 +114,7 @@ def look(with_engine: bool = False) -> Report:
         cores=machine.cores(),
         memory=machine.available_memory(),
         places=_places(),
-        shared_memory=_size(SHARED),
+        shared_memory=_disk(SHARED, "total"),
         slurm=slurm,
     )
     report.problems = [*_of_vllm(report), *_of_devices(report), *_of_places(report), *slurm_problem]
@@ -175,19 +175,13 @@ def _place(name: str) -> Place:
             refusal = ""
     except OSError as error:
         refusal = error.strerror or str(error)
-    return Place(str(path), refusal, _free(there))
+    return Place(str(path), refusal, _disk(there, "free"))
 
 
-def _free(path: Path) -> int | None:
+def _disk(path: Path, what: str) -> int | None:
+    """what: "total" or "free", in bytes; None if that is not known."""
     try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return shutil.disk_usage(path).total
+        return int(getattr(shutil.disk_usage(path), what))
     except OSError:
         return None
 

@@ -24,6 +24,8 @@ WEIGHTS_PER_CORE = 1 << 29  # bytes
 PROCESS = 1 << 30  # bytes of a worker without its weights and KV cache
 SPARE = 0.8  # the part of the memory that is available which workers may take
 
+# float16 weights would otherwise run in half precision or bfloat16, slower and less exact on most CPUs.
+DTYPE = "float32"
 # As many as vLLM's LLM class runs on a CPU: the demo job was generated in 10.1 s, with 64 in 13.1 s (2 cores).
 SEQUENCES = 256
 # Small, so that the model's weights and the user's other programs fit beside it.
@@ -44,8 +46,7 @@ def settings(model: Model, context: int, args: dict[str, Any]) -> dict[str, Any]
     longest = 4 * model.kv_width * context  # bytes of one sequence, in float32
     sequences = _number(args, "max_num_seqs", SEQUENCES)
     return {
-        # float16 weights would otherwise run in half precision or bfloat16, slower and less exact on most CPUs.
-        "dtype": "float32",
+        "dtype": DTYPE,
         "max_num_seqs": SEQUENCES,
         # A seeded request that is prefilled in chunks kills the engine ("CPU Generator does not use offset").
         "enable_chunked_prefill": False,
@@ -67,6 +68,5 @@ def weight_bytes(model: Model, args: dict[str, Any]) -> int:
     files = sum((model.folder / name).stat().st_size for name in model.weights if name in model.digests)
     config = model_files.read_table(model.folder / "config.json")
     kept = config.get("dtype", config.get("torch_dtype"))
-    wide = settings(model, 1, args)["dtype"] == "float32"
-    widened = kept in ("float16", "bfloat16") and wide and not model.quantization
+    widened = kept in ("float16", "bfloat16") and args.get("dtype", DTYPE) == "float32" and not model.quantization
     return 2 * files if widened else files

@@ -5,12 +5,12 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import JobError, warn
+from ..host.release import release
 from ..job.sampler import MURMUR3, PHILOX, Sampler
 from ..job.sampling import Sampling
 from ..job.spec import nearest
@@ -113,7 +113,7 @@ def require_vllm() -> None:
 def check_release(installed: str) -> None:
     """What `require_vllm` does about the release. installed: the version of vLLM; "" for none, of which nothing is
     known here."""
-    if not installed or _release(OLDEST) <= _release(installed) < _release(TOO_NEW):
+    if not installed or release(OLDEST) <= release(installed) < release(TOO_NEW):
         return
     unknown = f"vLLM {installed} is not one of those that batchgen is made for, which are {RANGE}"
     if os.environ.get(ANY_VERSION):
@@ -123,11 +123,6 @@ def check_release(installed: str) -> None:
         f"{unknown}; install one of them ({_FOR_GPU if needs_gpu() else _FOR_CPU}), or try this one with "
         f"{ANY_VERSION_FLAG}"
     )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(0, 31) of "0.31.1rc1+cpu"; () of a version without numbers, as of vLLM's source."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def check_args(args: dict[str, Any]) -> None:

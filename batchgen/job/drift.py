@@ -11,9 +11,8 @@ from ..host import credentials
 from .sampling import Sampling
 from .spec import TABLES, JobSpec
 
-LATER = frozenset(
-    {"check", "limits"}
-)  # tables that older versions do not have: with defaults they leave the fingerprint as is
+# Tables that older versions do not have: with defaults they leave the fingerprint as is.
+LATER = frozenset({"check", "limits"})
 
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result.
@@ -33,8 +32,7 @@ ENGINE_MEANS = frozenset(
     distributed_executor_backend download_dir enable_chunked_prefill enable_prefix_caching enforce_eager
     gpu_memory_utilization kv_cache_memory_bytes load_format max_cpu_loras max_lora_rank max_loras
     max_num_batched_tokens max_num_partial_prefills max_num_seqs max_parallel_loading_workers num_gpu_blocks_override
-    pipeline_parallel_size scheduling_policy
-    stream_interval swap_space tensor_parallel_size
+    pipeline_parallel_size scheduling_policy stream_interval swap_space tensor_parallel_size
     """.split()
 )
 DUMMY = "dummy"  # the load_format with random weights: it does change results

@@ -1,8 +1,9 @@
 """What draws tokens: a seed gives the same ones again only where the same runner and the same noise draw."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from ..host.release import release
 
 OURS, PHILOX, MURMUR3 = "SplitMix64", "Philox", "murmur3"
 MURMUR3_SINCE = (0, 31)  # the vLLM whose V2 runner changed its noise
@@ -38,10 +39,10 @@ def of_older(dtype: str, device: str, vllm: str | None) -> Sampler:
     unless it was told otherwise. vllm: its version, None if that is not known either."""
     if dtype == "none":
         return NONE
-    release = tuple(map(int, re.findall(r"\d+", vllm or "")[:2]))
-    if device != "cpu" and not release:
+    of_vllm = release(vllm or "")
+    if device != "cpu" and not of_vllm:
         return UNKNOWN
-    found = ON_CPU if device == "cpu" else Sampler("V2", MURMUR3 if release >= MURMUR3_SINCE else PHILOX)
+    found = ON_CPU if device == "cpu" else Sampler("V2", MURMUR3 if of_vllm >= MURMUR3_SINCE else PHILOX)
     return Sampler(found.runner, found.noise, is_recorded=False)
 
 

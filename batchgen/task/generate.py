@@ -105,7 +105,7 @@ class Generate:
     @property
     def columns_read(self) -> list[str]:
         table = self.spec.input
-        if any(map(is_user_check, self.spec.check.checks)):
+        if self._has_user_check:
             return [EVERY_COLUMN]
         wanted = self.template.candidates if self.template else shapes.COLUMNS
         own = (table.id, table.seed, table.sampling, table.system, table.adapter, self.spec.check.source)
@@ -138,6 +138,11 @@ class Generate:
     def checks(self) -> dict[str, Check]:
         """Of responses, by name. Raises JobError."""
         return checks_of(self.spec.check)
+
+    @cached_property
+    def _has_user_check(self) -> bool:
+        """Whether a check gets the row's whole record."""
+        return any(map(is_user_check, self.spec.check.checks))
 
     # --- a row becomes requests
 
@@ -298,8 +303,7 @@ class Generate:
                 source = self.template.values(record) if self.template else made.conversation[-1].text
         except Reject as why:
             return why
-        wanted = record if any(map(is_user_check, self.spec.check.checks)) else {}
-        return msgspec.structs.replace(made, source=source, record=wanted)
+        return msgspec.structs.replace(made, source=source, record=record if self._has_user_check else {})
 
     # --- answers become output rows
 

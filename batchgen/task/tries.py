@@ -1,11 +1,11 @@
 """Further tries of a response that fails a check, and which of the tries is the row's answer."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from ..check import checks
 from ..job.sampling import Sampling
 from ..job.spec import CheckTable
 from .task import Entry, Request
@@ -28,12 +28,7 @@ def sampling_of(usual: Sampling, attempt: int, table: CheckTable) -> Sampling:
     if attempt == 0:
         return usual
     changes = {**(UNLIKE_GREEDY if usual.temperature == 0 else {}), **table.retry}
-    return msgspec.convert({**_given(usual), **changes}, Sampling, str_keys=True)
-
-
-def _given(usual: Sampling) -> dict[str, Any]:
-    given: dict[str, Any] = msgspec.to_builtins(usual)
-    return given
+    return msgspec.convert({**msgspec.to_builtins(usual), **changes}, Sampling, str_keys=True)
 
 
 def ranked(sampling: Sampling) -> Sampling:
@@ -42,8 +37,10 @@ def ranked(sampling: Sampling) -> Sampling:
 
 
 def best(tries: Sequence[Try]) -> Try:
-    failures, texts = [each.failed for each in tries], [each.text for each in tries]
-    return tries[checks.order(failures, texts, [_mean_logprob(each.entry) for each in tries])[0]]
+    """The one with the fewest failed checks, then the text that most tries agree on, then the highest mean log
+    probability, then the earliest."""
+    agree = Counter(each.text for each in tries)
+    return min(tries, key=lambda each: (len(each.failed), -agree[each.text], -_mean_logprob(each.entry)))
 
 
 def _mean_logprob(entry: Entry) -> float:
