@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import regex
 
 from ..errors import JobError
+from ..job import own_check
 from ..job.spec import CheckTable, nearest
 from . import languages, loops, numbers, user
 
@@ -149,8 +150,8 @@ def _check(name: str, known: Languages) -> Check:
         return OF_LANGUAGES[name](known)
     if name.startswith((REGEX, FORBIDDEN)):
         return _pattern(name)
-    if user.is_user_check(name):
-        return user.load(name)
+    if own := own_check.parse(name):
+        return user.load(own)
     raise JobError(
         f"[check] checks: {name!r} is none{nearest(name, NAMES)}; further ones are {REGEX}PATTERN, {FORBIDDEN}PATTERN "
         "and FILE.py:FUNCTION"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import JobError, Reject, in_one_line
 from ..host import safeopen
+from ..job.own_check import OwnCheck
 
 if TYPE_CHECKING:
     from .checks import Judged
@@ -25,24 +26,15 @@ if TYPE_CHECKING:
 LARGEST = 1 << 20  # bytes of a file of checks
 
 
-def is_user_check(name: str) -> bool:
-    file, _, function = name.rpartition(":")
-    return file.endswith(".py") and function.isidentifier()
+def digest(file: Path) -> str:
+    """SHA-256 of a file of checks. Raises JobError."""
+    return hashlib.sha256(_read(file)).hexdigest()
 
 
-def file_of(name: str) -> Path:
-    return Path(name.rpartition(":")[0])
-
-
-def digest(name: str) -> str:
-    """SHA-256 of a check's file. Raises JobError."""
-    return hashlib.sha256(_read(file_of(name))).hexdigest()
-
-
-def load(name: str) -> "Callable[[Judged], str | None]":
+def load(own: OwnCheck) -> "Callable[[Judged], str | None]":
     """A check that runs the file when it is first needed: only a worker needs it. Raises JobError if there is no such
     function."""
-    path, function = file_of(name), name.rpartition(":")[2]
+    path, function = own
     _require_function(path, function)
 
     def check(answer: "Judged") -> str | None:

@@ -32,13 +32,17 @@ SEQUENCES = 256
 KV_CACHE = 4 << 30  # bytes
 
 
-def workers(model: Model, context: int, args: dict[str, Any], cores: int, memory: int) -> int:
-    """How many workers pay. args: [engine] of the job; memory: bytes that they may fill."""
-    weights = weight_bytes(model, args)
-    each = PROCESS + weights + _number(settings(model, context, args), "kv_cache_memory_bytes", KV_CACHE)
+def workers(weights: int, cache: int, cores: int, memory: int) -> int:
+    """How many workers pay. weights, cache: bytes of each of them; memory: bytes that they may fill."""
+    each = PROCESS + weights + cache
     by_cores = cores // (1 + weights // WEIGHTS_PER_CORE)
     by_memory = int(SPARE * memory / each)
     return max(1, min(by_cores, by_memory))
+
+
+def cache_bytes(model: Model, context: int, args: dict[str, Any]) -> int:
+    """Bytes of an engine's KV cache. args: [engine] of the job."""
+    return _number(settings(model, context, args), "kv_cache_memory_bytes", KV_CACHE)
 
 
 def settings(model: Model, context: int, args: dict[str, Any]) -> dict[str, Any]:

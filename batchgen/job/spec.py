@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from ..errors import JobError, on_disk, plain, shown
 from ..host import clock, credentials
+from . import own_check
 from .output_path import check_output_path
 from .row_limits import ROW_BYTES, ROW_VALUES
 from .sampling import INT32, GivenSampling, JobSampling
@@ -360,8 +361,8 @@ def _adapters(given: Any) -> Any:
 
 def _with_absolute_file(check: Any, absolute: Callable[[Any], Any]) -> Any:
     """FILE.py:FUNCTION of `[check] checks`; other values as they are."""
-    file, colon, function = check.rpartition(":") if isinstance(check, str) else ("", "", "")
-    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else check
+    own = own_check.parse(check) if isinstance(check, str) else None
+    return f"{absolute(str(own.file))}:{own.function}" if own else check
 
 
 def recordable_path(path: str) -> str:

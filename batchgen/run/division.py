@@ -40,11 +40,12 @@ def _of_cores(job: Job, shards: int, on_cpu: bool) -> Division:
     workers, engine, cores = job.spec.output.workers, job.spec.engine, machine.cores()
     # Whoever binds threads to cores, or splits a model, has divided the machine already.
     is_divided = "VLLM_CPU_OMP_THREADS_BIND" in os.environ or gpus.per_worker(engine) > 1
+    size = cpu.weight_bytes(job.model, engine)
     number = workers or 1
     if workers is None and on_cpu and not is_divided and choice.chosen() == choice.VLLM:
-        number = cpu.workers(job.model, job.context, engine, cores, machine.available_memory())
+        cache = cpu.cache_bytes(job.model, job.context, engine)
+        number = cpu.workers(size, cache, cores, machine.available_memory())
     number = min(number, max(1, shards))
-    size = cpu.weight_bytes(job.model, engine)
     model = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
     what = f"{cores} core{'s' * (cores > 1)}, {model} model"
     return Division([_threads(number, cores, workers)] * number, _text(number, what))

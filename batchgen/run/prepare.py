@@ -26,7 +26,7 @@ from ..input.columns import Column, check_names
 from ..input.plan import Plan, Shard, grow, plan_input
 from ..input.rows import Reader
 from ..input.template import Template
-from ..job import drift
+from ..job import drift, own_check
 from ..job.row_limits import RowLimits
 from ..job.sampling import NAMES, JobSampling, RepetitionDetection, Sampling
 from ..job.spec import CheckTable, JobSpec
@@ -313,13 +313,11 @@ def _results(
 def _results_of_checks(table: CheckTable, known: dict[str, str]) -> dict[str, Any]:
     """A check of the user's own is its function and its file's content, wherever that is. known: digests by which a
     file that is not here any more can go: `verify` needs none."""
-    own = {
-        name: f"{user.file_of(name).name}:{name.rpartition(':')[2]}"
-        for name in table.checks
-        if user.is_user_check(name)
-    }
-    digests = {
-        short: known[short] if short in known and not user.file_of(name).exists() else user.digest(name)
-        for name, short in own.items()
-    }
-    return {"checks": [own.get(name, name) for name in table.checks]} | ({"files": digests} if digests else {})
+    names, digests = [], {}
+    for name in table.checks:
+        if own := own_check.parse(name):
+            name = f"{own.file.name}:{own.function}"
+            is_gone = name in known and not own.file.exists()
+            digests[name] = known[name] if is_gone else user.digest(own.file)
+        names.append(name)
+    return {"checks": names} | ({"files": digests} if digests else {})

@@ -10,14 +10,13 @@ import msgspec
 import pyarrow as pa
 
 from ..check.checks import Check, Judged, checks_of, failed
-from ..check.user import is_user_check
 from ..errors import Reject
 from ..input import batch_requests, conversation, first_format, row_sampling, shapes
 from ..input.columns import Column
 from ..input.conversation import Conversation, Row, Utterance
 from ..input.cursor import EVERY_COLUMN, passed_value
 from ..input.template import Template
-from ..job import sampling
+from ..job import own_check, sampling
 from ..job.sampling import Sampling
 from ..job.spec import DEFAULT_ADAPTER, JobSpec
 from ..model.model import Model
@@ -59,6 +58,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     own_seed: that the row brings
     source: what its responses are compared with, if they are checked
     record: of the input, if a check of the user's own gets it
+    checked: tries of its requests, with the checks that they fail
     """
 
     row: int
@@ -75,6 +75,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     own_seed: int | None = None
     source: str = ""
     record: dict[str, Any] = {}
+    checked: dict[Name, tries.Try] = {}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Generate:
     @cached_property
     def _has_user_check(self) -> bool:
         """Whether a check gets the row's whole record."""
-        return any(map(is_user_check, self.spec.check.checks))
+        return any(map(own_check.parse, self.spec.check.checks))
 
     # --- a row becomes requests
 
@@ -312,7 +313,7 @@ class Generate:
         if not self.spec.check.checks or attempt + 1 >= self.spec.check.tries:
             return None
         try:
-            if not failed(self.checks, self._judged(work, entry, self._text(request, entry))):
+            if not self._checked(work, request, entry).failed:
                 return None
         except Reject:  # a check's own fault: `output` meets it again, and rejects the row
             return None
@@ -333,10 +334,7 @@ class Generate:
 
     def _best(self, work: Prompted, answers: list[Answer]) -> dict[str, Any]:
         """The output row of one sample, made of its best try. Raises Reject(check_failed | check_error)."""
-        made = []
-        for request, entry in answers:
-            text = self._text(request, entry)
-            made.append(tries.Try(request, entry, text, failed(self.checks, self._judged(work, entry, text))))
+        made = [self._checked(work, *answer) for answer in answers]
         request, entry, text, wrong = tries.best(made)
         policy = self.spec.check.on_failure
         if wrong and policy == "reject":
@@ -345,8 +343,14 @@ class Generate:
         shown = None if wrong and policy == "null" else text
         return self._row(work, request, entry, shown, len(made), wrong)
 
-    def _judged(self, work: Prompted, entry: Entry, text: str) -> Judged:
-        return Judged(text, entry.finish_reason, work.source, work.record)
+    def _checked(self, work: Prompted, request: Request, entry: Entry) -> tries.Try:
+        """A try with the checks that it fails, which are asked once. Raises Reject(check_error)."""
+        name = request.name
+        if name not in work.checked:
+            text = self._text(request, entry)
+            answer = Judged(text, entry.finish_reason, work.source, work.record)
+            work.checked[name] = tries.Try(request, entry, text, failed(self.checks, answer))
+        return work.checked[name]
 
     def _of_try(self, work: Prompted, attempt: int) -> tuple[Sampling, Sampling]:
         """The parameters of a try, as the row and the job give them and as the engine gets them."""

@@ -237,6 +237,14 @@ def test_a_users_own_check_sees_the_row_and_the_response(run, own):
     assert [row["failed_checks"] for row in rows] == [[], [check]]
 
 
+def test_it_is_asked_once_for_every_try(run, own):
+    """So one that answers by chance, or by asking a program, has one word on each."""
+    check = own("    open(__file__ + '.log', 'a').write(f'{response} ')\n    return 'no'")
+    _, [row], _ = run(["一", "二", "三"], check={"checks": [check], "tries": 3})
+    seen = Path(f"{check.rpartition(':')[0]}.log").read_text().split()
+    assert (seen, row["response"]) == (["一", "二", "三"], "一")
+
+
 def test_an_exception_in_it_rejects_the_row_with_its_line(run, own):
     check = own("    x = 1\n    return 1 / (len(row['id']) - len(row['id'])) if row['id'] == 'r0' else None")
     _, [row], out = run([RIGHT], [RIGHT], check={"checks": [check]})
