@@ -65,7 +65,7 @@ class Row:
 # Windows programs write it at the head of a file; in a file that `cat` made of several it may come anywhere.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Unreadable(NamedTuple):
@@ -100,7 +100,7 @@ class PartlyReadable(dict[str, Any]):
         return value
 
 
-_LONE_SURROGATE = Unreadable("invalid_json", "a lone surrogate (\\ud800 to \\udfff), which is not valid text")
+LONE_SURROGATE = Unreadable("invalid_json", "a lone surrogate (\\ud800 to \\udfff), which is not valid text")
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
@@ -129,9 +129,9 @@ def _parse_leniently(line: bytes, complaint: str) -> Any:
         raise Reject("invalid_json", f"{complaint}{_utf16(line)}") from None
     if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line) and _has_surrogate(record):
         return PartlyReadable(
-            (name, _LONE_SURROGATE if _has_surrogate(value) else value)
+            (name, LONE_SURROGATE if _has_surrogate(value) else value)
             for name, value in record.items()
-            if not _SURROGATE.search(name)
+            if not SURROGATE.search(name)
         )
     return record
 
@@ -140,7 +140,7 @@ def _has_surrogate(whole: Any) -> bool:
     left = [whole]
     while left:
         value = left.pop()
-        if isinstance(value, str) and _SURROGATE.search(value):
+        if isinstance(value, str) and SURROGATE.search(value):
             return True
         if isinstance(value, dict):
             left += [*value, *value.values()]
