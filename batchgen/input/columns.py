@@ -501,7 +501,7 @@ def assemble(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedA
 def _joined(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     runs = itertools.groupby(values, key=lambda value: id(value.array) if isinstance(value, Cell) else None)
     parts = [_run(list(run), kind) for _, run in runs]
-    if len({part.type for part in parts}) > 1:
+    if len(parts) > 1:  # each part may have a dictionary of its own, too many values for one index among them
         parts = [dense_values(part) for part in parts]
     return pa.concat_arrays(parts) if parts else pa.array([], kind)
 
@@ -519,7 +519,9 @@ def _encoded(array: pa.Array) -> pa.DictionaryArray:
 def _run(run: list[Any], kind: pa.DataType) -> pa.Array:
     """The array of a run of cells that share one array, or of values that are not cells."""
     if isinstance(run[0], Cell):
-        return run[0].array.take(pa.array([cell.place for cell in run], pa.int64()))
+        array, places = run[0].array, [cell.place for cell in run]
+        is_whole = len(places) == len(array) and places == [*range(len(array))]
+        return array if is_whole else array.take(pa.array(places, pa.int64()))
     made = pa.array(run, kind)
     if isinstance(made, pa.ChunkedArray):
         raise pa.ArrowCapacityError("more than an array can hold")
