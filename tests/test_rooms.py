@@ -19,6 +19,7 @@ LEVELS = [
     {"input"},
     {"model"},
     {"prompt"},
+    {"segment"},
     {"check"},
     {"task"},
     {"output"},
@@ -119,7 +120,7 @@ BEHAVIOURS = {
 }
 
 
-@pytest.mark.parametrize("room", ["host", "job", "input", "model", "prompt", "task", "commands"])
+@pytest.mark.parametrize("room", ["host", "job", "input", "model", "prompt", "segment", "task", "commands"])
 def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}
     modules = {path.stem for path in (PACKAGE / room).glob("*.py")}

@@ -1,6 +1,7 @@
 """Transcripts: texts that hold a whole conversation, with the speakers' names in them."""
 
 import re
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import Reject
@@ -48,6 +49,12 @@ _CHATML = Marks(
     end="<|im_end|>",
 )
 _BLANKS = re.compile(r"\s*")
+# What is no speech in a transcript. `split` needs less of it, to tell the turns apart.
+_MARKS = {
+    "guanaco": _GUANACO.turn,
+    "chatml": re.compile(r"<\|im_start\|>\w+[ \t]*\r?\n?|<\|im_end\|>"),
+    "llama2": re.compile(r"</?s>|\[/?INST\]|<</?SYS>>"),
+}
 _LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
@@ -129,6 +136,21 @@ def split(value: Any, name: str, where: str) -> Conversation:
         turns.pop()
     said = [turn for turn in turns if turn.speaker != SYSTEM or turn.text]
     return [Utterance(turn.speaker, text_of(turn.text, f"{where}, turn {number}")) for number, turn in enumerate(said)]
+
+
+def turn_spans(text: str) -> list[tuple[int, int]] | None:
+    """Begin and end of what each turn of a transcript says, white space around it included; None if it is none.
+
+    What lies between them are the speakers' names and other marks, to the end of the text.
+    """
+    name = kind_of_transcript(text)
+    if name is None:
+        return None
+    hh = _hh_marks(text) if name == "hh" else None
+    pattern = hh.turn if hh else _MARKS[name]
+    end = len(_without_cue(text)) if hh else len(text)
+    marks = [mark.span() for mark in pattern.finditer(text, 0, end)]
+    return [(begin, stop) for (_, begin), (stop, _) in pairwise([*marks, (end, end)])]
 
 
 def _marked_turns(text: str, marks: Marks | None) -> Conversation:
