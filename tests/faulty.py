@@ -134,7 +134,7 @@ def run_here(engine: Engine, spec: JobSpec) -> Outcome:
 
 def dataset(out: Path) -> dict[str, bytes]:
     """What must be the same, byte for byte, whatever happened on the way."""
-    files = [*out.glob("part-*"), *out.glob("_rejects/*"), out / "_SUCCESS"]
+    files = [*out.glob("part-*"), *out.glob("_rejects/*"), *out.glob("_segments/*"), out / "_SUCCESS"]
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 

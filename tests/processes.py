@@ -276,7 +276,10 @@ def said(stderr: str) -> list[str]:
 
 def dataset(out: Path) -> dict[str, bytes]:
     """All that a user reads of an output folder, by name."""
-    names = ["_SUCCESS", *(path.relative_to(out) for kind in ("part-*", "_rejects/*") for path in out.glob(kind))]
+    names = [
+        "_SUCCESS",
+        *(path.relative_to(out) for kind in ("part-*", "_rejects/*", "_segments/*") for path in out.glob(kind)),
+    ]
     return {str(name): (out / name).read_bytes() for name in names}
 
 

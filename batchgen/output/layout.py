@@ -4,6 +4,7 @@ one out.
     _job.json                                  what the job is (record.py)
     part-00000-of-00040.parquet                a finished shard (shard.py)
     _rejects/part-00000-of-00040.jsonl         the rows of it that were rejected
+    _segments/part-00000-of-00040.parquet      what became of its segments, if it was translated (segments.py)
     _SUCCESS                                   the accounting of a finished job (success.py)
     .huggingface.yaml                          tells `datasets` which files are data
     _state/checksums/part-00000-of-00040.json  digests and counts of a finished shard
@@ -24,6 +25,7 @@ JOB = "_job.json"
 SUCCESS = "_SUCCESS"
 HUGGING_FACE = ".huggingface.yaml"
 REJECTS = "_rejects"
+SEGMENTS = "_segments"
 STATE = "_state"
 CLAIMS = "_state/claims"
 RUNS = "_state/runs"
@@ -34,8 +36,8 @@ GROWN = "_state/grown"
 QUARANTINE = "_state/quarantine"
 
 FROM_THE_START = (STATE, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS)
-WHEN_NEEDED = (REJECTS, GROWN, QUARANTINE)
-FOLDERS = (STATE, REJECTS, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS, GROWN, QUARANTINE)
+WHEN_NEEDED = (REJECTS, SEGMENTS, GROWN, QUARANTINE)
+FOLDERS = (STATE, REJECTS, SEGMENTS, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS, GROWN, QUARANTINE)
 
 DECIDING = "job"  # the claim of a run that decides which job the folder is
 
@@ -51,6 +53,10 @@ def is_part(name: str) -> bool:
 
 def rejects(shard: "Shard") -> str:
     return f"{REJECTS}/{_stem(shard)}.jsonl"
+
+
+def segments(shard: "Shard") -> str:
+    return f"{SEGMENTS}/{part(shard)}"
 
 
 def checksums(shard: "Shard") -> str:

@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from io import BufferedReader
 from typing import Any
@@ -18,7 +19,8 @@ from ..input.columns import Cell, assemble
 from ..input.conversation import Row
 from ..input.plan import Plan, Shard
 from ..job.sampler import UNKNOWN, Sampler, of_older
-from . import layout
+from ..task.segment_rows import SegmentRow
+from . import layout, segments
 from .counts import Counts
 from .quarantine import quarantine
 from .sealed import sealed, unsealed
@@ -51,6 +53,7 @@ class Checksums(msgspec.Struct):
     size: of the Parquet file, in bytes
     fingerprint: of the job that made it; empty in folders of format 1, where only the Parquet file has it
     sampler: runner and noise that drew its tokens; empty up to batchgen 0.2
+    segments: blake2b of what became of its segments; left out where there are none, as in older folders
     """
 
     parquet: str
@@ -59,6 +62,7 @@ class Checksums(msgspec.Struct):
     counts: Counts
     fingerprint: str = ""
     sampler: list[str] = []
+    segments: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -130,28 +134,43 @@ def commit(
     schema: pa.Schema,
     counts: Counts,
     facts: dict[str, Any],
+    segmented: Sequence[SegmentRow] = (),
 ) -> None:
-    """Makes a shard final: first its rejects and checksums, then its Parquet file.
+    """Makes a shard final: first its rejects, segments and checksums, then its Parquet file.
 
     Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
 
     answers: its output rows, in order
+    segmented: what became of its segments, in order of their first use
     """
     about = {"shard": shard.index, "first_row": shard.first_row, "counts": msgspec.to_builtins(counts), **facts}
     if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
         about["skipped"] = skipped
     content = as_parquet(answers, schema, about)
+    audit = segments.as_parquet(segmented, _metadata(about)) if segmented else b""
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
-    out.check_links(layout.REJECTS)
-    if rejects:
-        out.write(layout.rejects(shard), rejected)
-    elif out.exists(left := layout.rejects(shard)):  # by the same job before its spec was changed
-        out.remove(left, durable=True)
-    digests = _digest(content), _digest(rejected) if rejects else None
-    drawn = [facts[name] for name in DRAWN if name in facts]
-    sums = Checksums(*digests, len(content), counts, facts.get("fingerprint", ""), drawn)
+    out.check_links(layout.REJECTS, layout.SEGMENTS)
+    _write_or_remove(out, layout.rejects(shard), rejected)
+    _write_or_remove(out, layout.segments(shard), audit)
+    sums = Checksums(
+        _digest(content),
+        _digest(rejected) if rejects else None,
+        len(content),
+        counts,
+        facts.get("fingerprint", ""),
+        [facts[name] for name in DRAWN if name in facts],
+        _digest(audit) if segmented else msgspec.UNSET,
+    )
     out.write(layout.checksums(shard), sealed(sums))
     out.write(layout.part(shard), content)
+
+
+def _write_or_remove(out: Store, name: str, content: bytes | memoryview) -> None:
+    """Nothing is written where there is nothing to say; the same job may have, before its spec was changed."""
+    if content:
+        out.write(name, content)
+    elif out.exists(name):
+        out.remove(name, durable=True)
 
 
 def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any]) -> memoryview:
@@ -161,8 +180,12 @@ def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str
             writer.write_table(
                 pa.table([assemble([row.get(field.name) for row in some], field.type) for field in schema], schema)
             )
-        writer.add_key_value_metadata({PREFIX + key: _text(value) for key, value in about.items()})
+        writer.add_key_value_metadata(_metadata(about))
     return memoryview(sink.getvalue())
+
+
+def _metadata(about: dict[str, Any]) -> dict[str, str]:
+    return {PREFIX + key: _text(value) for key, value in about.items()}
 
 
 def _in_parts(answers: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -185,7 +208,8 @@ def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _digest_in(out: Store, name: str) -> str:
+def digest_in(out: Store, name: str) -> str:
+    """blake2b of an object, as checksums have it. Raises FileNotFoundError."""
     with out.open(name) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -233,23 +257,27 @@ def damage(out: Store, shard: Shard) -> str:
         return f"it has {has} bytes, not {sums.size}"
     if sums.rejects and not out.exists(layout.rejects(shard)):
         return "its rejects are gone"
+    if sums.segments and not out.exists(layout.segments(shard)):
+        return "its segments are gone"
     return ""
 
 
 def wrong_content(out: Store, shard: Shard, fingerprint: str, required: pa.Schema) -> str:
-    """What is wrong with the bytes of a finished shard of this job or of its rejects; empty if nothing.
+    """What is wrong with the bytes of a finished shard of this job, its rejects or segments; empty if nothing.
 
     required: columns that every shard has; where they are not nullable, without a null
     """
     sums = read_checksums(out, shard)
-    if _digest_in(out, layout.part(shard)) != sums.parquet:
+    if digest_in(out, layout.part(shard)) != sums.parquet:
         return "its content does not fit its checksum"
     if _made_by(out, shard) != fingerprint:
         return "it is a shard of another job"
     if not _has_columns(out, shard, required):
         return "its columns are not those of a shard"
-    if sums.rejects and _digest_in(out, layout.rejects(shard)) != sums.rejects:
+    if sums.rejects and digest_in(out, layout.rejects(shard)) != sums.rejects:
         return "its rejects do not fit their checksum"
+    if sums.segments and digest_in(out, layout.segments(shard)) != sums.segments:
+        return "its segments do not fit their checksum"
     return ""
 
 
@@ -353,9 +381,11 @@ def read(out: Store, shard: Shard, columns: list[str]) -> pa.Table:
 
 
 def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:
-    """`sha256sum part-*.parquet _rejects/*.jsonl | sha256sum`: whoever keeps it needs no batchgen to compare."""
+    """`sha256sum part-*.parquet _rejects/*.jsonl _segments/*.parquet | sha256sum`, of those that are there: whoever
+    keeps it needs no batchgen to compare."""
     shards, lines = list(shards), []
-    for name in [*sorted(map(layout.part, shards)), *sorted(map(layout.rejects, shards))]:
+    names = (sorted(map(name_of, shards)) for name_of in (layout.part, layout.rejects, layout.segments))
+    for name in itertools.chain.from_iterable(names):
         with contextlib.suppress(FileNotFoundError), out.open(name) as stream:
             lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,7 +13,9 @@ from batchgen.output import layout
 
 ROOT = Path(batchgen.__file__).parent
 SHARD = Shard(7, 40, 0, 0, 0, 0)
-A_NAME = re.compile(r"(?<![a-z])_(state|rejects|SUCCESS)\b|_job\.json|\.huggingface|\bpart-|\.journal|engine.*\.log")
+A_NAME = re.compile(
+    r"(?<![a-z])_(state|rejects|segments|SUCCESS)\b|_job\.json|\.huggingface|\bpart-|\.journal|engine.*\.log"
+)
 # What may spell a name all the same: texts for people, and the input room, which stands below this one and passes over
 # output folders.
 ELSEWHERE = {
@@ -28,6 +30,7 @@ ELSEWHERE = {
     [
         (layout.part(SHARD), "part-00007-of-00040.parquet"),
         (layout.rejects(SHARD), "_rejects/part-00007-of-00040.jsonl"),
+        (layout.segments(SHARD), "_segments/part-00007-of-00040.parquet"),
         (layout.checksums(SHARD), "_state/checksums/part-00007-of-00040.json"),
         (layout.checksums_of("part-00007-of-00040.parquet"), "_state/checksums/part-00007-of-00040.json"),
         (layout.part(Shard(100_000, 100_001, 0, 0, 0, 0)), "part-100000-of-100001.parquet"),

@@ -111,7 +111,7 @@ def test_a_team_shares_a_folder_if_it_says_so(lab, source):
     assert runs(VICTIM, source, out, umask=0o002, shared=True) == DONE
 
 
-@pytest.mark.parametrize("which", ["_state", "_rejects", "_state/journal", "_state/quarantine"])
+@pytest.mark.parametrize("which", ["_state", "_rejects", "_segments", "_state/journal", "_state/quarantine"])
 def test_in_a_teams_folder_a_link_in_the_place_of_a_folder_is_not_followed(lab, source, home, which):
     out = lab / "out"
     assert runs(ATTACKER, source, out, umask=0o002, shared=True) == DONE
