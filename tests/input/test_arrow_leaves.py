@@ -61,11 +61,8 @@ CASES = {
         *({"x.k": "b"}, [("k", "A"), ("l", None), ("k", "B")]),
     ),
     "every value of a map": (
-        pa.map_(STRING, STRING),
-        [("k", "a"), ("l", "b")],
-        ["x.*"],
-        {"x.k": "a", "x.l": "b"},
-        None,
+        *(pa.map_(STRING, STRING), [("k", "a"), ("l", "b")], ["x.*"]),
+        *({"x.k": "a", "x.l": "b"}, [("k", "A"), ("l", "B")]),
     ),
     "map of numbers": (pa.map_(pa.int32(), STRING), [(5, "a"), (6, "b")], ["x.6"], {"x.6": "b"}, [(5, "a"), (6, "B")]),
     "dictionary": (pa.dictionary(pa.int8(), STRING), "a", ["x"], {"x": "a"}, "A"),
