@@ -7,7 +7,7 @@ where they are. Where a paragraph is too long it is cut at sentences, these at c
 import re
 import typing
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -237,15 +237,19 @@ def _places(text: str, ends: Sequence[int]) -> list[Place]:
 
 def _packed(text: str, places: Sequence[Place], rule: Rule) -> Iterator[Place]:
     """As many neighbours together as fit."""
-    sizes = [rule.count(text[begin:end]) for begin, end in places]
+    sizes = [max(1, rule.count(text[begin:end])) for begin, end in places]
+
+    def too_long(last: int) -> bool:
+        return not rule.fits(text[places[first][0] : places[last][1]])
+
     first = 0
     while first < len(places):
         last, total = first, sizes[first]
         while last + 1 < len(places) and total + sizes[last + 1] <= rule.max_tokens:
             last += 1
             total += sizes[last]
-        while last > first and not rule.fits(text[places[first][0] : places[last][1]]):  # a sum is near, not exact
-            last -= 1
+        if last > first and too_long(last):  # a sum is near, not exact
+            last = first + bisect_left(range(first + 1, last), True, key=too_long)
         yield places[first][0], places[last][1]
         first = last + 1
 

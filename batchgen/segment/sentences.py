@@ -13,6 +13,8 @@ from ..errors import JobError
 # The splitter panics at some spaces of several bytes ("A\u3000."): it gets plain ones of the same number of characters.
 _SPACES = {sign: " " for sign in (0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)}
 _LONE = re.compile("[\ud800-\udfff]")
+WINDOW = 2000  # characters that the splitter gets at once
+LONGEST = 32_000  # characters of a sentence
 _CLOSING = {"」": "「", "』": "『", "）": "（"}
 _BRACKET = re.compile("[「」『』（）]")
 _QUOTED = re.compile(r"(?<=[」』）])(?=\s?(?:と|って|を))")  # what was said ends there, not the sentence
@@ -32,7 +34,7 @@ def _splitter() -> Callable[[str, str], list[str]]:
     except ImportError:
         raise JobError(
             "[translate] segment: sentencex, which finds the ends of sentences, is not installed: "
-            "pip install 'batchgen[translate]', or pip install sentencex"
+            "pip install sentencex (it comes with the extra `translate`)"
         ) from None
     split: Callable[[str, str], list[str]] = segment
     return split
@@ -56,15 +58,36 @@ def sentences(text: str, language: str, whole: Sequence[Span] = ()) -> list[str]
 
 
 def _ends(text: str, language: str) -> list[int]:
-    """Where the splitter ends sentences, in order. None if it fails."""
+    """Where the splitter ends sentences, in order.
+
+    It takes quadratic time for the number of sentences, so it gets a long text in windows that begin with a sentence.
+    The last one of a window may go on behind it.
+    """
+    ends: list[int] = []
+    begin, size = 0, WINDOW
+    while begin + size < len(text):
+        lengths = _split(text[begin : begin + size], language)
+        if len(lengths) < 2:
+            size *= 2
+            if size > LONGEST:  # which is no sentence
+                ends.append(text.rfind(" ", begin + 1, begin + LONGEST) + 1 or begin + LONGEST)
+                begin, size = ends[-1], WINDOW
+            continue
+        ends += accumulate(lengths[1:-1], initial=begin + lengths[0])
+        begin, size = ends[-1], WINDOW
+    return [*ends, *accumulate(_split(text[begin:], language), initial=begin)]
+
+
+def _split(text: str, language: str) -> list[int]:
+    """The lengths of the sentences of a text; the whole, if the splitter fails."""
     plain = _LONE.sub("?", text.translate(_SPACES))
     try:
         found = _splitter()(language, plain)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # a panic in Rust, which is no Exception
             raise
-        return []
-    return list(accumulate(map(len, found))) if "".join(found) == plain else []
+        return [len(text)]
+    return list(map(len, found)) if "".join(found) == plain else [len(text)]
 
 
 def _bracketed(text: str) -> list[Span]:

@@ -1,4 +1,5 @@
 import builtins
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +69,24 @@ def test_without_the_splitter_the_extra_is_named(monkeypatch):
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", imported)
     module._splitter.cache_clear()
-    with pytest.raises(JobError, match=r"batchgen\[translate\]"):
+    with pytest.raises(JobError, match="pip install sentencex .*extra `translate`"):
         require()
     monkeypatch.undo()
     require()
+
+
+@pytest.mark.parametrize("language, sentence", [("ja", "彼は「はい。」と言った。"), ("en", "Mr. Smith is here. ")])
+def test_a_long_text_has_the_sentences_of_a_short_one(language, sentence):
+    assert sentences(sentence * 2000, language) == [sentence] * 2000
+
+
+def test_a_sentence_may_be_longer_than_what_the_splitter_sees_at_once():
+    text = "and so on " * 1000 + "to the end. "
+    assert sentences(text + "Next.", "en") == [text, "Next."]
+
+
+@pytest.mark.parametrize("unit", ["あ。", "「。", "``a`", "A.", "and "])
+def test_a_long_text_takes_no_quadratic_time(unit):
+    began = time.monotonic()
+    assert "".join(sentences(unit * 40_000, "en")) == unit * 40_000
+    assert time.monotonic() - began < 20
