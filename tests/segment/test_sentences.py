@@ -69,7 +69,7 @@ def test_without_the_splitter_the_extra_is_named(monkeypatch):
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", imported)
     module._splitter.cache_clear()
-    with pytest.raises(JobError, match="pip install sentencex .*extra `translate`"):
+    with pytest.raises(JobError, match=r"pip install sentencex .*extra `translate`"):
         require()
     monkeypatch.undo()
     require()
