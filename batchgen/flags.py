@@ -17,6 +17,7 @@ from .job.spec import TABLES, JobSpec, load
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
 COLUMN_KEYS = ("seed", "sampling", "system", "adapter")  # of [input], where other tables have the value itself
+PREFIXES = {"limits": "limit", "translate": "translate"}  # of the flags of tables whose keys say little by themselves
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 
@@ -57,7 +58,7 @@ def keys() -> Iterator[Key]:
             plain, bounds = _unwrapped(hints[field.name])
             made = field.default_factory is not msgspec.NODEFAULT
             default = field.default_factory() if made else field.default  # type: ignore[misc, operator]
-            yield Key(table, field.name, plain, bounds, default, bounds.description or "")
+            yield Key(table, field.encode_name, plain, bounds, default, bounds.description or "")
 
 
 def _unwrapped(hint: Any) -> tuple[Any, msgspec.Meta]:
@@ -73,8 +74,8 @@ def flag_name(table: str, key: str) -> str:
     """A key's flag: the key itself with dashes, unless another key or another meaning is in the way."""
     if table == "input" and key in COLUMN_KEYS:
         return f"--{key}-column"
-    if table == "limits":
-        return f"--limit-{key}".replace("_", "-")
+    if table in PREFIXES:
+        return f"--{PREFIXES[table]}-{key}".replace("_", "-")
     names = {"path": table, "format": f"{table}-format", "columns": "column"}
     return "--" + names.get(key, key).replace("_", "-")
 

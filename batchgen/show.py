@@ -78,12 +78,13 @@ def forecast(seen: "Forecast") -> None:
             "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
             "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
             **({"quantization": shown(seen.quantization)} if seen.quantization else {}),
+            **_texts(seen),
             **_adapters(seen),
             "prompt tokens": f"{tokens:,}; {lengths}",
             "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
             **_forged(seen),
             "shared": f"{seen.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
-            "prompt format": f"{job.task.format}, context {job.context:,} tokens",
+            "prompt format": f"{job.generate.format}, context {job.context:,} tokens",
             "shards": f"{len(job.plan.shards):,} of {job.spec.output.shard_rows:,} rows",
             **({"workers": seen.workers} if seen.workers else {}),
             "fingerprint": job.record.fingerprint,
@@ -101,6 +102,20 @@ def _adapters(seen: "Forecast") -> dict[str, str]:
         return {}
     named = [f"{adapter.name} {seen.adapters[adapter.name]:,}" for adapter in seen.job.model.adapters]
     return {"adapters": ", ".join([*named, f"the model alone {seen.adapters['']:,}"])}
+
+
+def _texts(seen: "Forecast") -> dict[str, str]:
+    texts = seen.texts
+    if not texts:
+        return {}
+    fields = ", ".join(f"{shown(path)} {number:,}" for path, number in texts.fields.items())
+    missing = ", ".join(f"{shown(path)} in {number:,} rows" for path, number in texts.missing.items())
+    return {
+        "texts": f"{texts.texts:,}, {texts.distinct_texts:,} of them distinct; {fields}",
+        **({"missing": missing} if missing else {}),
+        "segments": f"{texts.segments:,}, {texts.distinct_segments:,} of them distinct, of which the memory has "
+        f"{texts.remembered:,}; {texts.cut:,} cut inside a sentence, {texts.protected:,} with protected spans",
+    }
 
 
 def _forged(seen: "Forecast") -> dict[str, str]:

@@ -28,6 +28,7 @@ UNITS = {
     **{("sampling", key): "tokens" for key in ("max_tokens", "min_tokens")},
     **{("limits", key): "bytes" for key in ("row_bytes", "text_bytes", "schema_bytes")},
     ("limits", "max_tokens"): "tokens",
+    ("translate", "max_segment"): "tokens",
     ("limits", "check_seconds"): "seconds",
     ("limits", "check_mb"): "MB",
 }

@@ -354,7 +354,7 @@ def _compare(orders: Orders) -> Figures:
             theirs = None
         begin = time.perf_counter()
         runner = (Unseeded if orders.unseeded else VllmEngine)(job.model, job.engine_args, job.context)
-        runner.check(job.task.sampling)
+        runner.check(job.generate.sampling)
         engine_start = time.perf_counter() - begin
         for text in runner.warnings:
             warn(text)

@@ -26,8 +26,10 @@ tags:
 ---
 # {title}
 
-{responses:,} responses of {model} to {rows:,} conversations, generated with batchgen.
+{what}
 """
+_RESPONSES = "{responses:,} responses of {model} to {rows:,} conversations, generated with batchgen."
+_TRANSLATED = "{responses:,} records whose texts at {fields} were translated into {into} by {model}, with batchgen."
 
 # What of [engine] is published. Other arguments may name this machine's files and services.
 _ENGINE = frozenset(
@@ -59,12 +61,14 @@ def text(
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
     model = msgspec.json.decode(facts["model"][0])
     size = size_category(counts.responses)
-    head = _HEAD.format(title=_text(title), size=size, model=_code(model["name"]), **msgspec.structs.asdict(counts))
+    head = _HEAD.format(title=_text(title), size=size, what=_what(record, counts, model))
     passed = record.settings["output"]["columns"]
-    meanings = _MEANINGS | dict.fromkeys(passed, "from the input")
+    meanings = _meanings(record) | dict.fromkeys(passed, "from the input")
     columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
     engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
     parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
+    if record.settings["translate"]["fields"]:
+        parts["translate"] = {name: value for name, value in record.settings["translate"].items() if value}
     if parser := record.settings.get("model", {}).get("reasoning_parser"):
         parts["model"] = {"reasoning_parser": parser}
     return "\n".join(
@@ -79,6 +83,27 @@ def text(
             "",
         ]
     )
+
+
+def _what(record: JobRecord, counts: Counts, model: dict[str, Any]) -> str:
+    asked = record.settings["translate"]
+    names = {"model": _code(model["name"]), **msgspec.structs.asdict(counts)}
+    if not asked["fields"]:
+        return _RESPONSES.format(**names)
+    return _TRANSLATED.format(fields=", ".join(map(_code, asked["fields"])), into=_text(asked["into"]), **names)
+
+
+def _meanings(record: JobRecord) -> dict[str, str]:
+    asked = record.settings["translate"]
+    if not asked["fields"]:
+        return _MEANINGS
+    return {
+        "id": _MEANINGS["id"],
+        "row": _MEANINGS["row"],
+        "record": "the input's line, with its texts translated",
+        asked["report"]: "segments of its texts, how many of them fail a check, how often all were generated, and the "
+        "checks that failed",
+    }
 
 
 def size_category(rows: int) -> str:

@@ -11,7 +11,7 @@ import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from ..host.safeopen import sync_folder
 from ..input import ids
 from ..input.plan import COMPRESSION_BY_ENDING, Shard
 from ..job.output_path import check_output_path
-from ..job.spec import nearest
+from ..job.spec import JobSpec, nearest
 from ..output import opening, owners, shard, store
 from ..output.counts import Counts
 from ..output.record import JobRecord, fingerprints
 from ..output.store import Store
-from ..task.output_columns import ALWAYS
+from ..task.output_columns import always
 from . import dataset_card
 from .verify import open_finished, set_aside_by
 
@@ -52,18 +52,24 @@ class Results:
 
     out: Store
     record: JobRecord
+    spec: JobSpec
     shards: list[Shard]
     missing: int
     schema: pa.Schema
     counts: Counts
     facts: dict[str, list[str]]
 
+    @property
+    def is_of_lines(self) -> bool:
+        """Whether it is a translation of JSON lines, whose records are the lines."""
+        return bool(self.spec.translate.fields) and not any(file.is_columnar for file in self.record.plan.files)
+
     def batches(self, shards: Iterable[Shard], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Rows in input order, samples in order. Raises JobError if a shard is damaged."""
         made_by = fingerprints(self.record)
         for planned in shards:
             fingerprint = made_by[self.record.plan.files[planned.file].growth]
-            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, ALWAYS))
+            _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, always(self.spec)))
             with shard.opened(self.out, planned) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
                     yield batch.select(columns)
@@ -86,6 +92,8 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
                 f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
             )
         results = _open(store.at(out), columns, partial)
+        if results.spec.translate.fields:
+            results = _translated(results, format, columns)
         place = to.resolve()
         _check_place(results, place, format == "hf", overwrite)
         with _taking_the_place_of(place) as made:
@@ -108,7 +116,7 @@ def _format_of(to: Path) -> str:
 
 
 def _open(out: Store, columns: str, partial: bool) -> Results:
-    record, _ = open_finished(out)
+    record, spec = open_finished(out)
     planned = record.plan.shards
     shards = shard.finished(out, record.plan)
     missing = len(planned) - len(shards)
@@ -126,7 +134,19 @@ def _open(out: Store, columns: str, partial: bool) -> Results:
     for each in shards[1:]:
         _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
-    return Results(out, record, shards, missing, schema, shard.total(out, shards), _facts(out, shards))
+    return Results(out, record, spec, shards, missing, schema, shard.total(out, shards), _facts(out, shards))
+
+
+def _translated(results: Results, format: str, columns: str) -> Results:
+    """What is exported of a translation: as JSON lines the input's own records, and nothing beside them. Raises
+    JobError."""
+    if format == "openai-batch":
+        raise JobError("--format openai-batch: translated records are no responses; take jsonl, parquet or hf")
+    if format != "jsonl" or columns:
+        return results
+    report = results.spec.translate.report
+    own = ["record"] if results.is_of_lines else [name for name in results.schema.names if name != report]
+    return replace(results, schema=pa.schema([results.schema.field(name) for name in own]))
 
 
 def _refuse(out: Store, planned: Shard, damage: str) -> None:
@@ -330,9 +350,11 @@ def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBat
 
 
 def _jsonl(results: Results, made: Path) -> None:
+    are_lines = results.is_of_lines and results.schema.names == ["record"]
     with _text_file(made) as write:
-        for line in _rows(results, results.shards, results.schema.names):
-            write(line)
+        for row in _rows(results, results.shards, results.schema.names):
+            # An element of a JSON file may go over several lines.
+            write(msgspec.Raw(row["record"].replace("\n", " ").encode()) if are_lines else row)
 
 
 def _rows(results: Results, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict[str, Any]]:

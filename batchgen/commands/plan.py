@@ -15,8 +15,11 @@ from ..output import record
 from ..prompt import formats
 from ..run.division import divide
 from ..run.prepare import Job, prepare
+from ..run.translation import field_paths
 from ..task.flow import work_of
 from ..task.generate import Prompted
+from ..task.translate import Translation
+from .plan_translation import Texts
 
 # vLLM's prefix cache keeps prompts in blocks of 16 tokens; a block counts as shared with all that stands before it.
 BLOCK = 16
@@ -35,6 +38,7 @@ class Forecast:
     shared: tokens in leading blocks that an earlier prompt has too, which a prefix cache would keep
     forged: rows whose text holds what begins a turn, or a control token
     first_forged: the first of them, and what it holds
+    texts: of a translation
     workers: that a run would start on this machine, and what they would share; empty if it has no vLLM
     """
 
@@ -49,6 +53,7 @@ class Forecast:
     forged: int = 0
     first_forged: tuple[int, str] | None = None
     workers: str = ""
+    texts: Texts | None = None
 
     @property
     def tokens(self) -> int:
@@ -88,7 +93,7 @@ def plan(spec: JobSpec) -> Forecast:
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     forecast.workers = _workers(job)
     blocks: set[int] = set()
-    for made in _prompts(job):
+    for made in _prompts(forecast):
         if isinstance(made, Reject):
             forecast.rejects[made.reason] += 1
             forecast.over_length += made.reason == "too_long"
@@ -115,14 +120,14 @@ def _look_for_forged(forecast: Forecast, made: Prompted) -> None:
     job = forecast.job
     ours = {turn.text for turn in job.spec.prompt.prefix} | {job.spec.prompt.system}
     turns = [turn for turn in made.conversation if turn.text not in ours]
-    if what := formats.forged(turns, job.task.format, job.model.tokenizer):
+    if what := formats.forged(turns, job.generate.format, job.model.tokenizer):
         forecast.forged += 1
         forecast.first_forged = forecast.first_forged or (made.row, what)
 
 
 def show(forecast: Forecast, prompts: int) -> list[Prompted]:
     """The first rendered prompts."""
-    made = (made for made in _prompts(forecast.job) if isinstance(made, Prompted))
+    made = (made for made in _prompts(Forecast(forecast.job)) if isinstance(made, Prompted))
     return list(itertools.islice(made, prompts))
 
 
@@ -142,12 +147,13 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "over_length": forecast.over_length,
         "shared_tokens": forecast.shared,
         "forged": {"rows": forecast.forged, "first": {"row": first[0], "text": first[1]} if first else None},
-        "format": job.task.format,
+        "format": job.generate.format,
         "context": job.context,
         "shards": len(job.plan.shards),
         "shard_rows": job.spec.output.shard_rows,
         "workers": forecast.workers,
         "fingerprint": job.record.fingerprint,
+        "translation": forecast.texts.document() if forecast.texts else None,
         "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
         "prompts": [
             {"row": made.row, "id": made.id, "text": made.prompt, "ids": made.prompt_token_ids} for made in prompts
@@ -155,9 +161,16 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
     }
 
 
-def _prompts(job: Job) -> Iterator[Prompted | Reject]:
-    """Every row with its prompt, or why it has none."""
-    return (work for _, work in work_of(job.task, job.reader(), job.plan.shards))
+def _prompts(forecast: Forecast) -> Iterator[Prompted | Reject]:
+    """Every row's prompt, or why it has none; of a translation the prompts of its segments, whose texts are counted."""
+    job = forecast.job
+    paths = field_paths(job.spec)
+    for _, work in work_of(job.task, job.reader(), job.plan.shards):
+        if isinstance(work, Translation):
+            forecast.texts = forecast.texts or Texts()
+            yield from forecast.texts.add(work, paths)
+        else:
+            yield work
 
 
 def _shared(token_ids: list[int], blocks: set[int]) -> int:

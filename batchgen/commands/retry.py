@@ -19,7 +19,7 @@ from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
-from ..task.output_columns import ALWAYS
+from ..task.output_columns import always
 from .verify import grows, open_finished, set_aside_by
 
 
@@ -43,6 +43,11 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     reasons = check_reasons(only)
     place = store.at(out)
     record, old = open_finished(place)
+    if old.translate.fields:
+        raise JobError(
+            f"{out}: segments that fail were tried again already; for further tries with other parameters make a job "
+            "of the same input with [translate] memory naming this folder, which generates just those"
+        )
     if "shard_rows" in flags.get("output", {}):
         raise JobError("--shard-rows: a retry keeps the shards of its job")
     refuse_risks(old.engine, records.where(place), flags.get("engine", {}))
@@ -51,7 +56,7 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
         raise JobError(f"--output {out}: a retry needs a folder of its own")
     if changed := changed_files(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
-    rows = _rows_that_ended(place, record, reasons)
+    rows = _rows_that_ended(place, record, old, reasons)
     if not rows:
         raise JobError(f"{out}: no row ended with {' or '.join(reasons)}; there is nothing to retry")
 
@@ -75,12 +80,12 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     return load(None, merged)
 
 
-def _rows_that_ended(out: Store, record: JobRecord, reasons: list[str]) -> set[int]:
+def _rows_that_ended(out: Store, record: JobRecord, spec: JobSpec, reasons: list[str]) -> set[int]:
     finished = shard.finished(out, record.plan)
     made_by = records.fingerprints(record)
     for planned in finished:
         fingerprint = made_by[record.plan.files[planned.file].growth]
-        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, ALWAYS):
+        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, always(spec)):
             raise JobError(f"{shard.where(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     for planned in finished:

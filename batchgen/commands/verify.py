@@ -30,7 +30,9 @@ from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import close, run
 from ..task.flow import work_of
-from ..task.output_columns import ALWAYS, from_column
+from ..task.output_columns import always, from_column
+from ..task.translate import Translate
+from . import verify_translation
 
 # Reasons that only the run knows: whether the engine failed on a row, what a check cost on that machine, and what was
 # skipped then, whatever the job says now. Such rows are not made again: they may take this process with them.
@@ -114,8 +116,15 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
     if shard.is_foreign(out, planned, job.fingerprint_of(planned)):
         verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
-    if what := shard.damage(out, planned) or shard.wrong_content(out, planned, job.fingerprint_of(planned), ALWAYS):
+    if what := shard.damage(out, planned) or shard.wrong_content(
+        out, planned, job.fingerprint_of(planned), always(job.spec)
+    ):
         verdict.problems.append(f"{path}: {what}; {_set_aside(out, planned) if quarantine else set_aside_by(out)}")
+        return
+    if isinstance(job.task, Translate):
+        counts, wrong = verify_translation.problem(job, job.task, planned, reader, UNFORESEEN)
+        verdict.counts += counts
+        verdict.problems += [f"{path}: {wrong}"] if wrong else []
         return
     answers = shard.read(out, planned, ["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
     rejects = shard.read_rejects(out, planned)
@@ -159,7 +168,7 @@ def _expected(
     """What the input says they must hold. rejected: the shard's reject lines by row; seeds: its responses', by row and
     sample, each of which may be that of any try."""
     unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
-    task = dataclasses.replace(job.task, skip=unmade)
+    task = dataclasses.replace(job.generate, skip=unmade)
     for row, work in work_of(task, reader, [planned]):
         if row.number in unmade:
             line = rejected[row.number]

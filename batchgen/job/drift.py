@@ -12,7 +12,7 @@ from .sampling import Sampling
 from .spec import TABLES, JobSpec
 
 # Tables that older versions do not have: with defaults they leave the fingerprint as is.
-LATER = frozenset({"check", "limits"})
+LATER = frozenset({"check", "limits", "translate"})
 
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result.
@@ -22,6 +22,7 @@ MEANS = {
     "sampling": frozenset(),
     "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
     "check": frozenset(),
+    "translate": frozenset({"glossary", "memory"}),  # what they hold is a result
     "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
     "model": frozenset({"path", "revision", "allow_withdrawn", "adapter"}),  # the digests of its files are results
 }
@@ -84,8 +85,10 @@ def _is_default(table: str, key: str, value: Any) -> bool:
 def _defaults(table: type[msgspec.Struct]) -> dict[str, Any]:
     """key -> default as a plain value, for the keys that have one."""
     fields = msgspec.structs.fields(table)
-    values = {field.name: field.default for field in fields if field.default is not msgspec.NODEFAULT}
-    made = {field.name: field.default_factory() for field in fields if field.default_factory is not msgspec.NODEFAULT}
+    values = {each.encode_name: each.default for each in fields if each.default is not msgspec.NODEFAULT}
+    made = {
+        each.encode_name: each.default_factory() for each in fields if each.default_factory is not msgspec.NODEFAULT
+    }
     return msgspec.to_builtins(values | made)
 
 

@@ -234,6 +234,50 @@ class CheckTable(_Table, frozen=True):
             raise ValueError(f"retry: {_readable(str(error))}") from None
 
 
+class TranslateTable(_Table, frozen=True, rename={"source": "from"}):
+    """`[translate]`: texts inside of the records are translated, and everything else stays as it is."""
+
+    fields: Annotated[
+        list[str],
+        Meta(description="paths of the texts: inputs, messages[*].content, meta.title, turns[*].parts[*].text"),
+    ] = []
+    source: Annotated[str, Meta(description="language of the texts, by its name or code: English, en")] = ""
+    into: Annotated[str, Meta(description="language to translate into: Japanese, ja")] = ""
+    segment: Annotated[
+        Literal["whole", "paragraph", "sentence"], Meta(description="how much of a text is translated at a time")
+    ] = "paragraph"
+    max_segment: Annotated[int, Meta(ge=8, description="most tokens of a segment; what is longer is cut")] = 384
+    context: Annotated[
+        int, Meta(ge=0, description="how many segments ahead of one the template's {before} shows the model")
+    ] = 0
+    protect: Annotated[
+        list[str], Meta(description="what comes back as it is: code, url, placeholder, markup, regex:PATTERN")
+    ] = []
+    protect_by: Annotated[
+        Literal["mask", "split"],
+        Meta(description="mask: the model gets marks in its place, and splits are for what loses them; split: at once"),
+    ] = "mask"
+    glossary: Annotated[
+        str, Meta(description="TSV file of terms and their translations, for the template's {glossary}")
+    ] = ""
+    memory: Annotated[list[str], Meta(description="output folders whose segments are not generated again")] = []
+    on_failure: Annotated[
+        Literal["source", "null", "best", "reject"],
+        Meta(
+            description="a segment whose tries all fail: keep its source, make the text null, take the best try, or "
+            "reject the row"
+        ),
+    ] = "source"
+    report: Annotated[str, Meta(min_length=1, description="column that says how it went")] = "translation"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("source", "into", "glossary", "memory", "context") if getattr(self, name)]
+        if given and not self.fields:
+            raise ValueError("fields: name the texts to translate, such as messages[*].content")
+        if self.fields and not self.into:
+            raise ValueError("into: name the language to translate into, such as Japanese")
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -244,6 +288,7 @@ class JobSpec(_Table, frozen=True):
     sampling: JobSampling = JobSampling()
     engine: dict[str, Any] = {}
     check: CheckTable = CheckTable()
+    translate: TranslateTable = TranslateTable()
     limits: LimitsTable = LimitsTable()
 
 
@@ -254,8 +299,14 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "sampling": JobSampling,
     "output": OutputTable,
     "check": CheckTable,
+    "translate": TranslateTable,
     "limits": LimitsTable,
 }
+
+
+def keys_of(table: str) -> list[str]:
+    """The keys of a table, as the job file has them."""
+    return [field.encode_name for field in msgspec.structs.fields(TABLES[table])]
 
 
 def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
@@ -335,6 +386,9 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
                 continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+    of_texts = tables.get("translate")
+    if isinstance(of_texts, dict):
+        of_texts |= {key: absolute(of_texts[key]) for key in ("glossary", "memory") if of_texts.get(key)}
     of_model = tables.get("model")
     if isinstance(of_model, dict) and "adapter" in of_model:
         named = _adapters(of_model["adapter"])
@@ -417,7 +471,7 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
             raise JobError(f"{where}: {table} must be a table: [{table}]")
         if table == "engine":
             continue
-        keys = TABLES[table].__struct_fields__
+        keys = keys_of(table)
         for key in values:
             if key not in keys:
                 raise JobError(f"{where}: [{table}] {key}: unknown key{nearest(key, keys)}")

@@ -17,7 +17,7 @@ from ..input.compressed import COMPRESSIONS
 from ..input.file_formats import KINDS
 from ..input.plan import InputFile, Plan
 from ..job.drift import fingerprint, with_defaults
-from ..job.spec import TABLES, JobSpec
+from ..job.spec import TABLES, JobSpec, keys_of
 from . import layout
 from .sealed import opened, sealed, unsealed
 from .store import Store
@@ -212,7 +212,7 @@ def _check_keys(out: Store, spec: dict[str, Any]) -> None:
         if table != "engine" and table not in TABLES:
             raise _newer(out, f"its job has a table [{table}], which this one ({__version__}) does not know")
         for key in values:
-            if table != "engine" and key not in TABLES[table].__struct_fields__:
+            if table != "engine" and key not in keys_of(table):
                 raise _newer(out, f"its job has [{table}] {key}, which this one ({__version__}) does not know")
 
 

@@ -177,11 +177,13 @@ def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for some in _in_parts(answers):
-            writer.write_table(
-                pa.table([assemble([row.get(field.name) for row in some], field.type) for field in schema], schema)
-            )
+            writer.write_table(as_table(some, schema))
         writer.add_key_value_metadata(_metadata(about))
     return memoryview(sink.getvalue())
+
+
+def as_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table([assemble([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema)
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..input.conversation import Row
 from ..output import journal, shard
 from ..output.counts import Counts
 from ..output.opening import Fence
-from ..task.task import Task, Work
+from ..task.task import Answer, Task, Work
 from .open_shard import OpenShard
 from .prepare import Job
 
@@ -48,8 +48,9 @@ class Committer:
         drawn = {name: getattr(sampler, name) for name in shard.DRAWN}
         facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts, **drawn}
         rejects, counts = list(opened.rejects.values()), self._counts(opened, rows)
+        audit = self._task.audit(work for work, _ in opened.finished if work.row not in opened.rejects)
         try:
-            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts)
+            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts, audit)
         except shard.DOES_NOT_FIT:
             if not self._reject_unwritable(opened):
                 raise
@@ -74,7 +75,7 @@ class Committer:
 
     def _counts(self, opened: OpenShard, rows: list[dict[str, Any]]) -> Counts:
         reasons = Counter(sorted(line["reason"] for line in opened.rejects.values()))
-        answers = [answer for work, answers in opened.finished if work.row not in opened.rejects for answer in answers]
+        answers = _generated(opened)
         return Counts(
             rows=len(opened.shard.row_numbers),
             responses=len(rows),
@@ -82,7 +83,7 @@ class Committer:
             prompt_tokens=sum(len(request.prompt_token_ids) for request, _ in answers),
             response_tokens=sum(len(entry.token_ids) for _, entry in answers),
             tries=sum(request.name.attempt > 0 for request, _ in answers) or UNSET,
-            failed=sum(bool(row.get("failed_checks")) for row in rows) or UNSET,
+            failed=sum(map(self._task.has_failed, rows)) or UNSET,
         )
 
     def _reject_unwritable(self, opened: OpenShard) -> bool:
@@ -95,3 +96,9 @@ class Committer:
                 why = Reject("engine_error", f"cannot be written: {in_one_line(error)}")
                 opened.reject(Row(work.row, {}), work.id, why)
         return len(opened.rejects) > before
+
+
+def _generated(opened: OpenShard) -> list[Answer]:
+    """The answers to all rows that are not rejected, each of those that several requests share once."""
+    answers = [answer for work, answers in opened.finished if work.row not in opened.rejects for answer in answers]
+    return list({answer.request.key or answer.request.name: answer for answer in answers}.values())

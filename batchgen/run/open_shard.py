@@ -59,7 +59,9 @@ class OpenShard:
 
     def take(self, row: Row, work: Work) -> list[Request]:
         """Adds a row, and returns its requests that have to be generated."""
-        self.waiting[row.number] = OpenRow(row, work, len(work.requests))
+        self.waiting[row.number] = open_row = OpenRow(row, work, len(work.requests))
+        if not open_row.missing:
+            self._finish(open_row)
         return [asked for request in work.requests for asked in self._ask(request)]
 
     def answer(self, request: Request, entry: Entry) -> list[Request]:
@@ -120,11 +122,13 @@ class OpenShard:
         if (open_row := self.waiting.get(request.name.row)) is None:
             return []  # rejected meanwhile
         open_row.answers.append(Answer(request, entry))
-        if again := self.task.next_try(open_row.work, request, entry):
-            return self._ask(again)
-        open_row.missing -= 1
+        again = self.task.next_tries(open_row.work, request, entry)
+        open_row.missing += len(again) - 1
         if not open_row.missing:
-            del self.waiting[request.name.row]
-            open_row.answers.sort(key=lambda answer: answer.request.name)
-            self.finished.append((open_row.work, open_row.answers))
-        return []
+            self._finish(open_row)
+        return [asked for other in again for asked in self._ask(other)]
+
+    def _finish(self, open_row: OpenRow) -> None:
+        del self.waiting[open_row.row.number]
+        open_row.answers.sort(key=lambda answer: answer.request.name)
+        self.finished.append((open_row.work, open_row.answers))

@@ -1,6 +1,6 @@
 """From a spec to a job that may run: everything that can be checked without an engine is checked here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from ..prompt.checker import Checker
 from ..task import tries
 from ..task.generate import Generate
 from ..task.output_columns import columns_of
+from ..task.translate import Translate
+from . import translation
 
 # Eight times in a row what takes three tokens or more: 24 tokens of "....." are the model's business, 24 of them thrice
 # are not. Patterns of more than 40 tokens are the check's, which sees the text at its end.
@@ -48,7 +50,10 @@ LOOP = RepetitionDetection(max_pattern_size=40, min_pattern_size=3, min_count=8)
 
 @dataclass(frozen=True)
 class Job:
-    """A job, resolved: what is done to which rows, by which model, and where the results go."""
+    """A job, resolved: what is done to which rows, by which model, and where the results go.
+
+    generate: what makes the task's prompts; often the task itself
+    """
 
     spec: JobSpec
     out: Store
@@ -56,13 +61,19 @@ class Job:
     context: int
     plan: Plan
     record: JobRecord
-    task: Generate
+    task: Generate | Translate
+    generate: Generate
 
     @property
     def engine_args(self) -> dict[str, Any]:
         """What the job's engine is made with: [engine], and what of other tables vLLM has among its EngineArgs."""
         parser = self.spec.model.reasoning_parser
         return self.spec.engine | ({"reasoning_parser": parser} if parser else {})
+
+    @property
+    def task_alone(self) -> Generate | Translate:
+        """The task without what earlier jobs have: to see which rows can be answered at all."""
+        return replace(self.task, memory=lambda key: None) if isinstance(self.task, Translate) else self.task
 
     def reader(self, running: bool = False) -> Reader:
         """What reads the rows of its shards. running: see Reader."""
@@ -90,6 +101,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
     out = store.at(Path(spec.output.path).absolute())
+    if spec.translate.fields:
+        spec = translation.resolved(spec)
     check_args(spec.engine)
     check_parameters(name for name in NAMES if getattr(spec.sampling, name) is not None)
     if spec.model.reasoning_parser:
@@ -104,7 +117,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         is_new = old is None or plan is not old.plan
     template = _template(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
-        checks.check_columns(plan.files, spec.input.format, template)
+        if spec.translate.fields:
+            translation.check_fields(spec, plan.files)
+        else:
+            checks.check_columns(plan.files, spec.input.format, template)
         checks.check_names(plan.files, spec.input)
     if is_new:
         checks.tell(plan, spec.input, bool(template))
@@ -118,26 +134,33 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     check_speculation(spec.engine, for_rows)
 
     def made(record: JobRecord) -> Job:
-        task = Generate(
-            spec=spec,
+        generate = Generate(
+            spec=translation.for_segments(spec) if spec.translate.fields else spec,
             model=model,
             context=context,
             format=format,
             sampling=for_rows,
             template=template,
-            columns=columns,
+            columns=[] if spec.translate.fields else columns,
             checker=checker,
             control_tokens=record.control_tokens,
             folder_format=record.format,
             skip=frozenset(spec.input.skip),
         )
-        checker.set_up_prompts(format, task.on_overlength, spec.prompt.date, record.control_tokens)
-        return Job(spec, out, model, context, plan, record, task)
+        checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens)
+        task: Generate | Translate = generate
+        if spec.translate.fields:
+            taken_apart = translation.records_of(spec, plan.files, columns)
+            task = translation.task_of(spec, generate, taken_apart, translation.memory_of(spec, out, record))
+        return Job(spec, out, model, context, plan, record, task, generate)
 
     if not begun:
         _check_tries(spec, for_rows, checker)
     engine = choice.of_results(begun.results) if begun else choice.chosen()
     results = _results(spec, model, engine, context, format, plan, columns, begun)
+    if spec.translate.fields:
+        known = begun.results["translate"] if begun else {}
+        results["translate"] |= translation.results_of(spec, known)
     if begun:
         _check_same(begun, _as_named(begun, results, model))
         _check_weights(begun, model)
@@ -211,6 +234,8 @@ def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Pl
 
 def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     """The passed-through columns, with the types that the job in the folder has, if it began with the same input."""
+    if spec.translate.fields:
+        return translation.columns_of(spec, plan.files)
     texts = spec.output.columns
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):

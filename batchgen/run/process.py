@@ -72,11 +72,11 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     with open(config.job_from, "rb") as opened:
         record = msgspec.json.decode(opened.read(), type=JobRecord)
     job = prepare(config.spec, begun=record)
-    job.task.checker.start()  # it loads while the engine does
+    job.generate.checker.start()  # it loads while the engine does
     claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = engine_class()(job.model, job.engine_args, job.context)
-        engine.check(job.task.sampling)
+        engine.check(job.generate.sampling)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     garbage.collect_rarely()
     report(Started(time.monotonic() - begin, engine.sampler))

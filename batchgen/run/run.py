@@ -71,7 +71,7 @@ def _check_for_answers(job: Job) -> None:
         return
     rejects: Counter[str] = Counter()
     first = ""
-    for row, work in itertools.islice(work_of(job.task, job.reader(running=True), job.plan.shards), LOOKED_AT):
+    for row, work in itertools.islice(work_of(job.task_alone, job.reader(running=True), job.plan.shards), LOOKED_AT):
         if not isinstance(work, Reject):
             return
         first = first or f"{locate(job.plan, row.number)}: {work}"

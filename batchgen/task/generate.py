@@ -1,6 +1,6 @@
 """The task of answering conversations: a row is one prompt, and has as many samples as it asks for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
@@ -170,7 +170,7 @@ class Generate:
 
     def id_of(self, row: Row) -> str:
         try:
-            return self._row_id(row.record(), row)
+            return self.row_id(row.record(), row)
         except (Reject, MemoryError):
             return str(row.number)
 
@@ -190,9 +190,9 @@ class Generate:
         if row.number in self.skip:
             raise Reject("skipped", "[input] skip names the row")
         record, spec = row.record(), self.spec
-        id = self._row_id(record, row)
+        id = self.row_id(record, row)
         shape = self._shape(record)
-        prefix, turns = self._turns(record, shape)
+        prefix, turns = self.turns(record, shape)
         if len(turns) > spec.limits.turns:
             raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
         request = batch_requests.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
@@ -206,7 +206,7 @@ class Generate:
             row, record, id, shape, params, n, seed, self._adapter(record), ToFit(turns, prefix, self.context - room)
         )
 
-    def _row_id(self, record: dict[str, Any], row: Row) -> str:
+    def row_id(self, record: dict[str, Any], row: Row) -> str:
         """Raises Reject(bad_shape)."""
         rule = first_format.row_id if self.is_of_first_format else conversation.row_id
         return rule(record, self.spec.input.id, row.number)
@@ -217,7 +217,7 @@ class Generate:
         rule = first_format.shape_of if self.is_of_first_format else shapes.shape_of
         return rule(record, self.spec.input.format)
 
-    def _turns(self, record: dict[str, Any], shape: str) -> tuple[Conversation, Conversation]:
+    def turns(self, record: dict[str, Any], shape: str) -> tuple[Conversation, Conversation]:
         """The fixed turns ahead of a row's own, and these. A system message becomes part of the one or of the other."""
         spec = self.spec
         prefix = [Utterance(turn.speaker, turn.text) for turn in spec.prompt.prefix]
@@ -286,8 +286,7 @@ class Generate:
         except Reject as why:
             return why
         number, job_seed = row.number, self.spec.sampling.seed
-        if self.spec.check.tries > 1 and self.spec.check.checks:
-            written = tries.ranked(written)
+        written = self._ranked(written)
         requests = [
             Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample), adapter=adapter)
             for sample in range(n)
@@ -308,29 +307,33 @@ class Generate:
 
     # --- answers become output rows
 
-    def next_try(self, work: Prompted, request: Request, entry: Entry) -> Request | None:
-        row, _, sample, attempt = request.name
+    def next_tries(self, work: Prompted, request: Request, entry: Entry) -> list[Request]:
+        row, part, sample, attempt = request.name
         if not self.spec.check.checks or attempt + 1 >= self.spec.check.tries:
-            return None
+            return []
         try:
             if not self._checked(work, request, entry).failed:
-                return None
+                return []
         except Reject:  # a check's own fault: `output` meets it again, and rejects the row
-            return None
-        name = Name(row, 0, sample, attempt + 1)
-        return Request(
-            name,
-            work.prompt_token_ids,
-            self._of_try(work, attempt + 1)[1],
-            self._seed_of(work, name),
-            adapter=work.adapter,
-        )
+            return []
+        return [self.request(work, Name(row, part, sample, attempt + 1))]
+
+    def request(self, work: Prompted, name: Name, key: Hashable = None) -> Request:
+        """What the engine is asked for a try of a row."""
+        sampling = self._of_try(work, name.attempt)[1]
+        return Request(name, work.prompt_token_ids, sampling, self._seed_of(work, name), key, work.adapter)
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         if not self.spec.check.checks:
-            return [self._row(work, *answer, self._text(*answer)) for answer in answers]
+            return [self._row(work, *answer, self.text(*answer)) for answer in answers]
         by_sample = groupby(answers, key=lambda answer: answer.request.name.sample)
         return [self._best(work, list(of_sample)) for _, of_sample in by_sample]
+
+    def has_failed(self, row: dict[str, Any]) -> bool:
+        return bool(row.get("failed_checks"))
+
+    def audit(self, finished: Iterable[Prompted]) -> tuple[()]:
+        return ()
 
     def _best(self, work: Prompted, answers: list[Answer]) -> dict[str, Any]:
         """The output row of one sample, made of its best try. Raises Reject(check_failed | check_error)."""
@@ -347,7 +350,7 @@ class Generate:
         """A try with the checks that it fails, which are asked once. Raises Reject(check_error)."""
         name = request.name
         if name not in work.checked:
-            text = self._text(request, entry)
+            text = self.text(request, entry)
             answer = Judged(text, entry.finish_reason, work.source, work.record)
             work.checked[name] = tries.Try(request, entry, text, failed(self.checks, answer))
         return work.checked[name]
@@ -356,7 +359,15 @@ class Generate:
         """The parameters of a try, as the row and the job give them and as the engine gets them."""
         params = tries.sampling_of(work.sampling, attempt, self.spec.check)
         params = _within(params, self.context - len(work.prompt_token_ids))
-        return params, tries.ranked(_as_written(params, self.format))
+        return params, self._ranked(_as_written(params, self.format))
+
+    def _ranked(self, params: Sampling) -> Sampling:
+        """With what ranks tries, if there may be several."""
+        return tries.ranked(params) if self.spec.check.tries > 1 and self.spec.check.checks else params
+
+    def sampling_of(self, work: Prompted, attempt: int) -> Sampling:
+        """The parameters of a try, as its output row shows them."""
+        return self._of_try(work, attempt)[0] if attempt else work.sampling
 
     def seeds_of(self, work: Prompted, request: Request) -> list[int]:
         """Which seeds the row's answer to a request may have: those of all its tries."""
@@ -364,10 +375,13 @@ class Generate:
         attempts = range(self.spec.check.tries if self.spec.check.checks else 1)
         return [self._seed_of(work, Name(row, part, sample, attempt)) for attempt in attempts]
 
+    def seed_of_id(self, id: str, attempt: int) -> int:
+        return _seed(self.spec.sampling.seed, None, id, 0, attempt)
+
     def _seed_of(self, work: Prompted, name: Name) -> int:
         return _seed(self.spec.sampling.seed, work.own_seed, work.id, name.sample, name.attempt)
 
-    def _text(self, request: Request, entry: Entry) -> str:
+    def text(self, request: Request, entry: Entry) -> str:
         """A response as people are to read it."""
         if reasoned := self._reasoned(entry):
             return response_text(reasoned.answer, self.format)
@@ -385,7 +399,7 @@ class Generate:
     ) -> dict[str, Any]:
         """made: how many tries; wrong: the checks that the answer fails"""
         attempt = request.name.attempt
-        params = self._of_try(work, attempt)[0] if attempt else work.sampling
+        params = self.sampling_of(work, attempt)
         reasoned = self._reasoned(entry)
         reasoning = response_text(reasoned.reasoning, self.format) if reasoned and reasoned.reasoning else None
         done = Answered(work, request.seed, entry, text, params, made, wrong, reasoning)

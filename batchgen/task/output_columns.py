@@ -289,7 +289,25 @@ def in_words(kind: pa.DataType) -> str:
     return str(kind)
 
 
-# What every shard has, whatever the job.
+# What every shard of responses has, whatever the job.
 ALWAYS = pa.schema(
     [pa.field(each.name, each.type, nullable=each.has_nulls) for each in COLUMNS if not each.is_optional]
 )
+
+# The one column that translated records get: segments of all texts, and those of them that fail a check; how often
+# they were generated, each distinct one counted; the checks that failed.
+REPORT = pa.struct(
+    [
+        ("segments", pa.int32()),
+        ("failed", pa.int32()),
+        ("tries", pa.int32()),
+        ("checks", pa.list_(pa.string())),
+    ]
+)
+
+
+def always(spec: JobSpec) -> pa.Schema:
+    """What every shard of a job has. Where a column is not nullable, it has no nulls."""
+    if spec.translate.fields:
+        return pa.schema([pa.field(spec.translate.report, REPORT, nullable=False)])
+    return ALWAYS

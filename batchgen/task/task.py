@@ -4,13 +4,16 @@ The loop that claims shards, keeps an engine full, journals and commits knows ta
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
 
 from ..input.conversation import Row
 from ..job.sampling import FINISH_REASONS, Sampling
+
+if TYPE_CHECKING:
+    from .segment_rows import SegmentRow
 
 WHOLE = -1  # as the end of a response's text: no stop text cut it
 
@@ -111,7 +114,7 @@ class Work(Protocol):
 
     @property
     def requests(self) -> Sequence[Request]:
-        """The first ones, at least one, all of this row."""
+        """The first ones, all of this row; none if it needs no answer."""
         ...
 
 
@@ -136,13 +139,25 @@ class Task(Protocol):
         """The id of a rejected row, as far as it can be read."""
         ...
 
-    def next_try(self, work: Any, request: Request, entry: Entry) -> Request | None:
-        """A further try of a request that was just answered; None if the answer is accepted, or tries are used up."""
+    def next_tries(self, work: Any, request: Request, entry: Entry) -> list[Request]:
+        """What is asked in place of a request that was just answered; nothing if the answer is accepted, or tries are
+        used up."""
         ...
 
     def output(self, work: Any, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         """The output rows of a row, in order. Raises Reject.
 
         answers: to all of its requests, every try of each, by name
+        """
+        ...
+
+    def has_failed(self, row: dict[str, Any]) -> bool:
+        """Whether what an output row holds fails a check."""
+        ...
+
+    def audit(self, finished: Iterable[Any]) -> "Sequence[SegmentRow]":
+        """What became of the segments of a shard's rows, whose output was made, if they have some.
+
+        finished: their works, in order
         """
         ...

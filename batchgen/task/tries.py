@@ -40,10 +40,15 @@ def best(tries: Sequence[Try]) -> Try:
     """The one with the fewest failed checks, then the text that most tries agree on, then the highest mean log
     probability, then the earliest."""
     agree = Counter(each.text for each in tries)
-    return min(tries, key=lambda each: (len(each.failed), -agree[each.text], -_mean_logprob(each.entry)))
+    return min(tries, key=lambda each: (len(each.failed), -agree[each.text], -_rank(each.entry)))
 
 
-def _mean_logprob(entry: Entry) -> float:
-    """Per token, of the tokens that were sampled."""
+def mean_logprob(entry: Entry) -> float | None:
+    """Per token, of the tokens that were sampled; None if that is not known."""
     steps = entry.logprobs
-    return sum(step[0][1] for step in steps) / len(steps) if steps else float("-inf")
+    return sum(step[0][1] for step in steps) / len(steps) if steps else None
+
+
+def _rank(entry: Entry) -> float:
+    known = mean_logprob(entry)
+    return float("-inf") if known is None else known

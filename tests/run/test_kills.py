@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import demo_records
 from processes import Finished, Run, Watch, dataset, said, until
+from wrapped import datasets
 
 WHOLE = 600  # seconds for a whole run of 6,000 rows: 30 on quiet cores
 BAD = ["no json", {"text": ""}, b'{"text": "\xff"}', {"text": "Monday", "sampling": {"top_p": 7}}]
@@ -151,3 +152,42 @@ def test_a_worker_killed_alone_is_started_again_and_the_run_goes_on(start, gener
     assert said(run.stderr) == ["batchgen: warning: the engine died (killed by SIGKILL); restarting in 1 s"]
     assert dataset(tmp_path / "out") == dataset(expected)
     assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), [killed]))
+
+
+TRANSLATION = ["--template", "{text}", "--translate-from", "English", "--translate-into", "Japanese"]
+TRANSLATION += ["--translate-fields", "text", "--translate-protect", "url", "--translate-protect", "code"]
+
+
+def texts_to_translate(number: int) -> list[dict]:
+    """Several sentences each, some of them in many rows, and some with what is protected."""
+    some = [
+        record["text"] for dataset in datasets(980) for record in dataset.records if dataset.name in ("lines", "code")
+    ]
+    return [{"text": f"{some[i % len(some)]}\n\n{some[i * 7 % len(some)]}", "n": i} for i in range(number)]
+
+
+def whole_folder(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("part-*"), *out.glob("_segments/*"), *out.glob("_rejects/*")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_thirty_kills_of_a_translation_change_no_byte(start, write_rows, tmp_path):
+    source, flags = write_rows(texts_to_translate(600)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 20]
+    assert start(source, tmp_path / "expected", *flags).wait(WHOLE) == 0
+    chance = random.Random(5)
+    moments = [*(at_start(chance) for _ in range(4)), *(while_generating(chance, 60) for _ in range(18))]
+    moments += [while_committing(chance) for _ in range(8)]
+    chance.shuffle(moments)
+    watch = Watch(tmp_path)
+    kills = killed_and_resumed(start, watch, source, tmp_path / "out", flags, moments)
+    assert whole_folder(tmp_path / "out") == whole_folder(tmp_path / "expected")
+    assert all(kill - done.at < 1 for done, kill in lost(watch.finished(), kills))
+
+
+def test_a_translation_that_is_killed_and_resumed_is_the_same(start, write_rows, tmp_path):
+    source, flags = write_rows(texts_to_translate(60)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 10]
+    assert start(source, tmp_path / "expected", *flags).wait(WHOLE) == 0
+    watch, moments = Watch(tmp_path), [while_generating(random.Random(1), 40)]
+    killed_and_resumed(start, watch, source, tmp_path / "out", flags, moments)
+    assert whole_folder(tmp_path / "out") == whole_folder(tmp_path / "expected")

@@ -56,11 +56,17 @@ class Lines:
     def id_of(self, row) -> str:
         return str(row.number)
 
-    def next_try(self, work: "Read", request: Request, entry: Entry) -> Request | None:
+    def next_tries(self, work: "Read", request: Request, entry: Entry) -> list[Request]:
         row, part, _, attempt = request.name
         if entry.token_ids[-1] % 2 == 0 or attempt == 2:
-            return None
-        return self._request(row, part, work.lines[part], attempt + 1)
+            return []
+        return [self._request(row, part, work.lines[part], attempt + 1)]
+
+    def has_failed(self, row: dict) -> bool:
+        return False
+
+    def audit(self, finished) -> tuple[()]:
+        return ()
 
     def output(self, work: "Read", answers: Sequence[Answer]) -> list[dict]:
         if self.refuses in work.lines:

@@ -1,0 +1,239 @@
+"""From a spec with `[translate]` to its task: everything that can be checked without an engine is checked here."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from ..check import languages
+from ..errors import JobError, shown
+from ..host import safeopen
+from ..input import arrow_leaves, passthrough, paths
+from ..input.columns import Column, check_type, settled
+from ..input.file_formats import Table
+from ..input.paths import FieldPath
+from ..input.scan import InputFile
+from ..input.template import Template
+from ..job.spec import InputTable, JobSpec, OutputTable, nearest
+from ..output import memory
+from ..output.memory import Memory
+from ..output.record import JobRecord
+from ..output.store import Store
+from ..segment import sentences
+from ..segment.glossary import Glossary
+from ..segment.protect import Protect
+from ..task.generate import Generate
+from ..task.output_columns import REPORT
+from ..task.records import ArrowRecords, JsonRecords, Records
+from ..task.segment_rows import SegmentRow
+from ..task.translate import BEFORE, PLACES, TERMS, Translate
+
+CHECKS = ["empty", "truncated", "repetition", "copy", "language", "length", "numbers"]
+ASKS = "Translate the following text{from} into {{into}}. Answer with the translation and nothing else.\n\n{{text}}"
+LARGEST_GLOSSARY = 1 << 28  # bytes
+
+Remember = Callable[[str], SegmentRow | None]
+
+
+def resolved(spec: JobSpec) -> JobSpec:
+    """The spec with what `[translate]` decides where it says nothing itself. Raises JobError."""
+    asked, check = spec.translate, spec.check
+    known = {key: _code(key, language) for key, language in (("from", asked.source), ("into", asked.into))}
+    if check.on_failure != "keep":
+        raise JobError("[check] on_failure: what becomes of a translation is said by [translate] on_failure")
+    if check.source:
+        raise JobError("[check] source: translations are compared with what they translate; leave it out")
+    if spec.output.columns or spec.output.include:
+        raise JobError("[output] columns and include: a translated record has all its columns; leave them out")
+    if spec.sampling.n != 1:
+        raise JobError(f"[sampling] n: a text is translated once, not {spec.sampling.n} times; set [check] tries")
+    check = msgspec.structs.replace(
+        check,
+        checks=check.checks or CHECKS,
+        source_language=check.source_language or known["from"],
+        language=check.language or known["into"],
+    )
+    text = spec.prompt.template or ASKS.format(**{"from": " from {from}" if asked.source else ""})
+    _check_template(spec, text)
+    return msgspec.structs.replace(spec, check=check, prompt=msgspec.structs.replace(spec.prompt, template=text))
+
+
+def _code(key: str, language: str) -> str:
+    try:
+        return languages.code(language) if language else ""
+    except ValueError as error:
+        raise JobError(f"[translate] {key}: {error}") from None
+
+
+def _check_template(spec: JobSpec, text: str) -> None:
+    try:
+        columns = Template(text).columns
+    except ValueError as error:
+        raise JobError(f"[prompt] template {text!r}: {error}") from None
+    for column in columns:
+        if column not in PLACES:
+            raise JobError(f"[prompt] template: {{{column}}} is not known{nearest(column, PLACES)}")
+    needed = {"text": True, BEFORE: spec.translate.context > 0, TERMS: bool(spec.translate.glossary)}
+    for place, is_needed in needed.items():
+        if is_needed and place not in columns:
+            why = {BEFORE: " for [translate] context", TERMS: " for [translate] glossary"}.get(place, "")
+            raise JobError(f"[prompt] template: {{{place}}} is missing{why}: put it where the model is to see it")
+
+
+def for_segments(spec: JobSpec) -> JobSpec:
+    """The spec by which segments are asked for: each is a row of the template's columns, and its id names it."""
+    table = InputTable(path=spec.input.path, id="id", seed="", sampling="", system="")
+    output = OutputTable(path=spec.output.path)
+    check = msgspec.structs.replace(spec.check, source="text")
+    return msgspec.structs.replace(spec, input=table, output=output, check=check)
+
+
+def field_paths(spec: JobSpec) -> list[FieldPath]:
+    """Raises JobError."""
+    found = []
+    for text in spec.translate.fields:
+        try:
+            found.append(paths.parse(text))
+        except ValueError as error:
+            raise JobError(f"[translate] fields: {text}: {error}") from None
+    return found
+
+
+def check_fields(spec: JobSpec, files: Iterable[InputFile]) -> None:
+    """Raises JobError if a path begins with a column that no row has."""
+    left = {path.column: str(path) for path in field_paths(spec)}
+    seen: dict[str, None] = {}
+    files = [file for file in files if file.rows]
+    for rows in (passthrough.SAMPLE_ROWS, None):
+        for file in files:
+            if not left:
+                return
+            seen |= dict.fromkeys(passthrough.column_names(file, rows))
+            left = {column: path for column, path in left.items() if column not in seen}
+    for column, path in left.items():
+        raise JobError(f"[translate] fields: {path}: no row has {column}{nearest(column, seen)}")
+
+
+def columns_of(spec: JobSpec, files: Iterable[InputFile]) -> list[Column]:
+    """The columns of a columnar input, all of which are passed through; none of JSON lines. Raises JobError."""
+    schema = _schema(files)
+    if schema is None:
+        return []
+    if spec.translate.report in schema.names:
+        raise JobError(
+            f"[translate] report: the input has a column {spec.translate.report} already; give it another name"
+        )
+    columns = [Column(field.name, field.name, settled(field.type)) for field in schema]
+    for column in columns:
+        check_type(column, [schema.field(column.source).type])
+    for path in field_paths(spec):
+        kind = schema.field(path.column).type
+        if spec.translate.on_failure == "null" and not arrow_leaves.may_be_null(schema.field(path.column), path):
+            raise JobError(f"[translate] on_failure: {path} may not be null in the input's schema ({kind})")
+    return columns
+
+
+def _schema(files: Iterable[InputFile]) -> pa.Schema | None:
+    """The schema of a columnar input; None of JSON lines. Raises JobError if there is not one for all files."""
+    files = [file for file in files if file.rows]
+    first, schema = files[0], None
+    for file in files:
+        if file.is_columnar != first.is_columnar:
+            raise JobError(
+                f"{shown(file.path)}: translated records keep their form, and {shown(first.path)} has another one; "
+                "make a job of each"
+            )
+        if file.is_columnar:
+            other = Table(file.path, file.format[0]).schema
+            if schema is None:
+                schema = other
+            elif not other.remove_metadata().equals(schema.remove_metadata()):
+                raise JobError(
+                    f"{shown(file.path)}: its columns are not those of {shown(first.path)} "
+                    f"({_difference(schema, other)}); make a job of each"
+                )
+    return schema
+
+
+def _difference(one: pa.Schema, other: pa.Schema) -> str:
+    for field in one:
+        if field.name not in other.names:
+            return f"no {field.name}"
+        if not other.field(field.name).equals(field):
+            return f"{field.name} is {other.field(field.name).type}, not {field.type}"
+    return f"it has {', '.join(name for name in other.names if name not in one.names) or 'another order'}"
+
+
+def records_of(spec: JobSpec, files: Iterable[InputFile], columns: list[Column]) -> Records:
+    """Raises JobError."""
+    found, report = field_paths(spec), pa.field(spec.translate.report, REPORT, nullable=False)
+    schema = _schema(files)
+    return JsonRecords(found, report) if schema is None else ArrowRecords(found, columns, _own(schema), report)
+
+
+def _own(schema: pa.Schema) -> pa.Schema:
+    """As a shard can have it. Without what `datasets` has written of the columns: with one more it would not fit, and
+    is found again."""
+    about = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+    return pa.schema([field.with_type(settled(field.type)) for field in schema], about or None)
+
+
+def results_of(spec: JobSpec, known: dict[str, Any]) -> dict[str, Any]:
+    """What its glossary and memory hold, which decides the results. known: what the job has recorded, by which a file
+    that is not here any more can go: `verify` needs none. Raises JobError."""
+    found: dict[str, Any] = {}
+    if path := spec.translate.glossary:
+        found["glossary"] = known["glossary"] if known and not Path(path).exists() else _digest(Path(path))
+    if paths := spec.translate.memory:
+        if spec.output.path in paths:
+            raise JobError(f"[translate] memory: {spec.output.path}: is the output itself, which is remembered anyway")
+        found["memory"] = known["memory"] if known else memory.digest(memory.sources_of(paths))
+    return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        with safeopen.reading(path, LARGEST_GLOSSARY) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(f"[translate] glossary: {path}: {error.strerror or error}") from None
+
+
+def memory_of(spec: JobSpec, out: Store, record: JobRecord) -> Remember:
+    """What earlier jobs have of the segments, and of a job that has grown its own shards of before. It is read when it
+    is first asked. Raises JobError then if it is not what it was when the job began."""
+
+    @functools.cache
+    def made() -> Memory | None:
+        sources = memory.sources_of(spec.translate.memory)
+        if sources and memory.digest(sources) != record.results["translate"]["memory"]:
+            raise JobError(f"[translate] memory: {', '.join(spec.translate.memory)}: has changed since the job began")
+        before = [
+            planned for planned in record.plan.shards if record.plan.files[planned.file].growth < record.plan.growth
+        ]
+        sources += [memory.source_of(out, record, before)] if before else []
+        return Memory(sources, record.settings) if sources else None
+
+    return lambda key: known.get(key) if (known := made()) else None
+
+
+def task_of(spec: JobSpec, generate: Generate, records: Records, remember: Remember) -> Translate:
+    """Raises JobError."""
+    asked = spec.translate
+    if asked.segment == "sentence":
+        sentences.require()
+    source, into = (_code(key, language) for key, language in (("from", asked.source), ("into", asked.into)))
+    return Translate(
+        spec=spec,
+        generate=generate,
+        records=records,
+        protect=Protect(asked.protect),
+        glossary=Glossary.load(Path(asked.glossary)) if asked.glossary else None,
+        languages=(source, into),
+        memory=remember,
+        skip=frozenset(spec.input.skip),
+    )
