@@ -33,7 +33,17 @@ SAMPLINGS = [
 @pytest.fixture(scope="module")
 def guessing():
     model = load_model(str(MODEL))
-    return VllmEngine(model, {"dtype": "float32", "max_num_seqs": 64, "speculative_config": NGRAM}, model.context)
+    made = VllmEngine(model, {"dtype": "float32", "max_num_seqs": 64, "speculative_config": NGRAM}, model.context)
+    _let_others_start_after_it()
+    return made
+
+
+def _let_others_start_after_it() -> None:
+    """A further engine of this process looks, from vLLM 0.32 on, into every value of every module that has a __dict__.
+    llvmlite, by which vLLM guesses, has a library whose every attribute is a C function, __dict__ too."""
+    from llvmlite.binding import ffi
+
+    ffi.lib._fntab["__dict__"] = {}
 
 
 def answers(engine, rows, alone: bool = False):
