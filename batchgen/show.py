@@ -213,6 +213,9 @@ def replay(again: "Replay") -> None:
     for drew, count in sorted(again.left_out.items(), key=str):
         why = f"they were sampled with {drew}, here it is {again.here}"
         console.say(f"left out: {count} responses: {why}, so their seeds mean other tokens")
+    if again.spaced:
+        why = "they are JSON with the white space that vLLM gave it then, today batchgen gives it none"
+        console.say(f"left out: {again.spaced} responses: {why}")
     if again.first:
         console.say(f"first difference: {again.first}")
 

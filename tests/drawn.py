@@ -22,4 +22,5 @@ def say(part: Path, **facts: str | None) -> None:
     sums = shard.read_checksums(out, planned)
     sums.parquet, sums.size = shard._digest(part.read_bytes()), part.stat().st_size
     sums.sampler = [about[name] for name in shard.DRAWN if name in about]
+    sums.device = about["device"]
     (part.parent / layout.checksums(planned)).write_bytes(sealed(sums))

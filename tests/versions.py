@@ -26,7 +26,13 @@ PYTORCH = "https://download.pytorch.org/whl/cpu/torch/"
 # its own, and the one that batchgen installs.
 VERSIONS = {"0.26.0": "2.11.0", "0.29.0": "2.13.0", "0.31.0": "2.13.0", "0.32.0": "2.13.0"}
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")  # whose CUDA builds do not load beside a CPU torch
-TESTS = ("tests/engine", "tests/demo", "tests/output/test_output.py", "tests/host/test_environment.py")
+TESTS = (
+    "tests/engine",
+    "tests/prompt/test_checker.py",
+    "tests/demo",
+    "tests/output/test_output.py",
+    "tests/host/test_environment.py",
+)
 SAMPLED = {"temperature": "1", "top-p": "0.9", "top-k": "50", "seed": "7"}
 
 

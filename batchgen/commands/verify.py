@@ -190,13 +190,15 @@ def _expected(
 @dataclass(frozen=True)
 class Replay:
     """items: that were compared; matches: those whose response came out the same; first: what differs in the first that
-    did not; left_out: items that were not compared, by what drew them; here: what draws here, None if unknown."""
+    did not; left_out: items that were not compared, by what drew them; here: what draws here, None if unknown; spaced:
+    items of JSON that were not compared, as the white space of their folder was vLLM's."""
 
     items: int
     matches: int
     first: str
     left_out: Counter[Sampler]
     here: Sampler | None
+    spaced: int = 0
 
 
 def check_engine(out: Path, given: dict[str, Any]) -> None:
@@ -240,8 +242,12 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     before = list(_rows_at(place, zip(finished, sizes, strict=True), chosen, columns))
     drew = _samplers_at(footers, chosen)
     here = choice.known_sampler()
+    spaced = sum(map(_is_json, before)) if old.format < record.COMPACT_JSON else 0
+    if spaced:
+        kept = [(row, sampler) for row, sampler in zip(before, drew, strict=True) if not _is_json(row)]
+        before, drew = [row for row, _ in kept], [sampler for _, sampler in kept]
     if not before or (here and not _alike(before, drew, here)):
-        return Replay(0, 0, "", Counter(drew), here)
+        return Replay(0, 0, "", Counter(drew), here, spaced)
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
         rows = Path(scratch) / "rows.jsonl"
         with rows.open("w", encoding="utf-8") as lines:
@@ -267,7 +273,13 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
         planned = record.job_of(done).plan.shards
         after = [row for each in planned for row in shard.read(done, each, columns).to_pylist()]
         here = shard.sampler(shard.metadata(done, planned[0]))
-    return _compare(before, after, drew, here)
+    return dataclasses.replace(_compare(before, after, drew, here), spaced=spaced)
+
+
+def _is_json(row: dict[str, Any]) -> bool:
+    """Whether a response had to be JSON."""
+    asked = from_column(row["sampling"])["structured_outputs"] or {}
+    return not asked.keys().isdisjoint({"json", "json_object"})
 
 
 def _rows_at(

@@ -32,7 +32,9 @@ class ReasoningParser:
         except MemoryError:
             raise
         except Exception as error:  # each parser has its own way to say what it lacks
-            raise JobError(f"[model] reasoning_parser {name}: {in_one_line(error) or type(error).__name__}") from None
+            said, kind = in_one_line(error), type(error).__name__
+            why = f"{kind}: {said}" if isinstance(error, KeyError) else said or kind  # a key alone says nothing
+            raise JobError(f"[model] reasoning_parser {name}: {why}") from None
         self._begin: str | None = parser.reasoning_start_str
         self._shows_special: bool = not self._request.skip_special_tokens
 

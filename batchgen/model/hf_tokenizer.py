@@ -108,9 +108,8 @@ class HfTokenizer:
         """The prompt by the chat template, up to where the response begins. Raises Reject(bad_shape)."""
         messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
         try:
-            prompt: str = self._theirs.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, strftime_now=_clock(self.date)
-            )
+            self._set_clock()
+            prompt: str = self._theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except MemoryError:
             raise
         except Exception as error:  # each template has its own way to refuse a conversation
@@ -119,6 +118,13 @@ class HfTokenizer:
                 "bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}{hint}"
             ) from None
         return prompt
+
+    def _set_clock(self) -> None:
+        """Puts our clock among the template's globals: of a function that comes as a variable, transformers 5.24 makes
+        a text."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template  # compiles each template once
+
+        _compile_jinja_template(self._theirs.get_chat_template()).globals["strftime_now"] = _clock(self.date)
 
     def control_in(self, text: str) -> str:
         """The first control token in a text; "" if there is none."""

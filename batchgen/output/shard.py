@@ -54,6 +54,7 @@ class Checksums(msgspec.Struct):
     fingerprint: of the job that made it; empty in folders of format 1, where only the Parquet file has it
     sampler: runner and noise that drew its tokens; empty up to batchgen 0.2
     segments: blake2b of what became of its segments; left out where there are none, as in older folders
+    device: that it was made on, as vLLM calls it; empty up to batchgen 0.2
     """
 
     parquet: str
@@ -63,6 +64,7 @@ class Checksums(msgspec.Struct):
     fingerprint: str = ""
     sampler: list[str] = []
     segments: str | msgspec.UnsetType = msgspec.UNSET
+    device: str = ""
 
 
 def reject_line(row: Row, id: str, reject: Reject) -> dict[str, Any]:
@@ -160,6 +162,7 @@ def commit(
         facts.get("fingerprint", ""),
         [facts[name] for name in DRAWN if name in facts],
         _digest(audit) if segmented else msgspec.UNSET,
+        facts.get("device", ""),
     )
     out.write(layout.checksums(shard), sealed(sums))
     out.write(layout.part(shard), content)
@@ -362,18 +365,24 @@ def sampler(footer: pq.FileMetaData) -> Sampler:
         return UNKNOWN
 
 
-def samplers(out: Store, shards: Iterable[Shard]) -> Counter[Sampler]:
-    """What drew the tokens of finished shards, each with the number of those. A shard that is damaged or gone has none.
-    Raises Stopped."""
-    found: Counter[Sampler] = Counter()
+def engines(out: Store, shards: Iterable[Shard]) -> tuple[Counter[Sampler], Counter[str]]:
+    """What drew the tokens of finished shards, and the devices that these were made on, each with the number of shards.
+    One that is damaged or gone counts for neither. Raises Stopped."""
+    samplers: Counter[Sampler] = Counter()
+    devices: Counter[str] = Counter()
     for each in shards:
         with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # the disk's own are Stopped
-            match read_checksums(out, each).sampler:
+            sums = read_checksums(out, each)
+            match sums.sampler:
                 case [runner, noise]:
-                    found[Sampler(runner, noise)] += 1
+                    drew, device = Sampler(runner, noise), sums.device
                 case _:
-                    found[sampler(metadata(out, each))] += 1
-    return found
+                    footer = metadata(out, each)
+                    drew, device = sampler(footer), facts(footer).get("device", "")
+            samplers[drew] += 1
+            if device:
+                devices[device] += 1
+    return samplers, devices
 
 
 def read(out: Store, shard: Shard, columns: list[str]) -> pa.Table:

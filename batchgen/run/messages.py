@@ -90,10 +90,12 @@ class Mark:
 
 
 class Started(msgspec.Struct, tag=True):
-    """The engine is up, after this many seconds. sampler: what draws its tokens"""
+    """The engine is up, after this many seconds. sampler: what draws its tokens; device: as
+    vLLM calls it"""
 
     seconds: float
     sampler: Sampler
+    device: str
 
 
 class Work(msgspec.Struct, tag=True):

@@ -79,7 +79,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
         engine.check(job.generate.sampling)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     garbage.collect_rarely()
-    report(Started(time.monotonic() - begin, engine.sampler))
+    report(Started(time.monotonic() - begin, engine.sampler, engine.device))
     for text in engine.warnings:
         report(Warn(text))
     mark = Mark(config.mark)

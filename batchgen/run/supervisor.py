@@ -14,12 +14,11 @@ from ..engine import choice
 from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
 from ..errors import JobError, MachineError, Stopped, Stopping
-from ..job.sampler import Sampler
 from ..output import logs, shard
 from . import deadline, death
 from .death import Death
 from .messages import Exit, ExitKind, Started, Totals, Warn, Work
-from .other_noise import OtherNoise
+from .other_engine import OtherEngine
 from .poison import PoisonDetector
 from .prepare import Job
 from .progress import Progress
@@ -96,9 +95,9 @@ class Supervisor:
         with self._catching_signals():
             try:
                 self._scratch = Scratch()
-                self._other_noise = OtherNoise(self._job)
+                self._other_engine = OtherEngine(self._job)
                 if now := choice.known_sampler():
-                    self._warn_of_other_noise(now)
+                    self._warn(self._other_engine.of_noise(now))
                 with selectors.DefaultSelector() as self._selector:
                     while any(slot.worker or slot.start_at is not None for slot in self._slots):
                         self._turn()
@@ -185,10 +184,11 @@ class Supervisor:
             return
         for report in reports:
             match report:
-                case Started(seconds=seconds, sampler=sampler):
+                case Started(seconds=seconds, sampler=sampler, device=device):
                     worker.engine_start = seconds
                     slot.engine_start += seconds
-                    self._warn_of_other_noise(sampler)
+                    self._warn(self._other_engine.of_noise(sampler))
+                    self._warn(self._other_engine.of_device(device))
                 case Work() as work:
                     worker.take(work)
                     self._poison.clear(work.finished)
@@ -217,12 +217,9 @@ class Supervisor:
         rows = totals.rows + totals.open_rows
         self._progress.show(rows, totals.prompt_tokens, totals.response_tokens, running, waiting)
 
-    def _warn_of_other_noise(self, now: Sampler) -> None:
-        if text := self._other_noise.warning(now):
-            self._warn(text)
-
     def _warn(self, text: str) -> None:
-        self._progress.write(f"batchgen: warning: {text}")
+        if text:
+            self._progress.write(f"batchgen: warning: {text}")
 
     # --- stopping
 

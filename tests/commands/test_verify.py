@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from drawn import say
 
 from batchgen.input.plan import Shard
 from batchgen.output import layout, shard
+from batchgen.output import record as records_of
 from batchgen.output.sealed import sealed
 from batchgen.output.store import at
 
@@ -168,6 +170,25 @@ def test_a_replay_that_could_compare_nothing_fails(batchgen, out):
     result = batchgen("verify", out, "--replay", 5)
     assert (result.exit_code, result.stderr) == (1, f"batchgen: {out}: nothing could be compared\n")
     assert "left out: 5 responses: they were sampled with Philox noise" in result.stdout
+
+
+def test_json_of_a_folder_whose_white_space_was_vllms_is_left_out(batchgen_here, generate, write_rows):
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    records = demo_records(6)
+    for record in records[:2]:
+        record["sampling"] = {"structured_outputs": {"json": schema}}
+    source = write_rows(records, "some of them JSON.jsonl")
+    out = generate([source], sampling={"max_tokens": 12, "temperature": 0})
+    assert "replayed: 6 of 6 " in batchgen_here("verify", out, "--replay", 6).stdout
+    job = records_of.read_job(at(out))
+    records_of.write(at(out), msgspec.structs.replace(job, format=3))
+    result = batchgen_here("verify", out, "--replay", 6)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == [
+        "replayed: 4 of 4 responses are the same",
+        "left out: 2 responses: they are JSON with the white space that vLLM gave it then, today batchgen gives it "
+        "none",
+    ]
 
 
 def test_greedy_responses_are_compared_whatever_noise_their_shard_has(batchgen_here, generate, source):

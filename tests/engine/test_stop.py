@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pyarrow.dataset as ds
 import pytest
 from conftest import demo_records
+from vllm.v1.engine.detokenizer import check_stop_strings
 
 from batchgen.engine.stop import MOST_HELD, StopSearch
 from batchgen.engine.types import WHOLE, Response
@@ -35,6 +36,10 @@ class Detokenizing(VllmTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return self._ours.decode(map(int, tokens))
+
+
+# Of stop texts that one token completes vLLM 0.26 takes the first of the list, not the one that is complete first.
+EARLIEST_COUNTS = check_stop_strings("abc", 3, ["bc", "b"], False) == ("b", 1)
 
 
 def finish(engine, requests: dict[str, tuple[list[int], Sampling]]) -> dict[str, Response]:
@@ -81,7 +86,7 @@ def test_random_stop_texts_end_responses_exactly_as_vllms_own_search_does(engine
         prompt, sampling = free[name]
         text = whole[name]
         stops = []
-        for _ in range(chance.choice([1, 1, 2, 4])):
+        for _ in range(chance.choice([1, 1, 2, 4]) if EARLIEST_COUNTS else 1):
             start, length = chance.randrange(max(1, len(text))), chance.choice([1, 1, 2, 3, 7])
             stops.append(text[start : start + length] or "nowhere")
         cases[f"{name}-{number}"] = (
