@@ -5,6 +5,7 @@ four in ten. A wrong word is invisible to them.
 """
 
 import json
+import math
 import unicodedata
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,12 +31,14 @@ class Judged(NamedTuple):
     finish_reason: as vLLM gave it
     source: what it answers: the last utterance ahead of it, or the text to translate
     row: the input record
+    mean_logprob: of its tokens, before sampling changed anything; None if that is not known
     """
 
     text: str
     finish_reason: str
     source: str
     row: dict[str, Any]
+    mean_logprob: float | None = None
 
 
 class Languages(NamedTuple):
@@ -126,7 +129,7 @@ OF_LANGUAGES: dict[str, Callable[[Languages], Check]] = {
     "length": _length,
     "numbers": _numbers,
 }
-REGEX, FORBIDDEN = "regex:", "forbidden:"
+REGEX, FORBIDDEN, LOGPROB = "regex:", "forbidden:", "logprob:"
 NAMES = (*PLAIN, *OF_LANGUAGES)
 
 
@@ -150,11 +153,13 @@ def _check(name: str, known: Languages) -> Check:
         return OF_LANGUAGES[name](known)
     if name.startswith((REGEX, FORBIDDEN)):
         return _pattern(name)
+    if name.startswith(LOGPROB):
+        return _logprob(name)
     if own := own_check.parse(name):
         return user.load(own)
     raise JobError(
-        f"[check] checks: {name!r} is none{nearest(name, NAMES)}; further ones are {REGEX}PATTERN, {FORBIDDEN}PATTERN "
-        "and FILE.py:FUNCTION"
+        f"[check] checks: {name!r} is none{nearest(name, NAMES)}; further ones are {REGEX}PATTERN, {FORBIDDEN}PATTERN, "
+        f"{LOGPROB}NUMBER and FILE.py:FUNCTION"
     )
 
 
@@ -173,6 +178,21 @@ def _pattern(name: str) -> Check:
         if kind == "regex":
             return None if found else f"{text!r} is not in it"
         return f"{found[0]!r} is in it" if found else None
+
+    return check
+
+
+def _logprob(name: str) -> Check:
+    try:
+        least = float(name.removeprefix(LOGPROB))
+    except ValueError:
+        least = math.nan
+    if not least < 0:
+        raise JobError(f"[check] checks: {name!r}: write a number below 0, as in {LOGPROB}-0.2")
+
+    def check(answer: Judged) -> str | None:
+        mean = answer.mean_logprob
+        return f"the model is unsure of it: {mean:.2f} a token" if mean is not None and mean < least else None
 
     return check
 

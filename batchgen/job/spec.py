@@ -209,7 +209,7 @@ class CheckTable(_Table, frozen=True):
         list[str],
         Meta(
             description="empty, truncated, repetition, copy, language, length, numbers, json, regex:PATTERN, "
-            "forbidden:PATTERN, FILE.py:FUNCTION"
+            "forbidden:PATTERN, logprob:NUMBER, FILE.py:FUNCTION"
         ),
     ] = []
     tries: Annotated[int, Meta(ge=1, le=100, description="most tries for a response, the first one included")] = 3

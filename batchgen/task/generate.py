@@ -351,7 +351,7 @@ class Generate:
         name = request.name
         if name not in work.checked:
             text = self.text(request, entry)
-            answer = Judged(text, entry.finish_reason, work.source, work.record)
+            answer = Judged(text, entry.finish_reason, work.source, work.record, tries.mean_logprob(entry))
             work.checked[name] = tries.Try(request, entry, text, failed(self.checks, answer))
         return work.checked[name]
 
@@ -362,8 +362,8 @@ class Generate:
         return params, self._ranked(_as_written(params, self.format))
 
     def _ranked(self, params: Sampling) -> Sampling:
-        """With what ranks tries, if there may be several."""
-        return tries.ranked(params) if self.spec.check.tries > 1 and self.spec.check.checks else params
+        """With the log probabilities that tries are ranked and checked by."""
+        return tries.ranked(params) if tries.are_ranked(self.spec.check) else params
 
     def sampling_of(self, work: Prompted, attempt: int) -> Sampling:
         """The parameters of a try, as its output row shows them."""

@@ -226,7 +226,7 @@ class Translate:
             wrong.append(LINES)
         if missing(part.terms, text):
             wrong.append(GLOSSARY)
-        judged = Judged(text, entry.finish_reason, part.source, part.values)
+        judged = Judged(text, entry.finish_reason, part.source, part.values, tries.mean_logprob(entry))
         return Try(request, entry, text, failed(self.generate.checks, judged) + wrong)
 
     def output(self, work: Translation, answers: Sequence[Answer]) -> list[dict[str, Any]]:

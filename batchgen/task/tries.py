@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..check.checks import LOGPROB
 from ..job.sampling import Sampling
 from ..job.spec import CheckTable
 from .task import Entry, Request
@@ -29,6 +30,11 @@ def sampling_of(usual: Sampling, attempt: int, table: CheckTable) -> Sampling:
         return usual
     changes = {**(UNLIKE_GREEDY if usual.temperature == 0 else {}), **table.retry}
     return msgspec.convert({**msgspec.to_builtins(usual), **changes}, Sampling, str_keys=True)
+
+
+def are_ranked(table: CheckTable) -> bool:
+    """Whether log probabilities are needed."""
+    return bool(table.checks) and (table.tries > 1 or any(name.startswith(LOGPROB) for name in table.checks))
 
 
 def ranked(sampling: Sampling) -> Sampling:

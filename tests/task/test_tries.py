@@ -145,6 +145,24 @@ def test_further_tries_have_the_sampling_of_retry_which_the_row_records(run):
     assert [row["sampling"]["temperature"] for row in rows] == [0.3, 1.2]
 
 
+@pytest.mark.parametrize(("least", "tries"), [("logprob:-1.5", 1), ("logprob:-0.5", 3)])
+def test_an_answer_that_the_model_is_unsure_of_is_tried_again(run, least, tries):
+    _, [row], _ = run([RIGHT], check={"checks": [least]})  # the first has a log probability of -1 a token
+    assert (row["tries"], row["failed_checks"]) == (tries, [least] if tries > 1 else [])
+
+
+def test_log_probabilities_are_asked_for_where_a_check_needs_them(run):
+    engine, [row], _ = run([RIGHT], check={"checks": ["logprob:-0.5"], "tries": 1})
+    assert [sampling.logprobs for _, sampling, _ in engine.asked] == [0]
+    assert row["failed_checks"] == ["logprob:-0.5"]
+
+
+@pytest.mark.parametrize("check", ["logprob:", "logprob:0.5", "logprob:nan", "logprob:few"])
+def test_a_log_probability_that_none_can_be_is_told(job_of, check):
+    with pytest.raises(JobError, match="write a number below 0, as in logprob:-0.2"):
+        job_of([[RIGHT]], check={"checks": [check]})
+
+
 def test_a_greedy_request_is_not_tried_again_greedily(run):
     engine, _, _ = run([" ", RIGHT], check={"checks": ["empty"]}, sampling={"temperature": 0})
     assert [sampling.temperature for _, sampling, _ in engine.asked] == [0, 0.7]
