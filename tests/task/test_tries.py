@@ -159,7 +159,7 @@ def test_log_probabilities_are_asked_for_where_a_check_needs_them(run):
 
 @pytest.mark.parametrize("check", ["logprob:", "logprob:0.5", "logprob:nan", "logprob:few"])
 def test_a_log_probability_that_none_can_be_is_told(job_of, check):
-    with pytest.raises(JobError, match="write a number below 0, as in logprob:-0.2"):
+    with pytest.raises(JobError, match=r"write a number below 0, as in logprob:-0\.2"):
         job_of([[RIGHT]], check={"checks": [check]})
 
 
