@@ -379,18 +379,26 @@ def verify_command(
 @cli.command("rejects", short_help="Show the rows that got no response.")
 @out_folder
 @click.option("--only", default="", metavar="REASONS", help="only these reject reasons, comma-separated")
-def rejects_command(out: Path, only: str) -> None:
+@click.option("--segments", is_flag=True, help="of a translation: the segments that no try got right")
+def rejects_command(out: Path, only: str, segments: bool) -> None:
     """List the rejected rows of OUT: where each one is in the input, why it was rejected, and the row itself.
 
     \b
     Examples:
       batchgen rejects out
       batchgen rejects out --only too_long
+      batchgen rejects out --segments
     """
     with exit_codes():
-        from .commands.retry import check_reasons, rejected
+        from .commands import rejects
+        from .commands.retry import check_reasons
 
-        show.rejects(rejected(out, check_reasons(only) if only else []))
+        if segments and only:
+            raise JobError("--only: is for reasons of rejected rows; leave it out with --segments")
+        if segments:
+            show.segments(rejects.failed_segments(out))
+        else:
+            show.rejects(rejects.rejected(out, check_reasons(only) if only else []))
 
 
 @cli.command("export", short_help="Write the results as one file or a dataset folder.")

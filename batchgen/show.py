@@ -20,10 +20,12 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.verify import Replay, Verdict
     from .run.run import Outcome
     from .task.generate import Prompted
+    from .task.segment_rows import SegmentRow
 
 DEAD_SHOWN = 5  # dead workers that are listed, the latest first; a long job may have many
 OWN_LINES = ("batchgen", "python", "vllm")  # versions that doctor does not list among the packages
 LONGEST_DETAIL, LONGEST_RAW = 500, 200  # characters of a reject's detail and of its row
+LONGEST_TEXT = 500  # characters of a segment, and of its translation
 
 
 def say(text: Any = "", **options: Any) -> None:
@@ -228,6 +230,25 @@ def rejects(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
         detail, raw = _cut(line["detail"], LONGEST_DETAIL), _cut(line["raw"], LONGEST_RAW)
         say(f"{shown(place)}: {shown(line['reason'])}: {shown(detail)}\n    {shown(raw)}")
     say(f"{count:,} rejected rows")
+
+
+def segments(failed: "Iterable[tuple[str, SegmentRow]]") -> None:
+    """failed: where the row of each is in the input, and the segment"""
+    checks: Counter[str] = Counter()
+    count = 0
+    for place, row in failed:
+        count += 1
+        checks.update(row.failed_checks)
+        names, times = ", ".join(row.failed_checks), "1 try" if row.tries == 1 else f"{row.tries:,} tries"
+        uses = f", used {row.uses:,} times" if row.uses > 1 else ""
+        say(f"{shown(place)}: {shown(row.path)}: {shown(names)} ({times}{uses})")
+        say(f"    source  {shown(_cut(row.source, LONGEST_TEXT))}")
+        say(
+            "    no try gave an answer"
+            if row.answer is None
+            else f"    best    {shown(_cut(row.answer, LONGEST_TEXT))}"
+        )
+    say(f"{count:,} segments that no try got right{by_reason(checks)}")
 
 
 def _cut(text: str, length: int) -> str:

@@ -1,6 +1,5 @@
 """A new job for the rows of a finished one that went wrong, with changed parameters."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import REJECT_REASONS, JobError
-from ..input.plan import changed_files, locator, only_rows
+from ..input.plan import changed_files, only_rows
 from ..job.sampling import FINISH_REASONS
 from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
@@ -94,12 +93,3 @@ def _rows_that_ended(out: Store, record: JobRecord, spec: JobSpec, reasons: list
         rows.update(ended["row"].to_pylist())
         rows.update(line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons)
     return rows
-
-
-def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where the row is, its reject line) of every rejected row, or of those with the given reasons."""
-    folder = store.at(out)
-    record, _ = open_finished(folder)
-    place = locator(record.plan)
-    lines = (line for planned in record.plan.shards for line in shard.read_rejects(folder, planned))
-    return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)
