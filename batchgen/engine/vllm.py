@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import JobError, Reject, in_one_line
-from ..host import environment
+from ..host import environment, garbage
 from ..job.sampling import PARAMETERS, Sampling
 from ..model.adapters import Adapter
 from ..model.model import Model
@@ -154,10 +154,12 @@ class VllmEngine:
     def __init__(self, model: Model, args: dict[str, Any], context: int):
         """Raises JobError if vLLM refuses the arguments; anything else is the machine's fault."""
         os.environ.update(environment.of_engine())
-        from vllm import SamplingParams
-        from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        with garbage.not_collected():
+            from vllm import SamplingParams
+            from vllm.platforms import current_platform
+            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+            install_into_vllm()
         self._sampling_params = SamplingParams
         self._structured_outputs = StructuredOutputsParams
         self._final_only = RequestOutputKind.FINAL_ONLY
@@ -179,7 +181,6 @@ class VllmEngine:
 
     def _start(self, model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
         """vLLM's LLMEngine, with ours in it."""
-        install_into_vllm()
         self._reasoning = _reasoning_parser(model, args)
         return _started(_config(model, args, context, on_cpu))
 

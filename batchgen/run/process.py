@@ -29,6 +29,7 @@ STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
 
 def main() -> None:
     harden()
+    garbage.collect_rarely()
     os.register_at_fork(after_in_child=_harden_child)
     # Not sys.stdin: a thread that reads holds its lock, and a process that is forked meanwhile waits for it for ever.
     told = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
@@ -78,7 +79,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
         engine = engine_class()(job.model, job.engine_args, job.context)
         engine.check(job.generate.sampling)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
-    garbage.collect_rarely()
+    garbage.collect_rarely()  # again, with all that is there now
     report(Started(time.monotonic() - begin, engine.sampler, engine.device))
     for text in engine.warnings:
         report(Warn(text))
@@ -136,6 +137,7 @@ elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
     harden()
     os.register_at_fork(after_in_child=_harden_child)
     _harden_child()
-    from ..engine.vllm import install_into_vllm
+    with garbage.not_collected():
+        from ..engine.vllm import install_into_vllm
 
-    install_into_vllm()
+        install_into_vllm()

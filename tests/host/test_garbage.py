@@ -28,3 +28,27 @@ def test_objects_that_refer_to_each_other_do_not_pile_up(collecting_rarely):
         if number % 1000 == 0:
             most = max(most, len(alive))
     assert garbage.YOUNG // 10 < most <= garbage.YOUNG
+
+
+def test_what_is_imported_meanwhile_is_never_looked_at():
+    class Module:
+        pass
+
+    try:
+        with garbage.not_collected():
+            assert not gc.isenabled()
+            imported = Module()
+            assert any(each is imported for each in gc.get_objects())
+        assert gc.isenabled()
+        assert not any(each is imported for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
+
+
+def test_a_failed_import_leaves_the_collector_on():
+    try:
+        with pytest.raises(ImportError), garbage.not_collected():
+            import no_such_module  # noqa: F401
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
