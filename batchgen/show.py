@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import UNSET
 
 from .errors import shown
 from .host import console, terminal
-from .output.counts import by_reason
+from .output.counts import Counts, by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.doctor import Place, Report
@@ -152,9 +153,9 @@ def status(seen: "Status") -> None:
             "job": f"{seen.state}, {shown(seen.out)}",
             "shards": f"{shards.done:,} done, {shards.running:,} running, {shards.left:,} left of {shards.total:,}",
             "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
-            "in finished": f"{finished.responses:,} responses, "
-            f"{finished.rejected:,} rejects{by_reason(finished.rejects)}, "
+            "in finished": f"{finished.answers}, {finished.rejected:,} rejects{by_reason(finished.rejects)}, "
             f"{finished.prompt_tokens:,} prompt and {finished.response_tokens:,} response tokens{unreadable}",
+            **_segments(finished),
             "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response "
             f"{seen.response_tokens_per_second:,.0f}; "
             f"overall {'unknown' if overall is None else f'{overall:,.0f}'}, pauses included",
@@ -163,6 +164,14 @@ def status(seen: "Status") -> None:
         width=12,
     )
     _workers(seen)
+
+
+def _segments(finished: Counts) -> dict[str, str]:
+    """Of a translation."""
+    if finished.segments is UNSET:
+        return {}
+    failed = f"{finished.failed_segments or 0:,} in {finished.failed or 0:,} records that no try got right"
+    return {"segments": f"{finished.segments:,}; {failed}; {finished.tries or 0:,} further tries"}
 
 
 def _workers(seen: "Status") -> None:

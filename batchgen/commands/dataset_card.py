@@ -132,7 +132,8 @@ def _facts(
         only = _text(" or ".join(record.retry_of["only"]))
         yield "retry", f"of the rows that ended with {only} in the job {_code(record.retry_of['fingerprint'])}"
     yield "rows", f"{counts.rows:,}"
-    yield "responses", f"{counts.responses:,}"
+    number, what = counts.answers.split()
+    yield what, number
     yield "rejected rows", f"{counts.rejected:,}{_text(by_reason(counts.rejects))}"
     yield "tokens", f"{counts.prompt_tokens:,} of prompts, {counts.response_tokens:,} of responses"
     yield "dtype", _text(", ".join(facts["dtype"]))

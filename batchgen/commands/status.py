@@ -258,6 +258,9 @@ def metrics(seen: Status) -> str:
     family("rejects_total", "Rejected rows of finished shards.", finished.rejects, "reason")
     family("prompt_tokens_total", "Prompt tokens of finished shards.", finished.prompt_tokens)
     family("response_tokens_total", "Response tokens of finished shards.", finished.response_tokens)
+    if finished.segments is not msgspec.UNSET:
+        family("segments_total", "Distinct segments of finished shards.", finished.segments)
+        family("failed_segments_total", "Those of them that no try got right.", finished.failed_segments or 0)
     family("response_tokens_per_second", "Of all live workers, over 30 seconds.", seen.response_tokens_per_second)
     family("eta_seconds", "Time left at the present pace; absent if unknown.", {} if seen.eta is None else seen.eta)
     family("workers", "Workers that have not left.", workers, "state")

@@ -36,7 +36,7 @@ def problem(job: Job, task: Translate, planned: Shard, reader: Reader, unforesee
     again = dataclasses.replace(task, skip=unmade, memory=audit.get)
     reasons = Counter(line["reason"] for line in rejects.values())
     found, used = _found(job, planned), set[str]()
-    counts = Counts(rows=len(planned.row_numbers), rejects=dict(reasons))
+    counts = Counts(rows=len(planned.row_numbers), rejects=dict(reasons), segments=len(audit))
     try:
         works = _works(again, reader, planned, rejects, unmade)
         while some := list(itertools.islice(works, AT_ONCE)):

@@ -14,7 +14,9 @@ class Counts(msgspec.Struct):
     rejects: rejected rows by reason
     prompt_tokens: of the prompts of all responses and tries; a row with three of them counts three times
     tries: further ones, of responses that failed a check; left out where there are none, as in older folders
-    failed: responses that fail a check; the same
+    failed: responses that fail a check; the same. Of a translation: records that have a segment that does
+    segments: of a translation, distinct ones of each shard; only a translation has these and the next
+    failed_segments: those of them that no try got right
     """
 
     rows: int = 0
@@ -24,6 +26,8 @@ class Counts(msgspec.Struct):
     response_tokens: int = 0
     tries: int | msgspec.UnsetType = msgspec.UNSET
     failed: int | msgspec.UnsetType = msgspec.UNSET
+    segments: int | msgspec.UnsetType = msgspec.UNSET
+    failed_segments: int | msgspec.UnsetType = msgspec.UNSET
 
     def __add__(self, other: Self) -> Self:
         """Reasons stay in the order in which they were first seen."""
@@ -35,13 +39,21 @@ class Counts(msgspec.Struct):
         return sum(self.rejects.values())
 
     @property
+    def answers(self) -> str:
+        """What a row becomes: `1,200 responses`; of a translation, records."""
+        return f"{self.responses:,} {'responses' if self.segments is msgspec.UNSET else 'records'}"
+
+    @property
     def summary(self) -> str:
-        return f"{self.rows:,} rows, {self.responses:,} responses, {self.rejected:,} rejects"
+        return f"{self.rows:,} rows, {self.answers}, {self.rejected:,} rejects"
 
     def __str__(self) -> str:
+        segments = "" if self.segments is msgspec.UNSET else f", {self.segments:,} segments"
         tries = f", {self.tries:,} further tries" if self.tries else ""
-        failed = f", {self.failed:,} responses that fail a check" if self.failed else ""
-        return f"{self.summary}{by_reason(self.rejects)}{tries}{failed}"
+        failed = f", {self.failed:,} responses that fail a check" if self.failed and not segments else ""
+        if self.failed_segments:
+            failed = f", {self.failed_segments:,} segments in {self.failed or 0:,} records that no try got right"
+        return f"{self.summary}{by_reason(self.rejects)}{segments}{tries}{failed}"
 
 
 def _added(one: Any, other: Any) -> Any:

@@ -33,10 +33,12 @@ def names(out: Store, shard: int) -> list[str]:
 
 
 def rows_done(out: Store, shard: int, fingerprint: str, samples: int) -> int:
-    """How many rows of a shard have at least `samples` samples in its journals."""
+    """How many rows of a shard have at least `samples` samples in its journals, further tries that they may get left
+    aside."""
     with on_disk(out):
-        found = {entry.name for name in names(out, shard) for entry in read(out, name, fingerprint)[0]}
-    return sum(number >= samples for number in Counter(name.row for name in found).values())
+        entries = (entry for name in names(out, shard) for entry in read(out, name, fingerprint)[0])
+        found = {(entry.row, entry.sample) for entry in entries}
+    return sum(number >= samples for number in Counter(row for row, _ in found).values())
 
 
 def remove(out: Store, shard: int) -> None:

@@ -1,8 +1,8 @@
 """Makes complete shards final."""
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
@@ -12,6 +12,7 @@ from ..input.conversation import Row
 from ..output import journal, shard
 from ..output.counts import Counts
 from ..output.opening import Fence
+from ..task.segment_rows import SegmentRow
 from ..task.task import Answer, Task, Work
 from .open_shard import OpenShard
 from .prepare import Job
@@ -37,29 +38,29 @@ class Committer:
         out, planned = self._job.out, opened.shard
         opened.finished.sort(key=lambda finished: finished[0].row)
         was_faster = shard.is_finished(out, planned)  # a worker that believed this one dead
-        counts = self._counts(opened, self._output(opened)) if was_faster else self._write(opened)
+        counts = self._made(opened).counts if was_faster else self._write(opened)
         opened.journal.close()
         journal.remove(out, planned.index)
         return counts
 
     def _write(self, opened: OpenShard) -> Counts:
-        rows, planned = self._output(opened), opened.shard
+        (rows, audit, counts), planned = self._made(opened), opened.shard
         sampler = opened.journal.sampler
         drawn = {name: getattr(sampler, name) for name in shard.DRAWN}
         facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts, **drawn}
-        rejects, counts = list(opened.rejects.values()), self._counts(opened, rows)
-        audit = self._task.audit(work for work, _ in opened.finished if work.row not in opened.rejects)
+        rejects = list(opened.rejects.values())
         try:
-            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts, audit)
+            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts, audit or ())
         except shard.DOES_NOT_FIT:
             if not self._reject_unwritable(opened):
                 raise
             return self._write(opened)
         return counts
 
-    def _output(self, opened: OpenShard) -> list[dict[str, Any]]:
-        """The output rows of a shard, in order."""
-        return [row for _, rows in self._accepted(opened) for row in rows]
+    def _made(self, opened: OpenShard) -> "_Made":
+        rows = [row for _, rows in self._accepted(opened) for row in rows]
+        audit = self._task.audit(work for work, _ in opened.finished if work.row not in opened.rejects)
+        return _Made(rows, audit, self._counts(opened, rows, audit))
 
     def _accepted(self, opened: OpenShard) -> Iterator[tuple[Work, list[dict[str, Any]]]]:
         """The rows that are not rejected, each with its output rows. One whose answers the task rejects becomes a
@@ -73,7 +74,7 @@ class Committer:
                     continue
                 yield work, rows
 
-    def _counts(self, opened: OpenShard, rows: list[dict[str, Any]]) -> Counts:
+    def _counts(self, opened: OpenShard, rows: list[dict[str, Any]], audit: Sequence[SegmentRow] | None) -> Counts:
         reasons = Counter(sorted(line["reason"] for line in opened.rejects.values()))
         answers = _generated(opened)
         return Counts(
@@ -84,6 +85,8 @@ class Committer:
             response_tokens=sum(len(entry.token_ids) for _, entry in answers),
             tries=sum(request.name.attempt > 0 for request, _ in answers) or UNSET,
             failed=sum(map(self._task.has_failed, rows)) or UNSET,
+            segments=UNSET if audit is None else len(audit),
+            failed_segments=UNSET if audit is None else sum(bool(row.failed_checks) for row in audit),
         )
 
     def _reject_unwritable(self, opened: OpenShard) -> bool:
@@ -96,6 +99,14 @@ class Committer:
                 why = Reject("engine_error", f"cannot be written: {in_one_line(error)}")
                 opened.reject(Row(work.row, {}), work.id, why)
         return len(opened.rejects) > before
+
+
+class _Made(NamedTuple):
+    """Of a complete shard: its output rows, in order; what became of its segments, if the task has some; its counts."""
+
+    rows: list[dict[str, Any]]
+    audit: Sequence[SegmentRow] | None
+    counts: Counts
 
 
 def _generated(opened: OpenShard) -> list[Answer]:

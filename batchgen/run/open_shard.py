@@ -15,11 +15,13 @@ from ..task.task import Answer, Entry, Name, Request, Task, Work
 
 
 class OpenRow(msgspec.Struct, eq=False, gc=False):
-    """A row that waits for answers. missing: requests that still need one."""
+    """A row that waits for answers. missing: requests that still need one; resumed: those whose answers were in a
+    journal."""
 
     row: Row
     work: Any
     missing: int
+    resumed: int = 0
     answers: list[Answer] = []
 
 
@@ -32,6 +34,7 @@ class OpenShard:
     finished: rows with all their answers
     rejects: their lines, by row number
     in_engine: requests
+    resumed: answers that were in a journal; rows_resumed: finished rows that are made of them, or parts of rows
     same: by key, requests that wait for the one that is generated for all of them
     known: by key, answers that further requests get at once
     """
@@ -46,6 +49,7 @@ class OpenShard:
     in_engine: int = 0
     all_read: bool = False
     resumed: int = 0
+    rows_resumed: float = 0.0
     same: dict[Hashable, list[Request]] = field(default_factory=dict)
     known: dict[Hashable, Entry] = field(default_factory=dict)
 
@@ -99,6 +103,8 @@ class OpenShard:
         is known, or if it waits for another one's answer."""
         if self.journaled and (entry := self.journaled.pop(request.name, None)):
             self.resumed += 1
+            if open_row := self.waiting.get(request.name.row):
+                open_row.resumed += 1
             return self._share(request, entry)
         if request.key is None:
             return [request]
@@ -131,4 +137,5 @@ class OpenShard:
     def _finish(self, open_row: OpenRow) -> None:
         del self.waiting[open_row.row.number]
         open_row.answers.sort(key=lambda answer: answer.request.name)
+        self.rows_resumed += open_row.resumed / max(1, len(open_row.answers))
         self.finished.append((open_row.work, open_row.answers))

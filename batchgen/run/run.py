@@ -163,7 +163,10 @@ def _closed(job: Job, presence: Presence) -> Counts:
 
 
 def _rows_done(job: Job, supervisor: Supervisor) -> int:
-    """Rows that this run finished, by what is on the disk: a worker that was lost can no longer say what it had."""
+    """Rows that this run finished, by what is on the disk: a worker that was lost can no longer say what it had. How
+    many answers a translated row needs no journal says; of those the rows of finished shards count."""
+    if job.spec.translate.fields:
+        return supervisor.totals.rows
     open_rows = 0
     with contextlib.suppress(Stopped):
         for planned in missing_shards(job):

@@ -64,6 +64,7 @@ class Worker:
         self._empty_steps = 0  # in a row that finished no request
         self._last_response = time.monotonic()
         self._resumed = 0  # responses that were found in journals of shards that are committed now
+        self._rows_resumed = 0.0  # rows that are made of them
         self._pace = Pace(0, 0, 0)
 
     def stop(self, use_all_time: bool = False, why: Stopping = Stopping.AS_ASKED) -> None:
@@ -198,6 +199,7 @@ class Worker:
             counts = self._committer.commit(opened)
             self.totals += Totals(rows=counts.rows, rejects=counts.rejects, tries=counts.tries, failed=counts.failed)
             self._resumed += opened.resumed
+            self._rows_resumed += opened.rows_resumed
             self._queue.forget(opened)
             self._claims.beat()  # its rows moved from open to committed
 
@@ -239,7 +241,8 @@ class Worker:
         self._count_open()
         totals = self.totals
         rows = totals.rows + totals.open_rows
-        generated = rows - totals.kept / self._job.spec.sampling.n  # those from journals say nothing of the pace
+        resumed = self._rows_resumed + sum(opened.rows_resumed for opened in list(self._queue.open))
+        generated = rows - resumed  # those from journals say nothing of the pace
         pace = self._pace.rates(generated, totals.prompt_tokens, totals.response_tokens)
         running, waiting = self._admission.running_and_waiting
         return Activity(

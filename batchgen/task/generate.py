@@ -332,8 +332,8 @@ class Generate:
     def has_failed(self, row: dict[str, Any]) -> bool:
         return bool(row.get("failed_checks"))
 
-    def audit(self, finished: Iterable[Prompted]) -> tuple[()]:
-        return ()
+    def audit(self, finished: Iterable[Prompted]) -> None:
+        return None
 
     def _best(self, work: Prompted, answers: list[Answer]) -> dict[str, Any]:
         """The output row of one sample, made of its best try. Raises Reject(check_failed | check_error)."""

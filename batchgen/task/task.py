@@ -155,8 +155,8 @@ class Task(Protocol):
         """Whether what an output row holds fails a check."""
         ...
 
-    def audit(self, finished: Iterable[Any]) -> "Sequence[SegmentRow]":
-        """What became of the segments of a shard's rows, whose output was made, if they have some.
+    def audit(self, finished: Iterable[Any]) -> "Sequence[SegmentRow] | None":
+        """What became of the segments of a shard's rows, whose output was made; None of a task that has no segments.
 
         finished: their works, in order
         """

@@ -32,3 +32,11 @@ def test_their_json_is_that_of_the_files():
 def test_what_a_run_did_adds_up_too():
     found = Totals(rows=1, open_rows=3, kept=1) + Totals(rows=2, rejects={"empty": 1}, open_rows=-2)
     assert found == Totals(rows=3, rejects={"empty": 1}, open_rows=1, kept=1)
+
+
+def test_a_translation_counts_records_and_segments():
+    counts = Counts(3, 3, {}, tries=4, failed=1, segments=9, failed_segments=2) + Counts(1, 1, segments=0)
+    assert str(counts) == (
+        "4 rows, 4 records, 0 rejects, 9 segments, 4 further tries, 2 segments in 1 records that no try got right"
+    )
+    assert counts.summary == "4 rows, 4 records, 0 rejects"

@@ -65,8 +65,8 @@ class Lines:
     def has_failed(self, row: dict) -> bool:
         return False
 
-    def audit(self, finished) -> tuple[()]:
-        return ()
+    def audit(self, finished) -> None:
+        return None
 
     def output(self, work: "Read", answers: Sequence[Answer]) -> list[dict]:
         if self.refuses in work.lines:
