@@ -39,11 +39,11 @@ CODE = "`print(x)`"
 URL = "https://example.org/a?b=1"
 
 
-def datasets(sentences: int) -> list[Dataset]:
-    """Of so many of the demo's English sentences, each shape with its share."""
-    english = [text for text in gold() if text.isascii()][:sentences]
-    share = sentences // 7
-    groups = [english[begin : begin + share] for begin in range(0, share * 7, share)]
+def datasets(sentences: int, of: str = "English") -> list[Dataset]:
+    """Of so many of the demo's sentences in this language, each shape with its share."""
+    some = [text for text in gold() if text.isascii() == (of == "English")][:sentences]
+    share = len(some) // 7
+    groups = [some[begin : begin + share] for begin in range(0, share * 7, share)]
     made = [_hh, _flan, _messages, _nested, _parquet, _lines, _with_code]
     return [make(group) for make, group in zip(made, groups, strict=True)]
 

@@ -178,6 +178,7 @@ def test_a_segment_that_fails_is_tried_again_by_itself(lines, translate):
     assert row["translation"] == {"segments": 2, "failed": 0, "tries": 4, "checks": []}
 
 
+ALL = {"checks": []}  # those that a translation has by itself
 FAILS = {"Hello.": " ", "See you.": "またね。"}
 
 
@@ -212,6 +213,29 @@ def test_a_line_that_is_answered_by_two_fails(lines, translate):
 def test_quotes_and_white_space_that_a_model_adds_are_dropped(lines, translate, answer):
     _, job = translate(lines({"text": "Hello."}), ["text"], lambda text, attempt: answer)
     assert json.loads(read(job)[0]["record"]) == {"text": "こんにちは。"}
+
+
+SOURCE = "Ken bought 12 boxes of cookies for 30 dollars at the station."
+RIGHT = "ケンさんは駅でクッキーを12箱、30ドルで買いました。"
+WRONG = {
+    "empty": (" ", "stop"),
+    "truncated": (RIGHT[:-5], "length"),
+    "repetition": ("12箱、30ドル。" + "ケンさんは、" * 20, "stop"),
+    "copy": (SOURCE, "stop"),
+    "language": ("Ken san wa eki de kukkii wo 12 hako, 30 doru de kaimashita.", "stop"),
+    "length": (f"{RIGHT}12と30。" + "それはとても良い日で、みんなが駅の前で話していました。" * 4, "stop"),
+    "numbers": (RIGHT.replace("12", "13"), "stop"),
+}
+
+
+@pytest.mark.parametrize("check", WRONG)
+def test_each_kind_of_wrong_answer_is_caught_and_tried_again(lines, translate, check):
+    path = lines({"text": SOURCE})
+    engine, job = translate(path, ["text"], lambda text, attempt: WRONG[check] if not attempt else RIGHT, check=ALL)
+    assert (len(engine.asked), json.loads(read(job)[0]["record"])) == (2, {"text": RIGHT})
+    _, job = translate(path, ["text"], lambda text, attempt: WRONG[check], out="always", check=ALL)
+    assert check in read(job)[0]["translation"]["checks"]
+    assert json.loads(read(job)[0]["record"]) == {"text": SOURCE}
 
 
 # --- protection
