@@ -42,7 +42,7 @@ from .bench import MB, Figures, circumstances, first_rows, nearest_folder
 RUN = "run"
 WAYS = (RUN, *PACKAGES)
 END_EVERY = 0.05  # seconds between two looks whether it has ended
-MEMORY_EVERY = 1.0  # and at its memory, which takes 15 ms and more of a core, maybe of the only one
+LOOK_EVERY = 1.0  # and at its memory and CPU, which takes 15 ms and more of a core, maybe of the only one
 PATIENCE = 1800.0  # seconds that one way may take
 AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # a chat template
 
@@ -211,13 +211,16 @@ def _run(way: str, job: Job, model: Path, rows: Path, out: Path) -> Seen:
         command, stdin=subprocess.DEVNULL, stdout=2, stderr=2, env=variables, start_new_session=True
     )
     memory, look_at = 0, begin
+    cpu: dict[Path, float] = {}
     try:
         while not (waited := os.wait4(process.pid, os.WNOHANG))[0]:
             if time.time() - begin > PATIENCE:
                 raise MachineError(f"{way}: not done after {PATIENCE:g} s")
             if time.time() >= look_at:
-                memory = max(memory, _memory_of(process.pid))
-                look_at = time.time() + MEMORY_EVERY
+                running = list(_processes_of(process.pid))
+                memory = max(memory, sum(map(_memory_of, running)))
+                cpu |= {folder: max(cpu.get(folder, 0.0), _cpu_of(folder)) for folder in running}
+                look_at = time.time() + LOOK_EVERY
             time.sleep(END_EVERY)
         ended = time.time() - begin
     finally:
@@ -230,7 +233,9 @@ def _run(way: str, job: Job, model: Path, rows: Path, out: Path) -> Seen:
     on_disk = max(path.stat().st_mtime for path in _result_files(way, out)) - begin
     ready = Path(f"{out}.ready")
     up = ready.stat().st_mtime - begin if ready.exists() else None
-    return Seen(on_disk, ended, None if up is None else on_disk - up, usage.ru_utime + usage.ru_stime, memory, texts)
+    # Of Ray's processes nobody waits for most, so they are in no usage but what was seen of them.
+    seconds = max(usage.ru_utime + usage.ru_stime, sum(cpu.values()))
+    return Seen(on_disk, ended, None if up is None else on_disk - up, seconds, memory, texts)
 
 
 def _command(way: str, job: Job, model: Path, rows: Path, out: Path) -> tuple[list[str], dict[str, str]]:
@@ -271,23 +276,37 @@ def _named_vllm(folder: Path) -> str:
     return str(stand_in.parent)
 
 
-def _memory_of(leader: int) -> int:
-    """Bytes of all processes in a session, pages that they share counted once."""
-    total = 0
+def _processes_of(leader: int) -> Iterator[Path]:
+    """The folders, in /proc, of all processes in a session or below its leader."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != leader and not _is_below(
-                folder, leader
-            ):
-                continue
-            lines = (folder / "smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
-    return total
+            if int(_stat(folder)[3]) == leader or _is_below(folder, leader):
+                yield folder
+
+
+def _memory_of(folder: Path) -> int:
+    """Bytes of a process, its share of pages that it shares; 0 if it has ended."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (folder / "smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+    return 0
+
+
+def _cpu_of(folder: Path) -> float:
+    """Seconds of a process; 0 if it has ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return sum(map(int, _stat(folder)[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _stat(folder: Path) -> list[str]:
+    """Of /proc/PID/stat the fields behind the name, which may hold anything: state, parent, group, session, ..."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
 
 
 def _is_below(folder: Path, ancestor: int) -> bool:
     """Whether a process has this ancestor: a worker has a session of its own."""
-    while (parent := int((folder / "stat").read_text().rpartition(")")[2].split()[1])) > 1:
+    while (parent := int(_stat(folder)[1])) > 1:
         if parent == ancestor:
             return True
         folder = folder.parent / str(parent)

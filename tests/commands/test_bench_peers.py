@@ -1,9 +1,14 @@
 """`batchgen bench peers` asks everybody the same, and looks at each from outside."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from conftest import MODEL, demo_records
+from processes import until
 from tokenizers import Tokenizer as HfTokenizer
 
 from batchgen.commands import bench_peers
@@ -44,6 +49,20 @@ def test_a_way_that_is_not_known_and_a_job_that_peers_cannot_do_are_one_line(bat
     stop = batchgen("bench", "peers", *flags, "--stop", "x")
     assert (stop.exit_code, "[sampling] stop: peers cannot" in stop.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_what_a_process_has_started_is_seen_in_a_session_of_its_own_too():
+    """As Ray's workers are."""
+    busy = "import time\nwhile time.process_time() < 60: pass"
+    with subprocess.Popen(
+        ["sh", "-c", f"setsid {sys.executable} -c '{busy}' & wait"], start_new_session=True
+    ) as leader:
+        try:
+            until(lambda: sum(map(bench_peers._cpu_of, bench_peers._processes_of(leader.pid))) > 0.3)
+            assert sum(map(bench_peers._memory_of, bench_peers._processes_of(leader.pid))) > 4e6
+        finally:
+            for folder in list(bench_peers._processes_of(leader.pid)):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 @pytest.mark.slow
