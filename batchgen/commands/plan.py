@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from ..engine.installed import versions
 from ..errors import JobError, Reject
 from ..input import checks
@@ -18,6 +20,7 @@ from ..run.prepare import Job, prepare
 from ..run.translation import field_paths
 from ..task.flow import work_of
 from ..task.generate import Prompted
+from ..task.score import Scored
 from ..task.translate import Translation
 from .plan_translation import Texts
 
@@ -169,6 +172,9 @@ def _prompts(forecast: Forecast) -> Iterator[Prompted | Reject]:
         if isinstance(work, Translation):
             forecast.texts = forecast.texts or Texts()
             yield from forecast.texts.add(work, paths)
+        elif isinstance(work, Scored):
+            longest = max((request.prompt_token_ids for request in work.requests), key=len)
+            yield msgspec.structs.replace(work.prompted, prompt_token_ids=longest)
         else:
             yield work
 

@@ -31,6 +31,7 @@ from ..run.prepare import Job, prepare
 from ..run.run import close, run
 from ..task.flow import work_of
 from ..task.output_columns import always, from_column
+from ..task.score import Score, Scored
 from ..task.translate import Translate
 from . import verify_translation
 
@@ -126,12 +127,14 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
         verdict.counts += counts
         verdict.problems += [f"{path}: {wrong}"] if wrong else []
         return
-    answers = shard.read(out, planned, ["row", "sample", "id", "seed", "prompt_tokens"]).to_pylist()
+    scores = isinstance(job.task, Score)
+    columns = ["row", "id", "prompt_tokens", "scores"] if scores else ["row", "sample", "id", "seed", "prompt_tokens"]
+    answers = shard.read(out, planned, columns).to_pylist()
     rejects = shard.read_rejects(out, planned)
     reasons = Counter(line["reason"] for line in rejects)
     verdict.counts += Counts(rows=len(planned.row_numbers), responses=len(answers), rejects=dict(reasons))
     found = list(_found(answers, rejects))
-    seeds = {(row["row"], row["sample"]): row["seed"] for row in answers}
+    seeds = {} if scores else {(row["row"], row["sample"]): row["seed"] for row in answers}
     expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}, seeds))
     for has, should in zip(found, expected, strict=False):
         if has != should:
@@ -154,7 +157,12 @@ def set_aside_by(out: Store) -> str:
 def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
     """What a shard and its rejects hold, by row and sample."""
     lines = [(line["row"], -1, line["id"], "rejected", line["reason"]) for line in rejects]
-    lines += [(row["row"], row["sample"], row["id"], row["seed"], row["prompt_tokens"]) for row in answers]
+    lines += [
+        (row["row"], 0, row["id"], row["prompt_tokens"], *((each["text"], each["tokens"]) for each in row["scores"]))
+        if "scores" in row
+        else (row["row"], row["sample"], row["id"], row["seed"], row["prompt_tokens"])
+        for row in answers
+    ]
     yield from sorted(lines, key=lambda line: line[:2])
 
 
@@ -168,7 +176,7 @@ def _expected(
     """What the input says they must hold. rejected: the shard's reject lines by row; seeds: its responses', by row and
     sample, each of which may be that of any try."""
     unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
-    task = dataclasses.replace(job.generate, skip=unmade)
+    task = dataclasses.replace(job.task, skip=unmade)  # type: ignore[type-var]
     for row, work in work_of(task, reader, [planned]):
         if row.number in unmade:
             line = rejected[row.number]
@@ -176,11 +184,14 @@ def _expected(
             yield row.number, -1, id, "rejected", line["reason"]
         elif isinstance(work, Reject):
             yield row.number, -1, task.id_of(row), "rejected", work.reason
+        elif isinstance(work, Scored):
+            scored = ((target.text, len(target.token_ids)) for target in work.targets)
+            yield row.number, 0, work.id, len(work.prompted.prompt_token_ids), *scored
         else:
             for request in work.requests:
                 sample = request.name.sample
                 found = seeds.get((row.number, sample))
-                seed = found if found in task.seeds_of(work, request) else request.seed
+                seed = found if found in job.generate.seeds_of(work, request) else request.seed
                 yield row.number, sample, work.id, seed, len(request.prompt_token_ids)
 
 

@@ -34,16 +34,22 @@ class InstantEngine:
         self._tokenizer = model.tokenizer
         self._eos: int = model.tokenizer.eos_ids[0]
         self._ids = random.Random(0).choices(_text_ids(model), k=TABLE + context)
-        self._queue: deque[tuple[str, Sampling, int]] = deque()
+        self._queue: deque[tuple[str, Sampling, int, list[int]]] = deque()
 
     def check(self, sampling: Sampling) -> None:
         """It takes all."""
 
     def add(
-        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+        self,
+        request_id: str,
+        prompt: list[int],
+        sampling: Sampling,
+        seed: int,
+        adapter: str | None = None,
+        scored: int = 0,
     ) -> None:
         """adapter: is not used, as the model is not."""
-        self._queue.append((request_id, sampling, seed))
+        self._queue.append((request_id, sampling, seed, prompt[-scored:] if scored else []))
 
     def step(self) -> list[Response]:
         finished = min(self._per_step, len(self._queue))
@@ -52,7 +58,10 @@ class InstantEngine:
     def when_process_dies(self, tell: Callable[[str], None]) -> None:
         """It has none."""
 
-    def _response(self, request_id: str, sampling: Sampling, seed: int) -> Response:
+    def _response(self, request_id: str, sampling: Sampling, seed: int, scored: list[int]) -> Response:
+        if scored:
+            made_up = [[(token, -1 - token % 7 / 2)] for token in scored]
+            return Response(request_id, [], "stop", made_up, ranks=[1 + token % 3 for token in scored])
         most = sampling.max_tokens
         length = most if sampling.ignore_eos else min(most, max(LENGTH, sampling.min_tokens))
         start = seed * 997 % TABLE

@@ -23,6 +23,8 @@ class Response:
     logprobs: one list per token; None if they were not asked for
     text_end: characters of the tokens' text that are the response, the rest being a stop text; WHOLE for all of it
     reasoned: that text in two, if the job has a reasoning parser
+    ranks: of a request that is scored, which likeliest each scored token was, from 1; its logprobs are those of the
+        scored tokens, and it has no tokens of its own
     """
 
     request_id: str
@@ -31,6 +33,7 @@ class Response:
     logprobs: Logprobs | None = None
     text_end: int = WHOLE
     reasoned: Reasoned | None = None
+    ranks: list[int] | None = None
 
 
 class Engine(Protocol):
@@ -64,11 +67,17 @@ class Engine(Protocol):
         """Raises JobError if the engine could answer no request with the job's own parameters."""
 
     def add(
-        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+        self,
+        request_id: str,
+        prompt: list[int],
+        sampling: Sampling,
+        seed: int,
+        adapter: str | None = None,
+        scored: int = 0,
     ) -> None:
         """Queues one request. sampling: with stop texts and bad words as the model writes them; adapter: the name of
-        one of the model's. Raises Reject if the engine does not take this request; any other exception is the engine's
-        end."""
+        one of the model's; scored: how many of the prompt's last tokens are scored, instead of generating any. Raises
+        Reject if the engine does not take this request; any other exception is the engine's end."""
 
     def step(self) -> list[Response]:
         """Brings every running request on by a token, or by a part of its prompt; the responses that this finished.

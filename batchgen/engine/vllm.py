@@ -30,6 +30,7 @@ from ..prompt.structured_outputs import compile_compact
 from . import cpu, lora, noise, scratch
 from .installed import ONLY_GREEDY, SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
 from .reasoning import ReasoningParser
+from .scored import Asked, needs_again, params_of, response_of
 from .stop import StopSearch
 from .types import Logprobs, Response
 
@@ -165,6 +166,7 @@ class VllmEngine:
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._every_token = RequestOutputKind.DELTA
         self._searched: dict[str, Searched] = {}
+        self._scored: dict[str, Asked] = {}
         self._latest: tuple[Sampling | None, Any] = None, None
         self._tokenizer = model.tokenizer
         self._guesses_ahead = bool(args.get("speculative_config"))
@@ -203,17 +205,25 @@ class VllmEngine:
         self._engine.abort_request([TRIAL])
 
     def add(
-        self, request_id: str, prompt: list[int], sampling: Sampling, seed: int, adapter: str | None = None
+        self,
+        request_id: str,
+        prompt: list[int],
+        sampling: Sampling,
+        seed: int,
+        adapter: str | None = None,
+        scored: int = 0,
     ) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception
         is the engine's end."""
+        if scored:
+            self._scored[request_id] = Asked(prompt, scored, adapter)
         if self._guesses_ahead and sampling.temperature > 0 and self.sampler.runner == "V2":
             raise Reject("engine_error", f"speculative_config: {ONLY_GREEDY}")
         try:
             self._engine.add_request(
                 request_id,
                 {"type": "token", "prompt_token_ids": prompt},
-                self.params(sampling, seed),
+                self._scoring(may_read_cache=True) if scored else self.params(sampling, seed),
                 lora_request=self._adapters[adapter] if adapter else None,
             )
         except BaseException as error:  # of vLLM and its parts; VLLMValidationError is no ValueError
@@ -222,6 +232,7 @@ class VllmEngine:
                 raise
             with suppress(Exception):
                 self._engine.abort_request([request_id])  # the front end may hold it already
+            self._scored.pop(request_id, None)
             raise Reject("engine_error", _one_line(error)) from None
         if sampling.stop:
             self._searched[request_id] = Searched(StopSearch(sampling, self._tokenizer.decode))
@@ -274,6 +285,9 @@ class VllmEngine:
         responses = []
         for output in self._engine.step():
             completion = output.outputs[0]
+            if asked := self._scored.get(output.request_id):
+                responses += self._score(output.request_id, asked, output)
+                continue
             searched = self._searched.get(output.request_id)
             if searched is not None:
                 response = self._search(output.request_id, searched, completion)
@@ -289,6 +303,23 @@ class VllmEngine:
             if response:
                 responses.append(self._reasoned(response, output) if self._reasoning else response)
         return responses
+
+    def _score(self, request_id: str, asked: Asked, output: Any) -> list[Response]:
+        """The response of a scored request, or nothing if it has to be made again."""
+        if not output.finished:
+            return []
+        if needs_again(asked, output):
+            adapter = self._adapters[asked.adapter] if asked.adapter else None
+            prompt = {"type": "token", "prompt_token_ids": asked.prompt}
+            params = self._scoring(may_read_cache=False)
+            self._engine.add_request(request_id, prompt, params, lora_request=adapter)
+            return []
+        del self._scored[request_id]
+        return [response_of(request_id, asked, output)]
+
+    def _scoring(self, may_read_cache: bool) -> Any:
+        """vLLM's SamplingParams of a scored request."""
+        return params_of(self._sampling_params, self._final_only, may_read_cache)
 
     def _reasoned(self, response: Response, output: Any) -> Response:
         """The response with its text split by the job's reasoning parser. A text at which that fails fails the

@@ -67,6 +67,20 @@ def check_names(files: Collection[InputFile], table: InputTable) -> None:
         raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; found {has}{_hint(name, seen)}")
 
 
+def require(files: Iterable[InputFile], wanted: dict[str, str]) -> None:
+    """Raises JobError unless some row has each of these columns. wanted: where the job names it -> the column"""
+    left, seen = dict(wanted), dict[str, None]()
+    files = [file for file in files if file.rows]
+    for rows in (SAMPLE_ROWS, None):  # usually the first rows are enough
+        for file in files:
+            if not left:
+                return
+            seen |= dict.fromkeys(passthrough.column_names(file, rows))
+            left = {where: column for where, column in left.items() if column not in seen}
+    for where, column in left.items():
+        raise JobError(f"{where}: no row has {column}{nearest(column, seen)}")
+
+
 def _hint(name: str, seen: Iterable[str]) -> str:
     """A hint at the closest name, if one is close; the message lists all names anyway."""
     close = nearest(name, seen)

@@ -448,6 +448,14 @@ def read(
     return _ending_with_user(said, drop_last_response)
 
 
+def answer_of(record: Record, shape: str) -> str:
+    """The answer at the end of a record's conversation. Raises Reject."""
+    said = SHAPES[shape].parse(record, False)
+    if not said or said[-1].speaker != ASSISTANT:
+        raise Reject("bad_shape", "the conversation does not end with an answer that could be scored")
+    return said[-1].text
+
+
 def _system_columns(record: Record, columns: tuple[str, ...], said: Conversation) -> Conversation:
     """System messages from columns of their own, except those that the conversation has too. Non-text is ignored."""
     texts = [text_of(record[name], name) for name in columns if is_text(record.get(name))]

@@ -278,6 +278,36 @@ class TranslateTable(_Table, frozen=True, rename={"source": "from"}):
             raise ValueError("into: name the language to translate into, such as Japanese")
 
 
+class ScoreTable(_Table, frozen=True):
+    """`[score]`: how likely the model finds given texts, instead of what it writes itself."""
+
+    mode: Annotated[
+        Literal["off", "continuation", "choices", "text"],
+        Meta(description="continuation: of a prompt; choices: several of them; text: a text by itself, its perplexity"),
+    ] = "off"
+    column: Annotated[
+        str,
+        Meta(
+            description="column with the text to score, or the list of choices; default: the answer at the end of the "
+            "conversation; for text: text"
+        ),
+    ] = ""
+    reference: Annotated[str, Meta(description="column with the right choice: its number from 0, or its text")] = ""
+    also_without_prompt: Annotated[bool, Meta(description="score each continuation without its prompt too")] = False
+    tokens: Annotated[bool, Meta(description="write the log probability of every token too")] = False
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("column", "reference", "also_without_prompt", "tokens") if getattr(self, key)]
+        if given and self.mode == "off":
+            raise ValueError("mode: say what is scored: continuation, choices or text")
+        if self.mode == "choices" and not self.column:
+            raise ValueError("column: name the column with the list of choices")
+        if self.reference and self.mode != "choices":
+            raise ValueError("reference: only one of several choices can be the right one; set mode to choices")
+        if self.also_without_prompt and self.mode == "text":
+            raise ValueError("also_without_prompt: a text by itself has no prompt")
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -289,6 +319,7 @@ class JobSpec(_Table, frozen=True):
     engine: dict[str, Any] = {}
     check: CheckTable = CheckTable()
     translate: TranslateTable = TranslateTable()
+    score: ScoreTable = ScoreTable()
     limits: LimitsTable = LimitsTable()
 
 
@@ -300,6 +331,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "output": OutputTable,
     "check": CheckTable,
     "translate": TranslateTable,
+    "score": ScoreTable,
     "limits": LimitsTable,
 }
 

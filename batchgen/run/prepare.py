@@ -39,9 +39,11 @@ from ..output.store import Store
 from ..prompt.checker import Checker
 from ..task import tries
 from ..task.generate import Generate
-from ..task.output_columns import columns_of
+from ..task.output_columns import SCORES, columns_of
+from ..task.score import TOKENS
+from ..task.task import Task
 from ..task.translate import Translate
-from . import translation
+from . import scoring, translation
 
 # Eight times in a row what takes three tokens or more: 24 tokens of "....." are the model's business, 24 of them thrice
 # are not. Patterns of more than 40 tokens are the check's, which sees the text at its end.
@@ -61,7 +63,7 @@ class Job:
     context: int
     plan: Plan
     record: JobRecord
-    task: Generate | Translate
+    task: Task
     generate: Generate
 
     @property
@@ -71,7 +73,7 @@ class Job:
         return self.spec.engine | ({"reasoning_parser": parser} if parser else {})
 
     @property
-    def task_alone(self) -> Generate | Translate:
+    def task_alone(self) -> Task:
         """The task without what earlier jobs have: to see which rows can be answered at all."""
         return replace(self.task, memory=lambda key: None) if isinstance(self.task, Translate) else self.task
 
@@ -103,6 +105,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     out = store.at(Path(spec.output.path).absolute())
     if spec.translate.fields:
         spec = translation.resolved(spec)
+    if spec.score.mode != "off":
+        scoring.check(spec)
     check_args(spec.engine)
     check_parameters(name for name in NAMES if getattr(spec.sampling, name) is not None)
     if spec.model.reasoning_parser:
@@ -117,13 +121,15 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         is_new = old is None or plan is not old.plan
     template = _template(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
+        if spec.score.mode != "off":
+            scoring.check_columns(spec, plan.files)
         if spec.translate.fields:
             translation.check_fields(spec, plan.files)
-        else:
+        elif spec.score.mode != "text":
             checks.check_columns(plan.files, spec.input.format, template)
         checks.check_names(plan.files, spec.input)
     if is_new:
-        checks.tell(plan, spec.input, bool(template))
+        checks.tell(plan, spec.input, has_template=bool(template) or spec.score.mode == "text")
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
@@ -135,7 +141,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
 
     def made(record: JobRecord) -> Job:
         generate = Generate(
-            spec=translation.for_segments(spec) if spec.translate.fields else spec,
+            spec=_for_prompts(spec),
             model=model,
             context=context,
             format=format,
@@ -148,10 +154,12 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             skip=frozenset(spec.input.skip),
         )
         checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens)
-        task: Generate | Translate = generate
+        task: Task = generate
         if spec.translate.fields:
             taken_apart = translation.records_of(spec, plan.files, columns)
             task = translation.task_of(spec, generate, taken_apart, translation.memory_of(spec, out, record))
+        elif spec.score.mode != "off":
+            task = scoring.task_of(spec, generate, context, columns)
         return Job(spec, out, model, context, plan, record, task, generate)
 
     if not begun:
@@ -242,12 +250,20 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
         was = drift.with_defaults(old.results)["output"]["columns"]
         recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
     columns = passthrough.resolve(plan.files, texts, recorded)
-    check_names(columns, [column.name for column in columns_of(spec)])
+    own = [*SCORES.names, TOKENS.name] if spec.score.mode != "off" else [column.name for column in columns_of(spec)]
+    check_names(columns, own)
     return columns
 
 
 def _first_digests(plan: Plan) -> list[str]:
     return [file.digest for file in plan.files if not file.growth]
+
+
+def _for_prompts(spec: JobSpec) -> JobSpec:
+    """The spec by which the task that makes the prompts goes."""
+    if spec.translate.fields:
+        return translation.for_segments(spec)
+    return scoring.for_prompts(spec) if spec.score.mode != "off" else spec
 
 
 def _model(spec: JobSpec) -> tuple[JobSpec, Model]:

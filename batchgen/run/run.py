@@ -134,7 +134,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
         time_is_up = why.why is Stopping.TIME_UP
         if job.spec.output.requeue and (supervisor.signals or time_is_up):
-            again = slurm.requeue(time_is_up, progress=supervisor.totals.response_tokens > 0)
+            again = slurm.requeue(time_is_up, progress=supervisor.totals.responses > 0)
             text += f"; {again}" if again else ""
         # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
         raise Stopped(text) from None
@@ -148,7 +148,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
 
 def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
     """Warns of rows that are to be skipped and cannot be any more: finished shards are never rewritten."""
-    late = job.task.skip.difference(*(planned.row_numbers for planned in missing))
+    late = job.generate.skip.difference(*(planned.row_numbers for planned in missing))
     for planned in job.plan.shards:
         if not late.isdisjoint(planned.row_numbers):
             late -= {line["row"] for line in shard.read_rejects(job.out, planned) if line["reason"] == "skipped"}

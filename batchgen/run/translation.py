@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..check import languages
 from ..errors import JobError, shown
 from ..host import safeopen
-from ..input import arrow_leaves, passthrough, paths
+from ..input import arrow_leaves, checks, paths
 from ..input.columns import Column, check_type, settled
 from ..input.file_formats import Table
 from ..input.paths import FieldPath
@@ -105,17 +105,7 @@ def field_paths(spec: JobSpec) -> list[FieldPath]:
 
 def check_fields(spec: JobSpec, files: Iterable[InputFile]) -> None:
     """Raises JobError if a path begins with a column that no row has."""
-    left = {path.column: str(path) for path in field_paths(spec)}
-    seen: dict[str, None] = {}
-    files = [file for file in files if file.rows]
-    for rows in (passthrough.SAMPLE_ROWS, None):
-        for file in files:
-            if not left:
-                return
-            seen |= dict.fromkeys(passthrough.column_names(file, rows))
-            left = {column: path for column, path in left.items() if column not in seen}
-    for column, path in left.items():
-        raise JobError(f"[translate] fields: {path}: no row has {column}{nearest(column, seen)}")
+    checks.require(files, {f"[translate] fields: {path}": path.column for path in field_paths(spec)})
 
 
 def columns_of(spec: JobSpec, files: Iterable[InputFile]) -> list[Column]:

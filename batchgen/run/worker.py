@@ -134,7 +134,14 @@ class Worker:
         request, opened = admitted.request, admitted.shard
         try:
             with end_of_engine():
-                self._engine.add(name, request.prompt_token_ids, request.sampling, request.seed, request.adapter)
+                self._engine.add(
+                    name,
+                    request.prompt_token_ids,
+                    request.sampling,
+                    request.seed,
+                    request.adapter,
+                    **({"scored": request.scored} if request.scored else {}),
+                )
         except Reject as why:
             self._admission.leave(name)
             self._queue.put_back(opened, opened.fail(request, why))
@@ -182,6 +189,7 @@ class Worker:
             part,
             attempt,
             response.reasoned,
+            response.ranks,
         )
         self._queue.put_back(opened, opened.answer(request, entry))
 

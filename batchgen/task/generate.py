@@ -1,6 +1,6 @@
 """The task of answering conversations: a row is one prompt, and has as many samples as it asks for."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
@@ -89,6 +89,7 @@ class Generate:
     control_tokens: see HfTokenizer
     folder_format: in which the output folder was begun: rows become what the versions of it would have made of them
     skip: rows that are to be rejected
+    room: tokens that have to be left behind the prompt of a record, if its sampling does not say; raises Reject
     """
 
     spec: JobSpec
@@ -102,6 +103,7 @@ class Generate:
     control_tokens: str
     folder_format: int
     skip: frozenset[int]
+    room: Callable[[dict[str, Any]], int] | None = None
 
     @property
     def columns_read(self) -> list[str]:
@@ -202,6 +204,7 @@ class Generate:
             self._check_own(params, n)
         # With "reject" a prompt is too long if it leaves no room at all; a shortened one leaves room for max_tokens.
         room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, self.context - 1)
+        room = self.room(record) if self.room else room
         return Draft(
             row, record, id, shape, params, n, seed, self._adapter(record), ToFit(turns, prefix, self.context - room)
         )

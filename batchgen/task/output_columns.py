@@ -306,8 +306,36 @@ REPORT = pa.struct(
 )
 
 
+# What every shard of scores has. best: number of the likeliest text; right: whether that is the reference;
+# perplexity: where one text was scored.
+SCORE = pa.struct(
+    [
+        ("text", pa.string()),
+        ("logprob", pa.float64()),
+        ("tokens", pa.int32()),
+        ("logprob_per_token", pa.float64()),
+        ("logprob_per_char", pa.float64()),
+        ("greedy", pa.bool_()),
+        ("without_prompt", pa.float64()),
+    ]
+)
+SCORES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        ("conversation", pa.list_(pa.struct([("speaker", pa.string()), ("text", pa.string())]))),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        ("truncated", pa.int32()),
+        pa.field("scores", pa.list_(SCORE), nullable=False),
+        ("best", pa.int32()),
+        ("right", pa.bool_()),
+        ("perplexity", pa.float64()),
+    ]
+)
+
+
 def always(spec: JobSpec) -> pa.Schema:
     """What every shard of a job has. Where a column is not nullable, it has no nulls."""
     if spec.translate.fields:
         return pa.schema([pa.field(spec.translate.report, REPORT, nullable=False)])
-    return ALWAYS
+    return SCORES if spec.score.mode != "off" else ALWAYS

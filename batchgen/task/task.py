@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 import msgspec
 import pyarrow as pa
 
+from ..input.columns import Column
 from ..input.conversation import Row
 from ..job.sampling import FINISH_REASONS, Sampling
 
@@ -46,6 +47,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     sampling: with its texts as the model writes them
     adapter: the name of the one that is to answer; None is the model alone
     key: two requests of a shard with the same key are generated once; None is never the same
+    scored: how many of the prompt's last tokens are scored, instead of generating any
     """
 
     name: Name
@@ -54,6 +56,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     seed: int
     key: Hashable = None
     adapter: str | None = None
+    scored: int = 0
 
 
 class Reasoned(NamedTuple):
@@ -76,6 +79,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     text_end: characters of the response's text, WHOLE if a stop text does not cut it; None in journals of batchgen
         0.1.0, which did not write it
     reasoned: the response's text in two, if a reasoning parser did that
+    ranks: which likeliest each token of a scored request was, from 1; its logprobs are theirs, and it generated none
     """
 
     row: int
@@ -87,6 +91,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     part: int = 0
     attempt: int = 0
     reasoned: Reasoned | None = None
+    ranks: list[int] | None = None
 
     @property
     def name(self) -> Name:
@@ -129,6 +134,11 @@ class Task(Protocol):
     @property
     def columns_read(self) -> Sequence[str]:
         """The columns of a columnar input that `prepare` looks at."""
+        ...
+
+    @property
+    def columns(self) -> list[Column]:
+        """That are passed through."""
         ...
 
     def prepare(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Any]]:
