@@ -47,7 +47,7 @@ class Key(NamedTuple):
     @property
     def is_of_the_model(self) -> bool:
         """Whether its default is what the model's card says."""
-        return self.table == "sampling" and self.default is None and getattr(Sampling(), self.name) is not None
+        return self.table == "sampling" and self.default is None and getattr(Sampling(), self.name, None) is not None
 
 
 def keys() -> Iterator[Key]:

@@ -188,7 +188,10 @@ def _expected(
             scored = ((target.text, len(target.token_ids)) for target in work.targets)
             yield row.number, 0, work.id, len(work.prompted.prompt_token_ids), *scored
         else:
-            for request in work.requests:
+            requests = work.requests
+            if job.spec.sampling.rerank:  # one of the samples, whichever the model found likeliest
+                requests = [each for each in requests if (row.number, each.name.sample) in seeds] or requests[:1]
+            for request in requests:
                 sample = request.name.sample
                 found = seeds.get((row.number, sample))
                 seed = found if found in job.generate.seeds_of(work, request) else request.seed

@@ -234,6 +234,10 @@ class JobSampling(GivenSampling, kw_only=True, frozen=True, forbid_unknown_field
 
     n: Number = 1
     seed: Seed = 0
+    rerank: (
+        Annotated[Literal["logprob"], Meta(description="of n responses keep the one that the model finds likeliest")]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         self.for_rows()

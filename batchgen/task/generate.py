@@ -327,10 +327,11 @@ class Generate:
         return Request(name, work.prompt_token_ids, sampling, self._seed_of(work, name), key, work.adapter)
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        if not self.spec.check.checks:
-            return [self._row(work, *answer, self.text(*answer)) for answer in answers]
         by_sample = groupby(answers, key=lambda answer: answer.request.name.sample)
-        return [self._best(work, list(of_sample)) for _, of_sample in by_sample]
+        best = [self._best(work, list(of_sample)) for _, of_sample in by_sample]
+        if self.spec.sampling.rerank:
+            best = [min(best, key=lambda each: (len(each[0].failed), -tries.rank(each[0].entry)))]
+        return [self._row_of(work, *each) for each in best]
 
     def has_failed(self, row: dict[str, Any]) -> bool:
         return bool(row.get("failed_checks"))
@@ -338,16 +339,22 @@ class Generate:
     def audit(self, finished: Iterable[Prompted]) -> None:
         return None
 
-    def _best(self, work: Prompted, answers: list[Answer]) -> dict[str, Any]:
-        """The output row of one sample, made of its best try. Raises Reject(check_failed | check_error)."""
-        made = [self._checked(work, *answer) for answer in answers]
-        request, entry, text, wrong = tries.best(made)
+    def _best(self, work: Prompted, answers: list[Answer]) -> tuple[tries.Try, int]:
+        """The best try of one sample, and how many there were. Raises Reject(check_error)."""
+        if not self.spec.check.checks:
+            [(request, entry)] = answers
+            return tries.Try(request, entry, self.text(request, entry), []), 1
+        return tries.best([self._checked(work, *answer) for answer in answers]), len(answers)
+
+    def _row_of(self, work: Prompted, best: tries.Try, made: int) -> dict[str, Any]:
+        """The output row of one sample. Raises Reject(check_failed)."""
+        request, entry, text, wrong = best
         policy = self.spec.check.on_failure
         if wrong and policy == "reject":
-            how_often = f"each of {len(made)} tries" if len(made) > 1 else "it"
+            how_often = f"each of {made} tries" if made > 1 else "it"
             raise Reject("check_failed", f"sample {request.name.sample}: {', '.join(wrong)}: {how_often} failed")
         shown = None if wrong and policy == "null" else text
-        return self._row(work, request, entry, shown, len(made), wrong)
+        return self._row(work, request, entry, shown, made, wrong)
 
     def _checked(self, work: Prompted, request: Request, entry: Entry) -> tries.Try:
         """A try with the checks that it fails, which are asked once. Raises Reject(check_error)."""
@@ -366,7 +373,11 @@ class Generate:
 
     def _ranked(self, params: Sampling) -> Sampling:
         """With the log probabilities that tries are ranked and checked by."""
-        return tries.ranked(params) if tries.are_ranked(self.spec.check) else params
+        return tries.ranked(params) if self._are_ranked else params
+
+    @cached_property
+    def _are_ranked(self) -> bool:
+        return bool(self.spec.sampling.rerank) or tries.are_ranked(self.spec.check)
 
     def sampling_of(self, work: Prompted, attempt: int) -> Sampling:
         """The parameters of a try, as its output row shows them."""

@@ -46,7 +46,7 @@ def best(tries: Sequence[Try]) -> Try:
     """The one with the fewest failed checks, then the text that most tries agree on, then the highest mean log
     probability, then the earliest."""
     agree = Counter(each.text for each in tries)
-    return min(tries, key=lambda each: (len(each.failed), -agree[each.text], -_rank(each.entry)))
+    return min(tries, key=lambda each: (len(each.failed), -agree[each.text], -rank(each.entry)))
 
 
 def mean_logprob(entry: Entry) -> float | None:
@@ -55,6 +55,7 @@ def mean_logprob(entry: Entry) -> float | None:
     return sum(step[0][1] for step in steps) / len(steps) if steps else None
 
 
-def _rank(entry: Entry) -> float:
+def rank(entry: Entry) -> float:
+    """The mean log probability; of one that is not known the least."""
     known = mean_logprob(entry)
     return float("-inf") if known is None else known

@@ -292,3 +292,22 @@ def test_another_content_of_its_file_is_drift(run, own):
 def test_what_cannot_be_checked_is_said_before_the_engine_starts(run, table, said):
     with pytest.raises(JobError, match=re.escape(said)):
         run([RIGHT], check=table)
+
+
+def test_reranked_the_likeliest_of_n_responses_is_kept_and_proven(generate, write_rows):
+    rows = write_rows([{"id": f"r{number}", "text": SOURCE} for number in range(6)])
+    sampling = {"temperature": 1.5, "n": 4, "logprobs": 0}
+    every = read_folder(generate([rows], "every", sampling=sampling))
+    out = generate([rows], "best", sampling=sampling | {"rerank": "logprob"})
+
+    def mean(row):
+        return sum(step[0]["logprob"] for step in row["logprobs"]) / len(row["logprobs"])
+
+    best = [max((row for row in every if row["row"] == number), key=mean) for number in range(6)]
+    assert read_folder(out) == best
+    assert len({row["sample"] for row in best}) > 1
+    assert verify(out).problems == []
+
+
+def read_folder(out: Path) -> list[dict]:
+    return pq.read_table(sorted(out.glob("part-*.parquet"))).to_pylist()
