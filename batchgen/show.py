@@ -55,11 +55,13 @@ def outcome(done: "Outcome") -> None:
         console.say(f"{state}: {done.counts} in {done.out}")
     if totals.rows:
         seconds = max(done.seconds - done.engine_start, 1e-9)
+        kind = "response" if totals.response_tokens else "prompt"  # scores have no responses
+        tokens = totals.response_tokens or totals.prompt_tokens
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
         console.say(
             f"this run: {totals.rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
-            f"{done.engine_start:,.1f} s; then {totals.response_tokens / seconds:,.0f} response tokens/s"
+            f"{done.engine_start:,.1f} s; then {tokens / seconds:,.0f} {kind} tokens/s"
         )
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ..host import terminal
 from ..output.counts import Counts, by_reason
 from ..output.record import JobRecord
-from ..task.output_columns import COLUMNS
+from ..task.output_columns import COLUMNS, SCORE_MEANINGS
 
 _HEAD = """\
 ---
@@ -29,6 +29,7 @@ tags:
 {what}
 """
 _RESPONSES = "{responses:,} responses of {model} to {rows:,} conversations, generated with batchgen."
+_SCORES = "{responses:,} rows whose texts {model} was asked how likely it finds, scored with batchgen."
 _TRANSLATED = "{responses:,} records whose texts at {fields} were translated into {into} by {model}, with batchgen."
 
 # What of [engine] is published. Other arguments may name this machine's files and services.
@@ -88,6 +89,8 @@ def text(
 def _what(record: JobRecord, counts: Counts, model: dict[str, Any]) -> str:
     asked = record.settings["translate"]
     names = {"model": _code(model["name"]), **msgspec.structs.asdict(counts)}
+    if record.settings["score"]["mode"] != "off":
+        return _SCORES.format(**names)
     if not asked["fields"]:
         return _RESPONSES.format(**names)
     return _TRANSLATED.format(fields=", ".join(map(_code, asked["fields"])), into=_text(asked["into"]), **names)
@@ -95,6 +98,8 @@ def _what(record: JobRecord, counts: Counts, model: dict[str, Any]) -> str:
 
 def _meanings(record: JobRecord) -> dict[str, str]:
     asked = record.settings["translate"]
+    if record.settings["score"]["mode"] != "off":
+        return _MEANINGS | SCORE_MEANINGS
     if not asked["fields"]:
         return _MEANINGS
     return {

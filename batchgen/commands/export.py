@@ -92,6 +92,8 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
                 f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
             )
         results = _open(store.at(out), columns, partial)
+        if results.spec.score.mode != "off" and format == "openai-batch":
+            raise JobError("--format openai-batch: scores are no responses; take jsonl, parquet or hf")
         if results.spec.translate.fields:
             results = _translated(results, format, columns)
         place = to.resolve()

@@ -88,8 +88,9 @@ def _rows_that_ended(out: Store, record: JobRecord, spec: JobSpec, reasons: list
             raise JobError(f"{shard.where(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     for planned in finished:
-        answers = shard.read(out, planned, ["row", "finish_reason"])
-        ended = answers.filter(pc.is_in(answers["finish_reason"], pa.array(reasons)))
-        rows.update(ended["row"].to_pylist())
+        if spec.score.mode == "off":  # a score does not end
+            answers = shard.read(out, planned, ["row", "finish_reason"])
+            ended = answers.filter(pc.is_in(answers["finish_reason"], pa.array(reasons)))
+            rows.update(ended["row"].to_pylist())
         rows.update(line["row"] for line in shard.read_rejects(out, planned) if line["reason"] in reasons)
     return rows

@@ -306,8 +306,7 @@ REPORT = pa.struct(
 )
 
 
-# What every shard of scores has. best: number of the likeliest text; right: whether that is the reference;
-# perplexity: where one text was scored.
+# What every shard of scores has.
 SCORE = pa.struct(
     [
         ("text", pa.string()),
@@ -332,6 +331,15 @@ SCORES = pa.schema(
         ("perplexity", pa.float64()),
     ]
 )
+
+SCORE_MEANINGS = {
+    "scores": "of each text, in order: the sum of its tokens' log probabilities, how many these are, that sum by token "
+    "and by character, whether every token was the likeliest, and the sum without the prompt, if the job asks for it",
+    "best": "number of the likeliest text, by that sum, from 0",
+    "right": "whether that is the reference; null where the row has none",
+    "perplexity": "e to minus the mean log probability of a token, where one text was scored",
+    "token_logprobs": "of each text its tokens, with log probability and rank (1 is the likeliest)",
+}
 
 
 def always(spec: JobSpec) -> pa.Schema:

@@ -228,8 +228,8 @@ class Score:
     def has_failed(self, row: dict[str, Any]) -> bool:
         return False
 
-    def audit(self, finished: Iterable[Scored]) -> tuple[()]:
-        return ()
+    def audit(self, finished: Iterable[Scored]) -> None:
+        return None
 
 
 def windows_of(token_ids: Sequence[int], most: int) -> Iterator[tuple[list[int], list[int]]]:
