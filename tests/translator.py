@@ -2,12 +2,14 @@
 
 import functools
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conftest import CONVERSATIONS, MODEL
 
 from batchgen.engine.types import Response
+from batchgen.input.plan import Shard
 from batchgen.job.sampler import NONE
 from batchgen.job.spec import load
 from batchgen.model.model import load_model
@@ -36,9 +38,15 @@ class Translator:
 
     dtype, device, model_impl, sampler, max_num_seqs = "none", "translates as it is told to", "none", NONE, 16
 
-    def __init__(self, says: Callable[[str, int], str | tuple[str, str]] = lambda text, attempt: text):
-        self._says = says
-        self._tokenizer = load_model(str(MODEL)).tokenizer
+    def __init__(
+        self,
+        says: Callable[[str, int], str | tuple[str, str]] = lambda text, attempt: text,
+        model: Path = MODEL,
+        order: random.Random | None = None,
+    ):
+        """order: in which requests are answered; by default as they came"""
+        self._says, self._order = says, order
+        self._tokenizer = load_model(str(model)).tokenizer
         self._left: list[Response] = []
         self.asked: list[tuple[str, int]] = []
         self.requests: list[tuple] = []
@@ -58,7 +66,7 @@ class Translator:
         if not self._left:
             return []
         self.answered += 1
-        return [self._left.pop(0)]
+        return [self._left.pop(self._order.randrange(len(self._left)) if self._order else 0)]
 
     def when_process_dies(self, tell):
         pass
@@ -81,8 +89,8 @@ def job_of(paths, out: Path, fields, check=None, template="{text}", **tables) ->
     return job
 
 
-def work(job: Job, engine: Translator, stop_after: int = 0) -> None:
-    """stop_after: answers; 0 to work to the end"""
+def work(job: Job, engine: Translator, stop_after: int = 0, shards: Sequence[Shard] | None = None) -> None:
+    """stop_after: answers; 0 to work to the end; shards: all that are missing, if it does not say"""
     worker = Worker(job, engine, Claims(job.out, stale=60), window=2 if stop_after else None)
     step = engine.step
 
@@ -93,5 +101,6 @@ def work(job: Job, engine: Translator, stop_after: int = 0) -> None:
         return responses
 
     engine.step = stopping if stop_after else step
-    worker.run(missing_shards(job))
-    close(job)
+    worker.run(missing_shards(job) if shards is None else shards)
+    if not missing_shards(job):
+        close(job)

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ..output.counts import Counts
 from ..run.prepare import Job
 from ..task.flow import work_of
 from ..task.segment_rows import SegmentRow
-from ..task.translate import Translate, Translation
+from ..task.translate import Part, Translate, Translation, count_in
 
 AT_ONCE = 256  # rows that are compared at a time
 
@@ -31,11 +32,11 @@ def problem(job: Job, task: Translate, planned: Shard, reader: Reader, unforesee
     unforeseen: reasons of rejects that only the run knew
     """
     rejects = {line["row"]: line for line in shard.read_rejects(job.out, planned)}
-    audit = {row.key: row for some in segments.read(job.out, planned) for row in some}
+    audit = [row for some in segments.read(job.out, planned) for row in some]
     unmade = frozenset(row for row, line in rejects.items() if line["reason"] in unforeseen)
-    again = dataclasses.replace(task, skip=unmade, memory=audit.get)
+    again = dataclasses.replace(task, skip=unmade, memory={row.key: row for row in audit}.get)
     reasons = Counter(line["reason"] for line in rejects.values())
-    found, used = _found(job, planned), set[str]()
+    found, used = _found(job, planned), dict[str, SegmentRow]()
     counts = Counts(rows=len(planned.row_numbers), rejects=dict(reasons), segments=len(audit))
     try:
         works = _works(again, reader, planned, rejects, unmade)
@@ -44,7 +45,7 @@ def problem(job: Job, task: Translate, planned: Shard, reader: Reader, unforesee
             _compare(again, some, found, used)
         if (more := found.read(1)).num_rows:
             raise _Differs(f"has {more.num_rows} more rows than the input says")
-        _check_seeds(again, audit, used)
+        _check_audit(again, audit, list(used.values()))
     except _Differs as why:
         return counts, str(why)
     return counts, ""
@@ -80,22 +81,28 @@ def _works(
                 raise _Differs(f"row {row.number} is not rejected, the input says {work.reason}: {work.detail}")
         elif line is not None:
             raise _Differs(f"row {row.number} is rejected for {line['reason']}, the input says nothing of it")
-        elif work.requests:
-            part = work.parts[work.requests[0].name.part]
+        elif part := _unanswered(work):
             raise _Differs(f"row {row.number}: {part.path}: `_segments/` has no answer to {part.source!r:.80}")
         else:
             yield work
 
 
-def _compare(task: Translate, works: list[Translation], found: _Rows, used: set[str]) -> None:
-    """Raises _Differs."""
+def _unanswered(work: Translation) -> Part | None:
+    """A segment of a row, or a piece of one that was split, that is not in `_segments/`."""
+    split = (part.split for part in work.parts if part.split and part.known and part.known.split)
+    needed = [*work.used, *(number for text in split for number in text.parts)]
+    return next((work.parts[number] for number in needed if not work.parts[number].known), None)
+
+
+def _compare(task: Translate, works: list[Translation], found: _Rows, used: dict[str, SegmentRow]) -> None:
+    """used: gets the segments of the rows. Raises _Differs."""
     rows = []
     for work in works:
         try:
             rows += task.output(work, [])
         except Reject as why:
             raise _Differs(f"row {work.row} is not rejected, its segments say {why.reason}: {why.detail}") from None
-        used.update(row.key for row in work.settled.values())
+        count_in(work, used)
     should = shard.as_table(rows, task.schema)
     has = found.read(len(works))
     if has.num_rows != should.num_rows:
@@ -121,11 +128,12 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return [value for chunk in column.chunks for value in columns.pythons(chunk)]
 
 
-def _check_seeds(task: Translate, audit: dict[str, SegmentRow], used: set[str]) -> None:
-    """Raises _Differs if a segment that this job generated has a seed that it cannot have."""
-    if task.spec.translate.memory:
-        return  # whose seeds are those of other jobs
-    for key in used:
-        row = audit[key]
-        if row.seed not in task.seeds_of(key):
-            raise _Differs(f"`_segments/`: {row.source!r:.80} has a seed that no try of it has")
+def _check_audit(task: Translate, audit: list[SegmentRow], used: list[SegmentRow]) -> None:
+    """Raises _Differs if `_segments/` has not just the segments that the records have, each where it is first and as
+    often as it is there, or one with a seed that it cannot have."""
+    for has, should in zip_longest(audit, used):
+        if has != should:
+            source = (has or should).source
+            raise _Differs(f"`_segments/`: {source!r:.80} is not what the input says, or not where and as often")
+        if not task.spec.translate.memory and has.seed not in task.seeds_of(has.key):  # or else another job's
+            raise _Differs(f"`_segments/`: {has.source!r:.80} has a seed that no try of it has")

@@ -117,9 +117,10 @@ class OpenShard:
         return [request]
 
     def _share(self, request: Request, entry: Entry) -> list[Request]:
+        if request.key is not None:  # two journals may have an answer each: the first counts for all
+            entry = self.known.setdefault(request.key, entry).named(request.name)
         asked = self._record(request, entry)
         if request.key is not None:
-            self.known[request.key] = entry
             for other in self.same.pop(request.key, []):
                 asked += self._record(other, entry.named(other.name))
         return asked

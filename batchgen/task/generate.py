@@ -108,7 +108,7 @@ class Generate:
     @property
     def columns_read(self) -> list[str]:
         table = self.spec.input
-        if self._has_user_check:
+        if self.has_user_check:
             return [EVERY_COLUMN]
         wanted = self.template.candidates if self.template else shapes.COLUMNS
         own = (table.id, table.seed, table.sampling, table.system, table.adapter, self.spec.check.source)
@@ -143,8 +143,8 @@ class Generate:
         return checks_of(self.spec.check)
 
     @cached_property
-    def _has_user_check(self) -> bool:
-        """Whether a check gets the row's whole record."""
+    def has_user_check(self) -> bool:
+        """Whether a check gets the row's whole record, or all columns of its template."""
         return any(map(own_check.parse, self.spec.check.checks))
 
     # --- a row becomes requests
@@ -306,7 +306,7 @@ class Generate:
                 source = self.template.values(record) if self.template else made.conversation[-1].text
         except Reject as why:
             return why
-        return msgspec.structs.replace(made, source=source, record=record if self._has_user_check else {})
+        return msgspec.structs.replace(made, source=source, record=record if self.has_user_check else {})
 
     # --- answers become output rows
 

@@ -30,6 +30,7 @@ class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of that try")]
     sampling: Annotated[Sampling, Meta(description="every parameter that shaped it")]
     uses: Annotated[int, Meta(ge=1, le=INT32, description="how often the shard's rows have it")]
+    split: Annotated[bool, Meta(description="whether a mark was lost, and it was translated in pieces then")] = False
     mean_logprob: (
         Annotated[float, Meta(description="mean log probability of its tokens, if tries were ranked by it")] | None
     ) = None
@@ -57,6 +58,8 @@ def _arrow_type(kind: inspect.Type) -> pa.DataType:
             return pa.int32() if kind.le == INT32 else pa.int64()
         case inspect.FloatType():
             return pa.float64()
+        case inspect.BoolType():
+            return pa.bool_()
         case inspect.ListType():
             return pa.list_(_arrow_type(kind.item_type))
         case inspect.StructType():

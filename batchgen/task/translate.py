@@ -162,10 +162,13 @@ class Translate:
         return work
 
     def key_of(self, source: str, values: dict[str, Any]) -> str:
-        """A digest of the prompt of a segment, and of what its marks stand for. Its seeds come from it, so that a text
-        has the same ones in every row, shard, job and night."""
+        """A digest of all that decides what a segment becomes: its prompt, what its marks stand for, the language it is
+        translated into, which a template need not say, and what a check of the user's own sees beside these. Its seeds
+        come from it, so that a text has the same ones in every row, shard, job and night."""
         prefix, turns = self.generate.turns(values, TEMPLATE)
-        return hashlib.blake2b(msgspec.json.encode([prefix, turns, source]), digest_size=16).hexdigest()
+        seen = [values["path"]] if self.generate.has_user_check else []
+        decisive = [prefix, turns, source, self.languages[1], *seen]
+        return hashlib.blake2b(msgspec.json.encode(decisive), digest_size=16).hexdigest()
 
     def _prompt(self, row: int, parts: list[Part]) -> None:
         """Gives the parts that the memory does not have their prompts. Raises Reject."""
@@ -271,7 +274,11 @@ class Translate:
         if number not in settled:
             part = work.parts[number]
             if part.known:
-                settled[number] = msgspec.structs.replace(part.known, row=work.row, path=part.path, uses=1)
+                about = {"row": work.row, "path": part.path, "source": part.source, "uses": 1}
+                settled[number] = msgspec.structs.replace(part.known, **about)
+                for piece in part.split.parts if part.split and part.known.split else ():
+                    if work.parts[piece].known:  # so that a shard has the same segments with a memory as without
+                        self._settle(work, piece, answers, settled)
             else:
                 made = [self._tried(part, *answer) for answer in answers[number]]
                 settled[number] = self._row(work.row, part, made)
@@ -295,6 +302,7 @@ class Translate:
             seed=best.request.seed,
             sampling=self.generate.sampling_of(part.prompted, best.request.name.attempt),
             uses=1,
+            split=False,
             mean_logprob=tries.mean_logprob(best.entry),
         )
 
@@ -305,24 +313,29 @@ class Translate:
         if missing(part.terms, text):
             wrong.append(GLOSSARY)
         return msgspec.structs.replace(
-            whole, answer=text, failed_checks=wrong, tries=whole.tries + sum(row.tries for row in inner)
+            whole, answer=text, failed_checks=wrong, tries=whole.tries + sum(row.tries for row in inner), split=True
         )
 
     def audit(self, finished: Iterable[Translation]) -> list[SegmentRow]:
         """The segments of a shard, in the order of their first uses. finished: in order, each with its output made"""
         found: dict[str, SegmentRow] = {}
         for work in finished:
-            used = work.used
-            for number, row in work.settled.items():
-                times = used[number] or 1  # a piece of one that is split
-                before = found.get(row.key)
-                found[row.key] = msgspec.structs.replace(before or row, uses=times + (before.uses if before else 0))
+            count_in(work, found)
         return list(found.values())
 
     def seeds_of(self, key: str) -> Iterator[int]:
         """Which seeds a segment may have: those of all its tries."""
         for attempt in range(self.spec.check.tries):
             yield self.generate.seed_of_id(key, attempt)
+
+
+def count_in(work: Translation, found: dict[str, SegmentRow]) -> None:
+    """Adds the segments of a row, whose output was made, to those of the rows ahead of it, which are there by key."""
+    used = work.used
+    for number, row in work.settled.items():
+        times = used[number] or 1  # a piece of one that is split
+        before = found.get(row.key)
+        found[row.key] = msgspec.structs.replace(before or row, uses=times + (before.uses if before else 0))
 
 
 class Cutter:
@@ -369,7 +382,7 @@ class Cutter:
             return number
         number = self._numbers[key] = len(self.parts)
         self.parts.append(part := Part(key, source, path, masked, terms, values, task.memory(key)))
-        if masked and not part.known:
+        if masked:  # whatever the memory has: the numbers of parts, by which journals name them, must not depend on it
             part.split = self._cut(task.protect.split(source), path, context=0, may_mask=False)
         return number
 

@@ -122,7 +122,7 @@ def test_one_that_failed_under_other_settings_is_tried_again(tmp_path, table):
 def test_which_fields_were_translated_and_what_was_remembered_then_does_not_matter(tmp_path):
     translated(tmp_path / "out", [[FAILING]], {"fields": ["a"], "memory": ["x"]})
     settings = settings_of(tmp_path / "out")
-    settings["translate"] = {"fields": ["b"]}
+    settings["translate"] = {**settings["translate"], "fields": ["b"], "memory": []}
     assert FAILING.key in memory_of(tmp_path / "out", settings=settings)
 
 

@@ -36,6 +36,7 @@ def test_the_schema_has_the_documented_types():
             pa.field("finish_reason", pa.string(), nullable=False),
             pa.field("seed", pa.int64(), nullable=False),
             pa.field("uses", pa.int32(), nullable=False),
+            pa.field("split", pa.bool_(), nullable=False),
             pa.field("mean_logprob", pa.float64()),
         ]
     )

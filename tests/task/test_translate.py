@@ -326,6 +326,59 @@ def test_a_job_that_grows_does_not_generate_again_what_it_has(lines, translate, 
     assert len(read(job)) == 2
 
 
+def test_a_memory_of_another_language_is_none_even_if_the_template_does_not_say_the_language(lines, translate):
+    _, first = translate(lines({"text": "Hello."}), ["text"])
+    tables = {"translate": {"into": "French", "memory": [first.out.location]}}
+    engine, second = translate(lines({"text": "Hello."}), ["text"], lambda *_: "Bonjour.", out="second", **tables)
+    assert engine.asked == [("Hello.", 0)]
+    assert json.loads(read(second)[0]["record"]) == {"text": "Bonjour."}
+
+
+def loses_marks(text, attempt):
+    return {"See": "見て", "now": "今"}.get(text, "訳")
+
+
+def test_the_pieces_of_a_segment_that_was_split_are_there_with_a_memory_as_without(lines, translate):
+    path, url = lines({"text": "See https://example.org now"}), {"protect": ["url"]}
+    _, first = translate(path, ["text"], loses_marks, translate=url)
+    engine, second = translate(
+        path, ["text"], loses_marks, out="second", translate={**url, "memory": [first.out.location]}
+    )
+    assert engine.asked == []
+    assert [(row["source"], row["split"]) for row in segments(second)] == [
+        ("See https://example.org now", True),
+        ("See", False),
+        ("now", False),
+    ]
+    assert segments(second) == segments(first)
+
+
+def test_what_a_journal_has_stays_with_its_segment_while_the_memory_of_a_job_grows(lines, tmp_path):
+    path = lines({"text": "See https://example.org now"})
+    tables = {"input": {"incremental": True}, "translate": {"protect": ["url"]}, "output": {"shard_rows": 1}}
+    job_of([path], tmp_path / "out", ["text"], **tables)
+    with path.open("a") as file:
+        file.write(json.dumps({"text": "See https://example.org now\nHello."}) + "\n")
+
+    def run(engine: Translator, *which: int, stop_after: int = 0):
+        job = job_of([path], tmp_path / "out", ["text"], **tables)
+        shards = [job.plan.shards[number] for number in which]
+        work(job, engine, stop_after=stop_after, shards=shards)
+        return job
+
+    def says(text, attempt):
+        return JA.get(text) or text.replace("See", "見て").replace("now", "今")
+
+    with pytest.raises(Stopped):  # the second night's shard is begun before the first night's is there
+        run(Translator(says), 1, stop_after=1)
+    run(Translator(says), 0)
+    job = run(Translator(says), 1)
+    assert [json.loads(row["record"])["text"] for row in read(job)] == [
+        "見て https://example.org 今",
+        "見て https://example.org 今\nこんにちは。",
+    ]
+
+
 # --- stops
 
 
@@ -362,6 +415,17 @@ def test_a_job_that_is_stopped_goes_on_and_writes_the_same_bytes(lines, tmp_path
     work(job, second)
     assert bytes_of(job) == bytes_of(whole)
     assert sorted(first.asked + second.asked) == sorted(all_at_once.asked)
+
+
+# --- checks of the user's own
+
+
+def test_a_check_that_looks_at_the_path_judges_a_segment_at_each_path_by_itself(lines, translate, tmp_path):
+    (tmp_path / "own.py").write_text("def check(row, response):\n    return 'bad' if row['path'] == 'a' else None\n")
+    tables = {"check": {"checks": [f"{tmp_path}/own.py:check"]}}
+    _, job = translate(lines({"a": "Hello.", "b": "Hello."}), ["a", "b"], **tables)
+    assert json.loads(read(job)[0]["record"]) == {"a": "Hello.", "b": "こんにちは。"}
+    assert [(row["path"], bool(row["failed_checks"])) for row in segments(job)] == [("a", True), ("b", False)]
 
 
 # --- what is wrong with a job
