@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
@@ -157,7 +157,7 @@ class Translate:
         found = Cutter(self)
         texts = [found.text(leaf.text, leaf.path) for leaf in record.leaves]
         work = Translation(row.number, id, record, texts, found.parts)
-        self._prompt(row.number, work.parts)
+        self._prompt(work)
         work.requests = self._ask(work, work.used)
         return work
 
@@ -170,10 +170,13 @@ class Translate:
         decisive = [prefix, turns, source, self.languages[1], *seen]
         return hashlib.blake2b(msgspec.json.encode(decisive), digest_size=16).hexdigest()
 
-    def _prompt(self, row: int, parts: list[Part]) -> None:
-        """Gives the parts that the memory does not have their prompts. Raises Reject."""
-        unknown = [part for part in parts if not part.known]
-        rows = (Row(row, {"id": part.key, **part.values}) for part in unknown)
+    def _prompt(self, work: Translation) -> None:
+        """Gives the parts that may be asked their prompts: those that the memory does not have. Raises Reject."""
+        used = work.used
+        pieces = (part.split.parts for number in used if (part := work.parts[number]).split and not part.known)
+        wanted = sorted({*used, *chain.from_iterable(pieces)})
+        unknown = [part for number in wanted if not (part := work.parts[number]).known]
+        rows = (Row(work.row, {"id": part.key, **part.values}) for part in unknown)
         for part, (_, made) in zip(unknown, self.generate.prepare(rows), strict=True):
             if isinstance(made, Reject):
                 raise Reject(made.reason, f"{part.path}: {made.detail}")

@@ -20,9 +20,12 @@ from batchgen.job.sampling import item_seed
 from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output.claims import Claims
+from batchgen.output.journal import Journal
+from batchgen.run.open_shard import OpenShard
 from batchgen.run.prepare import Job, prepare
 from batchgen.run.run import missing_shards
 from batchgen.run.worker import Worker
+from batchgen.task.flow import work_of
 from batchgen.task.task import Answer, Entry, Name, Request
 
 
@@ -203,3 +206,17 @@ def test_a_row_that_no_shard_can_hold_costs_itself_alone_beside_one_that_its_tas
     job = job_of(refuses="four", too_large="five")
     work(job, Seeded())
     assert [row["row"] for row in rows(job)] == [0, 1]
+
+
+def test_of_two_answers_to_the_same_request_the_first_counts_for_all_rows(job_of):
+    job = job_of(texts=["one", "one"])
+    left = {Name(1, 0, 0, 0): Entry(1, 0, [6, 6], "stop")}  # by a worker that did not ask it for row 0
+    opened = OpenShard(job.plan.shards[0], job.task, Journal(job.out, 0, "w", job.record.fingerprint), left)
+    [request] = [
+        each for row, work in work_of(job.task, job.reader(), job.plan.shards) for each in opened.take(row, work)
+    ]
+    opened.answer(request, Entry(0, 0, [8, 8], "stop"))
+    assert [job.task.output(*each)[0]["firsts"] for each in sorted(opened.finished, key=lambda done: done[0].row)] == [
+        [6],
+        [6],
+    ]

@@ -354,28 +354,33 @@ def test_the_pieces_of_a_segment_that_was_split_are_there_with_a_memory_as_witho
 
 
 def test_what_a_journal_has_stays_with_its_segment_while_the_memory_of_a_job_grows(lines, tmp_path):
-    path = lines({"text": "See https://example.org now"})
+    path, text = tmp_path / "in.jsonl", "See https://example.org now"
     tables = {"input": {"incremental": True}, "translate": {"protect": ["url"]}, "output": {"shard_rows": 1}}
-    job_of([path], tmp_path / "out", ["text"], **tables)
-    with path.open("a") as file:
-        file.write(json.dumps({"text": "See https://example.org now\nHello."}) + "\n")
 
-    def run(engine: Translator, *which: int, stop_after: int = 0):
+    def night(text: str) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({"text": text}) + "\n")
+
+    def run(*which: int, stop_after: int = 0):
         job = job_of([path], tmp_path / "out", ["text"], **tables)
         shards = [job.plan.shards[number] for number in which]
-        work(job, engine, stop_after=stop_after, shards=shards)
+        work(job, Translator(says), stop_after=stop_after, shards=shards)
         return job
 
     def says(text, attempt):
         return JA.get(text) or text.replace("See", "見て").replace("now", "今")
 
-    with pytest.raises(Stopped):  # the second night's shard is begun before the first night's is there
-        run(Translator(says), 1, stop_after=1)
-    run(Translator(says), 0)
-    job = run(Translator(says), 1)
-    assert [json.loads(row["record"])["text"] for row in read(job)] == [
-        "見て https://example.org 今",
-        "見て https://example.org 今\nこんにちは。",
+    night("Hello.")
+    run(0)
+    night(text)
+    run()
+    night(f"{text}\nHello.\nGood night.\nSee you.\nGood night.\n{text} now")
+    with pytest.raises(Stopped):  # the third night's shard is begun before the second's is there
+        run(2, stop_after=2)
+    run(1)
+    assert json.loads(read(run(2))[-1]["record"])["text"].splitlines() == [
+        *("見て https://example.org 今", "こんにちは。", "おやすみなさい。", "またね。", "おやすみなさい。"),
+        "見て https://example.org 今 今",
     ]
 
 
