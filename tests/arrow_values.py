@@ -69,7 +69,8 @@ def arrays(draw, kind: pa.DataType, rows: int, texts: st.SearchStrategy[bytes] =
         wide = types.is_large_string(kind)
         return pa.array(values, pa.large_binary() if wide else pa.binary()).view(kind)
     if types.is_string_view(kind):
-        return pa.array([draw(st.text(max_size=20)) if ok else None for ok in valid], kind)
+        own = st.text(max_size=20) if texts is TEXTS else texts.map(bytes.decode)
+        return pa.array([draw(own) if ok else None for ok in valid], kind)
     if types.is_binary(kind) or types.is_fixed_size_binary(kind):
         size = kind.byte_width if types.is_fixed_size_binary(kind) else 3
         return pa.array([draw(st.binary(min_size=size, max_size=size)) if ok else None for ok in valid], kind)

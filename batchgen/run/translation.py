@@ -51,6 +51,10 @@ def resolved(spec: JobSpec) -> JobSpec:
         raise JobError("[output] columns and include: a translated record has all its columns; leave them out")
     if spec.sampling.n != 1:
         raise JobError(f"[sampling] n: a text is translated once, not {spec.sampling.n} times; set [check] tries")
+    if spec.prompt.on_overlength != "reject":
+        raise JobError(
+            f"[prompt] on_overlength: {spec.prompt.on_overlength} would leave out a part of a text; leave it out"
+        )
     check = msgspec.structs.replace(
         check,
         checks=check.checks or CHECKS,
@@ -173,11 +177,11 @@ def _own(schema: pa.Schema) -> pa.Schema:
 
 
 def results_of(spec: JobSpec, known: dict[str, Any]) -> dict[str, Any]:
-    """What its glossary and memory hold, which decides the results. known: what the job has recorded, by which a file
-    that is not here any more can go: `verify` needs none. Raises JobError."""
+    """What its glossary and memory hold, which decides the results. known: what the job has recorded, by which it goes
+    on: its memory need not be here for `verify`. Raises JobError."""
     found: dict[str, Any] = {}
     if path := spec.translate.glossary:
-        found["glossary"] = known["glossary"] if known and not Path(path).exists() else _digest(Path(path))
+        found["glossary"] = _digest(Path(path))
     if paths := spec.translate.memory:
         if spec.output.path in paths:
             raise JobError(f"[translate] memory: {spec.output.path}: is the output itself, which is remembered anyway")

@@ -59,7 +59,7 @@ _STYLES = {
 
 # A span at the edge of a text is apart from it if such signs are between them.
 _APART_BEHIND = re.compile(r"\s*(?:[:：|–—―=]+|-(?=\s))\s*|[ \t\r]*\n\s*")
-_APART_BEFORE = re.compile(r"(?:[\n:：|–—―=.。!！?？]|(?<=\s)-)\s*\Z")
+_APART_BEFORE = ":：|–—―=.。!！?？"
 _PUNCTUATION = re.compile(r"[\s.,;:!?、。，．：；！？)\]）」』]*")
 
 
@@ -223,10 +223,17 @@ def _tails(text: str, spans: Sequence[Span]) -> list[int]:
     """Where the text ends without its last 0, 1, 2... spans, as far as they stand apart."""
     ends = [len(text)]
     for span in reversed(spans[-MOST_TAGS:]):
-        if span.end != ends[-1] or not (span.kind == "markup" or _APART_BEFORE.search(text, 0, span.begin)):
+        before = text[: span.begin].rstrip()
+        if span.end != ends[-1] or not (span.kind == "markup" or _ends_apart(before, text[len(before) : span.begin])):
             break
-        ends.append(len(text[: span.begin].rstrip()))
+        ends.append(len(before))
     return ends
+
+
+def _ends_apart(text: str, blanks: str) -> bool:
+    """Whether what stands behind a text and some blanks is apart from it."""
+    is_dash = text.endswith("-") and text[-2:-1].isspace()
+    return is_dash or "\n" in blanks or text.endswith(tuple(_APART_BEFORE))
 
 
 def _skip_blanks(text: str, position: int) -> int:

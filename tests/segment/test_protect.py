@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -151,3 +152,13 @@ def test_between_japanese_and_a_span_is_a_gap():
 def test_the_core_is_without_spans_that_stand_apart(text, core):
     begin, end = ALL.core(text)
     assert text[begin:end] == core
+
+
+@pytest.mark.parametrize("between", ["\n" * 50_000, " \n" * 30_000, " - " * 20_000], ids=["lines", "blanks", "dashes"])
+def test_what_is_between_spans_costs_time_for_its_length_alone(between):
+    text = f"See https://example.org{between}and https://example.org"
+    begin = time.process_time()
+    protect = Protect(["url", "markup", "code", "placeholder"])
+    assert protect.core(text)[0] == 0
+    assert protect.split(text)
+    assert time.process_time() - begin < 1

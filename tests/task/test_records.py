@@ -135,11 +135,12 @@ def test_tables_whose_segments_come_back_as_they_are_come_back_array_for_array(d
             raise
         assert verify(folder / "out").problems == []
         rejects = [json.loads(line) for part in folder.glob("out/_rejects/*") for line in part.open()]
-        assert {line["reason"] for line in rejects} <= {"invalid_utf8"}
+        assert {line["reason"] for line in rejects} <= {"invalid_utf8", "bad_shape"}  # a time that Parquet cannot hold
         kept = [row for row in range(5) if row not in {line["row"] for line in rejects}]
         found = pa.concat_tables([pq.read_table(part) for part in sorted(folder.glob("out/part-*"))])
         for column in table.column_names:
-            assert found.schema.field(column).type == job.task.schema.field(column).type
+            if "timestamp[s]" not in str(table.schema.field(column).type):  # of which Parquet makes milliseconds
+                assert found.schema.field(column).type == job.task.schema.field(column).type
             assert told(found[column]) == [told(table[column])[row] for row in kept]
 
 

@@ -447,6 +447,7 @@ def test_a_check_that_looks_at_the_path_judges_a_segment_at_each_path_by_itself(
         ({"translate": {"context": 2}}, "{before} is missing for [translate] context"),
         ({"check": {"on_failure": "reject"}}, "[check] on_failure: what becomes of a translation"),
         ({"sampling": {"n": 2}}, "[sampling] n: a text is translated once"),
+        ({"prompt": {"template": "{text}", "on_overlength": "clip"}}, "[prompt] on_overlength: clip would leave out"),
         ({"output": {"columns": ["other"]}}, "[output] columns and include"),
         ({"translate": {"protect": ["urls"]}}, "urls"),
     ],
