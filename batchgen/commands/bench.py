@@ -297,6 +297,7 @@ def measure_engine(spec: JobSpec, rows: int | None, rounds: int, unseeded: bool 
 
     The log goes to stderr. Raises JobError, or MachineError if the engine fails.
     """
+    refuse_translation(spec)
     job = prepare(spec)  # what is wrong with the job shows here, in one line
     require_vllm()
     require_fit()
@@ -394,6 +395,16 @@ def _compare(orders: Orders) -> Figures:
 
 def _ratios(ours: list[Round], theirs: list[Round]) -> list[float]:
     return [round(one.rate / other.rate, 4) for one, other in zip(ours, theirs, strict=False)]
+
+
+def refuse_translation(spec: JobSpec) -> None:
+    """Raises JobError: a translation asks once for equal segments, and again for those that fail, which nothing that it
+    would be compared with does."""
+    if spec.translate.fields:
+        raise JobError(
+            "[translate]: equal segments are sent once and failed ones again, which nothing that it is compared with "
+            "does; measure a job whose [prompt] template asks for the same texts"
+        )
 
 
 def nearest_folder(path: Path) -> Path:

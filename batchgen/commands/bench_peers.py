@@ -37,7 +37,7 @@ from ..model.tokenizer import Tokenizer
 from ..output import layout
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
-from .bench import MB, Figures, circumstances, first_rows, nearest_folder
+from .bench import MB, Figures, circumstances, first_rows, nearest_folder, refuse_translation
 
 RUN = "run"
 WAYS = (RUN, *PACKAGES)
@@ -69,6 +69,7 @@ def measure_peers(
 
     rows: how many of the first ones; ways: some of WAYS; say: is told what is left out, and why
     """
+    refuse_translation(spec)
     require_vllm()
     with tempfile.TemporaryDirectory(prefix=".batchgen-bench-", dir=nearest_folder(Path(spec.output.path))) as name:
         scratch = Path(name)

@@ -184,3 +184,13 @@ def test_the_real_shape_has_the_weights_of_the_4b_model(tmp_path, monkeypatch):
     parameters = bench.weight_bytes(model, 1) + 65536 * 2816  # and the input embeddings
     assert parameters == pytest.approx(3.8e9, rel=0.01)
     assert bench.kv_bytes(model, "float16", "auto") == 2 * 2 * 36 * 2816
+
+
+@pytest.mark.parametrize("which", ["engine", "peers"])
+def test_a_translation_is_refused(which, tmp_path, batchgen):
+    (job := tmp_path / "job.toml").write_text(
+        '[input]\npath = "in.jsonl"\n[model]\npath = "model"\n[output]\npath = "out"\n'
+        '[translate]\nfields = ["text"]\ninto = "Japanese"\n'
+    )
+    done = batchgen("bench", which, job)
+    assert done.exit_code == 2 and "measure a job whose [prompt] template" in done.stderr
