@@ -327,7 +327,9 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
 
 @cli.command("verify", short_help="Prove that no row is missing, duplicated or damaged.")
 @out_folder
-@click.option("--replay", type=click.IntRange(min=1), help="generate this many random items again and compare")
+@click.option(
+    "--replay", type=click.IntRange(min=1), help="generate this many random items (rows of a translation) again"
+)
 @click.option("--replay-seed", type=int, default=0, show_default=True, help="seed of the choice of those items")
 @click.option("--quarantine", is_flag=True, help="move damaged shards to OUT/_state/quarantine; a run makes them again")
 @click.option("--close", is_flag=True, help="write OUT/_SUCCESS if only that is missing")
@@ -355,12 +357,13 @@ def verify_command(
       batchgen verify out --replay 50
       batchgen verify out --quarantine --close
     """
+    from .commands import replay as replaying
     from .commands import verify
 
     with exit_codes():
         given = flags.engine_args(engine)
         if replay:
-            verify.check_engine(out, given)
+            replaying.check_engine(out, given)
         elif given:
             raise JobError("--engine: is for --replay, as no engine runs without it")
         verdict = verify.verify(out, verify.Writing(quarantine, close, shared))
@@ -370,7 +373,7 @@ def verify_command(
             fail(f"{out}: verification failed", EXIT_BROKEN)
         show.verdict(verdict, out)
         if replay:
-            again = verify.replay(out, replay, replay_seed, given)
+            again = replaying.replay(out, replay, replay_seed, given)
             show.replay(again)
             if not again.items:
                 fail(f"{out}: nothing could be compared", EXIT_BROKEN)
@@ -396,7 +399,7 @@ def rejects_command(out: Path, only: str, segments: bool) -> None:
         if segments and only:
             raise JobError("--only: is for reasons of rejected rows; leave it out with --segments")
         if segments:
-            show.segments(rejects.failed_segments(out))
+            show.segments(rejects.failed_segments(out), rejects.rejected(out, ["check_failed"]))
         else:
             show.rejects(rejects.rejected(out, check_reasons(only) if only else []))
 

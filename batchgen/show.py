@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.doctor import Place, Report
     from .commands.export import Results
     from .commands.plan import Forecast
+    from .commands.replay import Replay
     from .commands.status import Status, Worker
-    from .commands.verify import Replay, Verdict
+    from .commands.verify import Verdict
     from .run.run import Outcome
     from .task.generate import Prompted
     from .task.segment_rows import SegmentRow
@@ -81,7 +82,7 @@ def forecast(seen: "Forecast") -> None:
         {
             "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
             "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
-            "shapes": ", ".join(f"{shape} {number:,}" for shape, number in seen.shapes.most_common()) or "none",
+            **({} if seen.texts else {"shapes": _counted(seen.shapes) or "none"}),
             **({"quantization": shown(seen.quantization)} if seen.quantization else {}),
             **_texts(seen),
             **_adapters(seen),
@@ -102,6 +103,10 @@ def forecast(seen: "Forecast") -> None:
         say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
 
 
+def _counted(counted: "Counter[str]") -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in counted.most_common())
+
+
 def _adapters(seen: "Forecast") -> dict[str, str]:
     if not seen.job.model.adapters:
         return {}
@@ -115,9 +120,11 @@ def _texts(seen: "Forecast") -> dict[str, str]:
         return {}
     fields = ", ".join(f"{shown(path)} {number:,}" for path, number in texts.fields.items())
     missing = ", ".join(f"{shown(path)} in {number:,} rows" for path, number in texts.missing.items())
+    mistyped = ", ".join(f"{shown(path)} in {number:,} rows" for path, number in texts.mistyped.items())
     return {
         "texts": f"{texts.texts:,}, {texts.distinct_texts:,} of them distinct; {fields}",
         **({"missing": missing} if missing else {}),
+        **({"no texts": mistyped} if mistyped else {}),
         "segments": f"{texts.segments:,}, {texts.distinct_segments:,} of them distinct, of which the memory has "
         f"{texts.remembered:,}; {texts.cut:,} cut inside a sentence, {texts.protected:,} with protected spans",
     }
@@ -222,10 +229,12 @@ def verdict(found: "Verdict", out: object) -> None:
 
 
 def replay(again: "Replay") -> None:
-    console.say(f"replayed: {again.matches} of {again.items} responses are the same")
+    console.say(f"replayed: {again.matches} of {again.items} {again.what} are the same")
     for drew, count in sorted(again.left_out.items(), key=str):
         why = f"they were sampled with {drew}, here it is {again.here}"
-        console.say(f"left out: {count} responses: {why}, so their seeds mean other tokens")
+        console.say(f"left out: {count} {again.what}: {why}, so their seeds mean other tokens")
+    if again.remembered:
+        console.say(f"left out: {again.remembered} segments: they are of the memory, so this job did not generate them")
     if again.spaced:
         why = "they are JSON with the white space that vLLM gave it then, today batchgen gives it none"
         console.say(f"left out: {again.spaced} responses: {why}")
@@ -243,8 +252,9 @@ def rejects(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
     say(f"{count:,} rejected rows")
 
 
-def segments(failed: "Iterable[tuple[str, SegmentRow]]") -> None:
-    """failed: where the row of each is in the input, and the segment"""
+def segments(failed: "Iterable[tuple[str, SegmentRow]]", rejected: Iterable[Any]) -> None:
+    """failed: where the row of each is in the input, and the segment; rejected: rows that were rejected for one, with
+    all their segments"""
     checks: Counter[str] = Counter()
     count = 0
     for place, row in failed:
@@ -259,7 +269,9 @@ def segments(failed: "Iterable[tuple[str, SegmentRow]]") -> None:
             if row.answer is None
             else f"    best    {shown(_cut(row.answer, LONGEST_TEXT))}"
         )
-    say(f"{count:,} segments that no try got right{by_reason(checks)}")
+    rows = sum(1 for _ in rejected)
+    more = f"; {rows:,} rows were rejected for theirs, which batchgen rejects shows" if rows else ""
+    say(f"{count:,} segments that no try got right{by_reason(checks)}{more}")
 
 
 def _cut(text: str, length: int) -> str:

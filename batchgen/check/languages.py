@@ -4,6 +4,7 @@ Counting scripts took 2 us a text and was wrong for 1 of 25 short texts of Japan
 take 5 to 200 us and are 5 to 96 MB.
 """
 
+import difflib
 import functools
 import re
 import unicodedata
@@ -49,17 +50,35 @@ _NAMES = dict(
     english=en japanese=ja chinese=zh korean=ko german=de french=fr spanish=es italian=it portuguese=pt dutch=nl
     russian=ru ukrainian=uk polish=pl czech=cs turkish=tr vietnamese=vi indonesian=id thai=th arabic=ar hebrew=he
     hindi=hi greek=el swedish=sv danish=da norwegian=no finnish=fi hungarian=hu romanian=ro bulgarian=bg persian=fa
+    eng=en jpn=ja zho=zh kor=ko deu=de fra=fr spa=es ita=it por=pt nld=nl rus=ru ukr=uk pol=pl tur=tr vie=vi ind=id
     日本語=ja 英語=en 中国語=zh 韓国語=ko ドイツ語=de フランス語=fr スペイン語=es
     """.split()
 )
 
 
+# A code that is none, such as jp, would be taken for a language in Latin letters, and every answer fail.
+_CODES = frozenset(
+    """
+    aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es
+    et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki
+    kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no
+    nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so sq sr ss st su sv sw ta
+    te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+    """.split()
+)
+
+
 def code(language: str) -> str:
-    """ISO 639-1, of a code or a name: "ja" for "Japanese", "日本語" and "ja-JP". Raises ValueError."""
+    """ISO 639-1, of a code or a name: "ja" for "Japanese", "日本語" and "ja-JP"; or three letters, of a language that
+    has no two. Raises ValueError."""
     word = language.strip().lower()
     found = _NAMES.get(word) or re.split("[-_]", word)[0]
-    if not re.fullmatch("[a-z]{2,3}", found):
-        raise ValueError(f"{language!r} is no language: write a code such as ja, en or de")
+    found = _NAMES.get(found, found)
+    if found not in _CODES and not re.fullmatch("[a-z]{3}", found):
+        of_country = {"jp": ["ja"], "cn": ["zh"], "kr": ["ko"]}.get(found)
+        close = of_country or difflib.get_close_matches(word, _NAMES, n=1, cutoff=0.8)
+        hint = f"did you mean {close[0]}?" if close else "write a code such as ja, en or de"
+        raise ValueError(f"{language!r} is no language: {hint}")
     return found
 
 
@@ -125,7 +144,9 @@ def _identifier(*languages: str) -> Callable[[str], str]:
             f"[check] checks: language: {' and '.join(languages)} have one script, and py3langid, which tells them "
             "apart, is not installed: pip install py3langid"
         ) from None
-    identifier = LanguageIdentifier.from_pickled_model(MODEL_FILE)
+    # Until 0.3 the model was a pickle.
+    load = getattr(LanguageIdentifier, "from_model_file", None) or LanguageIdentifier.from_pickled_model
+    identifier = load(MODEL_FILE)
     try:
         identifier.set_languages(list(languages))
     except ValueError as error:

@@ -17,7 +17,7 @@ from ..output import record
 from ..prompt import formats
 from ..run.division import divide
 from ..run.prepare import Job, prepare
-from ..run.translation import field_paths
+from ..run.translation import field_paths, warn_of_no_text
 from ..task.flow import work_of
 from ..task.generate import Prompted
 from ..task.score import Scored
@@ -107,6 +107,10 @@ def plan(spec: JobSpec) -> Forecast:
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)
             _look_for_forged(forecast, made)
+    if found := forecast.texts:
+        for path in field_paths(spec):
+            if not found.fields[str(path)]:
+                warn_of_no_text(path)
     return forecast
 
 

@@ -20,7 +20,8 @@ class Texts:
     """What `plan` found of the texts of a translation.
 
     fields: texts by the path that chooses them
-    missing: rows by the path that leads to no text in them
+    missing: rows by the path that leads nowhere in them
+    mistyped: rows by the path that leads to something else than a text in them
     segments: of all texts, equal ones each time
     cut: segments that are a part of a sentence, as it is too long
     protected: segments with something that is protected
@@ -28,6 +29,7 @@ class Texts:
 
     fields: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+    mistyped: Counter[str] = field(default_factory=Counter)
     segments: int = 0
     cut: int = 0
     protected: int = 0
@@ -44,6 +46,7 @@ class Texts:
             self.fields[str(paths[leaf.chosen_by[0]])] += 1
             self._texts.append(hash(leaf.text))
         self.missing.update(map(str, work.record.missing))
+        self.mistyped.update(map(str, work.record.mistyped))
         for text in work.texts:
             segments = [piece for piece in text.pieces if isinstance(piece, Segment)]
             self.segments += len(segments)
@@ -85,6 +88,7 @@ class Texts:
             "texts": self.texts,
             "fields": dict(self.fields),
             "missing": dict(self.missing),
+            "mistyped": dict(self.mistyped),
             "distinct_texts": self.distinct_texts,
             "segments": self.segments,
             "distinct_segments": self.distinct_segments,

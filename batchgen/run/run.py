@@ -21,12 +21,14 @@ from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
 from ..output.store import Store
 from ..task.flow import work_of
+from ..task.translate import Translate
 from . import deadline, slurm
 from .division import divide
 from .messages import Totals
 from .prepare import Job, prepare
 from .progress import Progress
 from .supervisor import Supervisor
+from .translation import check_texts
 
 LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an engine takes a minute to start
 
@@ -69,6 +71,10 @@ def _check_for_answers(job: Job) -> None:
     no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
     if job.plan.growth or shard.finished(job.out, job.plan, missing_ok=True):
         return
+    if isinstance(job.task, Translate):
+        reader = job.reader(running=True)
+        rows = itertools.chain.from_iterable(map(reader.read, job.plan.shards))
+        check_texts(job.spec, job.task.records, itertools.islice(rows, LOOKED_AT))
     rejects: Counter[str] = Counter()
     first = ""
     for row, work in itertools.islice(work_of(job.task_alone, job.reader(running=True), job.plan.shards), LOOKED_AT):

@@ -1,5 +1,6 @@
 """From a spec with `[translate]` to its task: everything that can be checked without an engine is checked here."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
@@ -10,17 +11,18 @@ import msgspec
 import pyarrow as pa
 
 from ..check import languages
-from ..errors import JobError, shown
+from ..errors import JobError, Reject, shown, warn
 from ..host import safeopen
 from ..input import arrow_leaves, checks, paths
 from ..input.columns import Column, check_type, settled
+from ..input.conversation import Row
 from ..input.file_formats import Table
 from ..input.paths import FieldPath
 from ..input.scan import InputFile
 from ..input.template import Template
-from ..job.spec import InputTable, JobSpec, OutputTable, nearest
+from ..job.spec import DEFAULT_ADAPTER, InputTable, JobSpec, OutputTable, nearest
 from ..output import memory
-from ..output.memory import Memory
+from ..output.memory import Memory, Source
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..segment import sentences
@@ -34,6 +36,16 @@ from ..task.translate import BEFORE, PLACES, TERMS, Translate
 
 CHECKS = ["empty", "truncated", "repetition", "copy", "language", "length", "numbers"]
 ASKS = "Translate the following text{from} into {{into}}. Answer with the translation and nothing else.\n\n{{text}}"
+# Keys of [input] by which rows become conversations, with their defaults.
+OF_CONVERSATIONS = {
+    "format": "auto",
+    "seed": "seed",
+    "sampling": "sampling",
+    "row_sampling": "on",
+    "system": None,
+    "adapter": "",
+    "drop_last_response": False,
+}
 LARGEST_GLOSSARY = 1 << 28  # bytes
 
 Remember = Callable[[str], SegmentRow | None]
@@ -42,6 +54,7 @@ Remember = Callable[[str], SegmentRow | None]
 def resolved(spec: JobSpec) -> JobSpec:
     """The spec with what `[translate]` decides where it says nothing itself. Raises JobError."""
     asked, check = spec.translate, spec.check
+    _check_unused(spec)
     known = {key: _code(key, language) for key, language in (("from", asked.source), ("into", asked.into))}
     if check.on_failure != "keep":
         raise JobError("[check] on_failure: what becomes of a translation is said by [translate] on_failure")
@@ -64,6 +77,17 @@ def resolved(spec: JobSpec) -> JobSpec:
     text = spec.prompt.template or ASKS.format(**{"from": " from {from}" if asked.source else ""})
     _check_template(spec, text)
     return msgspec.structs.replace(spec, check=check, prompt=msgspec.structs.replace(spec.prompt, template=text))
+
+
+def _check_unused(spec: JobSpec) -> None:
+    """Raises JobError for settings of conversations that would do nothing."""
+    for key, default in OF_CONVERSATIONS.items():
+        if getattr(spec.input, key) not in ("", default):
+            raise JobError(f"[input] {key}: is for conversations, and a translation has none; leave it out")
+    if spec.model.adapter.keys() - {DEFAULT_ADAPTER}:
+        raise JobError("[model] adapter: one translates all texts; give a folder without a name")
+    if spec.model.reasoning_parser:
+        raise JobError("[model] reasoning_parser: max_tokens of a segment leaves no room for thoughts; leave it out")
 
 
 def _code(key: str, language: str) -> str:
@@ -110,6 +134,26 @@ def field_paths(spec: JobSpec) -> list[FieldPath]:
 def check_fields(spec: JobSpec, files: Iterable[InputFile]) -> None:
     """Raises JobError if a path begins with a column that no row has."""
     checks.require(files, {f"[translate] fields: {path}": path.column for path in field_paths(spec)})
+
+
+def check_texts(spec: JobSpec, records: Records, rows: Iterable[Row]) -> None:
+    """Warns of paths that lead to no text in any of these rows. Raises JobError if none leads to one: the job would
+    translate nothing."""
+    paths = field_paths(spec)
+    left = set(range(len(paths)))
+    for row in rows:
+        with contextlib.suppress(Reject):
+            left = left.difference(*(leaf.chosen_by for leaf in records.of(row, "").leaves))
+        if not left:
+            return
+    if len(left) == len(paths):
+        raise JobError(f"[translate] fields: no row has a text at {' or '.join(map(str, paths))}; batchgen plan counts")
+    for number in sorted(left):
+        warn_of_no_text(paths[number])
+
+
+def warn_of_no_text(path: FieldPath) -> None:
+    warn(f"[translate] fields: {path}: no row was found that has a text there")
 
 
 def columns_of(spec: JobSpec, files: Iterable[InputFile]) -> list[Column]:
@@ -166,7 +210,12 @@ def records_of(spec: JobSpec, files: Iterable[InputFile], columns: list[Column])
     """Raises JobError."""
     found, report = field_paths(spec), pa.field(spec.translate.report, REPORT, nullable=False)
     schema = _schema(files)
-    return JsonRecords(found, report) if schema is None else ArrowRecords(found, columns, _own(schema), report)
+    if schema is not None:
+        return ArrowRecords(found, columns, _own(schema), report)
+    records = JsonRecords(found, report)
+    if records.schema.names.count(report.name) > 1:
+        raise JobError(f"[translate] report: the output has a column {report.name} already; give it another name")
+    return records
 
 
 def _own(schema: pa.Schema) -> pa.Schema:
@@ -185,8 +234,16 @@ def results_of(spec: JobSpec, known: dict[str, Any]) -> dict[str, Any]:
     if paths := spec.translate.memory:
         if spec.output.path in paths:
             raise JobError(f"[translate] memory: {spec.output.path}: is the output itself, which is remembered anyway")
-        found["memory"] = known["memory"] if known else memory.digest(memory.sources_of(paths))
+        found["memory"] = known["memory"] if known else memory.digest(_sources(paths))
     return found
+
+
+def _sources(paths: list[str]) -> list[Source]:
+    """Raises JobError."""
+    try:
+        return memory.sources_of(paths)
+    except JobError as error:
+        raise JobError(f"[translate] memory: {error}") from None
 
 
 def _digest(path: Path) -> str:
@@ -203,7 +260,7 @@ def memory_of(spec: JobSpec, out: Store, record: JobRecord) -> Remember:
 
     @functools.cache
     def made() -> Memory | None:
-        sources = memory.sources_of(spec.translate.memory)
+        sources = _sources(spec.translate.memory)
         if sources and memory.digest(sources) != record.results["translate"]["memory"]:
             raise JobError(f"[translate] memory: {', '.join(spec.translate.memory)}: has changed since the job began")
         before = [

@@ -25,7 +25,12 @@ class Record(Protocol):
 
     @property
     def missing(self) -> list[FieldPath]:
-        """The paths that lead to no text in it."""
+        """The paths that lead to nothing in it, or to null."""
+        ...
+
+    @property
+    def mistyped(self) -> list[FieldPath]:
+        """The paths that lead to something else than a text."""
         ...
 
     def replaced(self, texts: Sequence[str | None]) -> dict[str, Any]:
@@ -95,6 +100,10 @@ class JsonRecord(msgspec.Struct, frozen=True, gc=False):
     def missing(self) -> list[FieldPath]:
         return self.found.missing
 
+    @property
+    def mistyped(self) -> list[FieldPath]:
+        return self.found.mistyped
+
     def replaced(self, texts: Sequence[str | None]) -> dict[str, Any]:
         record = json_leaves.splice(self.line, self.leaves, texts).decode()
         return {"id": self.id, "row": self.row, "record": record}
@@ -129,10 +138,11 @@ class ArrowRecords:
         return self.input_schema.append(self.report)
 
     @cached_property
-    def _by_column(self) -> dict[str, list[FieldPath]]:
-        found: dict[str, list[FieldPath]] = {}
-        for path in self.paths:
-            found.setdefault(path.column, []).append(path)
+    def _by_column(self) -> dict[str, dict[int, FieldPath]]:
+        """The paths with their numbers."""
+        found: dict[str, dict[int, FieldPath]] = {}
+        for number, path in enumerate(self.paths):
+            found.setdefault(path.column, {})[number] = path
         return found
 
     def of(self, row: Row, id: str) -> "ArrowRecord":
@@ -143,8 +153,19 @@ class ArrowRecords:
         leaves = {}
         for name, paths in self._by_column.items():
             if cell := cells[name]:
-                leaves[name] = arrow_leaves.find(cell.array.slice(cell.place, 1), paths)
+                in_cell = arrow_leaves.find(cell.array.slice(cell.place, 1), list(paths.values()))
+                leaves[name] = _numbered(in_cell, list(paths))
+            else:
+                leaves[name] = Found([], list(paths.values()), [])
         return ArrowRecord(cells, leaves)
+
+
+def _numbered(found: Found[ArrowLeaf], numbers: list[int]) -> Found[ArrowLeaf]:
+    """Texts of a column whose `chosen_by` are numbers of all paths, not of the column's."""
+    if numbers == list(range(len(numbers))):
+        return found
+    leaves = [leaf._replace(chosen_by=tuple(numbers[each] for each in leaf.chosen_by)) for leaf in found.leaves]
+    return found._replace(leaves=leaves)
 
 
 class ArrowRecord(msgspec.Struct, frozen=True, gc=False):
@@ -160,6 +181,10 @@ class ArrowRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def missing(self) -> list[FieldPath]:
         return [path for found in self.by_column.values() for path in found.missing]
+
+    @property
+    def mistyped(self) -> list[FieldPath]:
+        return [path for found in self.by_column.values() for path in found.mistyped]
 
     def replaced(self, texts: Sequence[str | None]) -> dict[str, Any]:
         made: dict[str, Any] = dict(self.cells)

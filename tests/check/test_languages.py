@@ -6,7 +6,9 @@ from batchgen.check.languages import code, not_in, require_identifier
 from batchgen.errors import JobError
 
 
-@pytest.mark.parametrize("name, expected", [("Japanese", "ja"), ("日本語", "ja"), ("en-GB", "en"), (" DE ", "de")])
+@pytest.mark.parametrize(
+    "name, expected", [("Japanese", "ja"), ("日本語", "ja"), ("en-GB", "en"), (" DE ", "de"), ("jpn", "ja")]
+)
 def test_a_language_is_a_name_or_a_code(name, expected):
     assert code(name) == expected
 
@@ -51,8 +53,20 @@ def test_words_that_the_source_has_too_do_not_count():
     assert not_in("ja", "Microsoft Office 365を使います")
 
 
+@pytest.mark.parametrize(("name", "meant"), [("Japaneese", "japanese"), ("jp", "ja")])
+def test_a_language_that_was_meant_is_named(name, meant):
+    with pytest.raises(ValueError, match=f"did you mean {meant}"):
+        code(name)
+
+
+def test_languages_of_one_script_are_told_apart():
+    german = "Der Zug nach Berlin fährt heute um drei Uhr ab."
+    assert not_in("de", german, "x", "en") is None
+    assert not_in("en", german, "x", "de") == "it reads as de"
+
+
 def test_two_languages_of_one_script_need_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(JobError, match="pip install py3langid"):
-        require_identifier("de", "en")
+        require_identifier("fr", "en")
     require_identifier("ja", "en")

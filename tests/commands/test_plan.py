@@ -3,7 +3,9 @@
 import json
 import re
 
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, demo_records
 
@@ -74,3 +76,34 @@ def test_the_shapes_of_the_rows_are_counted(batchgen, write_rows, flags):
 def test_an_input_of_nothing_but_rejects(batchgen, write_rows, flags):
     shown = batchgen("plan", write_rows(["no"]), *flags).stdout
     assert "prompt tokens  0; min 0, median 0, p99 0, max 0\n" in shown
+
+
+def test_the_texts_of_a_translation_are_counted_by_their_paths(tmp_path, batchgen):
+    rows = [{"a": "x", "b": {"c": "y", "d": "z"}}, {"a": "x", "b": {"c": "y", "d": None}}, {"a": None, "b": None}]
+    pq.write_table(pa.Table.from_pylist(rows), path := tmp_path / "in.parquet")
+    asked = [
+        "--translate-fields",
+        "b.c",
+        "--translate-fields",
+        "a",
+        "--translate-fields",
+        "b.d",
+        "--translate-into",
+        "ja",
+    ]
+    command = ["plan", path, "--model", MODEL, "--output", tmp_path / "out", "--template", "{text}", *asked]
+    found = json.loads(batchgen(*command, "--json").stdout)["translation"]
+    assert found["fields"] == {"b.c": 2, "a": 2, "b.d": 1}
+    assert found["missing"] == {"b.c": 1, "b.d": 2, "a": 1}
+
+
+def test_a_path_that_leads_to_no_text_in_any_row_is_told(tmp_path, batchgen):
+    (path := tmp_path / "in.jsonl").write_text('{"a": [{"b": "x"}], "c": "y"}\n')
+    command = [path, "--model", MODEL, "--output", tmp_path / "out", "--template", "{text}", "--translate-into", "ja"]
+    done = batchgen("plan", *command, "--translate-fields", "a[*].d", "--translate-fields", "c")
+    assert done.stderr == "batchgen: warning: [translate] fields: a[*].d: no row was found that has a text there\n"
+    shown = batchgen("plan", *command, "--translate-fields", "a").stdout
+    assert "no texts       a in 1 rows\n" in shown
+    refused = batchgen("run", *command, "--translate-fields", "a[*].d")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "[translate] fields: no row has a text at a[*].d" in refused.stderr

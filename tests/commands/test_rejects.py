@@ -66,6 +66,13 @@ def test_the_finished_shards_of_an_unfinished_job_are_shown(tmp_path, batchgen_h
     assert done.stdout.endswith("1 segments that no try got right (empty 1)\n")
 
 
+def test_rows_that_were_rejected_for_a_segment_are_counted(translate, lines, batchgen_here):
+    done = batchgen_here("rejects", translate(lines, ["a[*].text"], translate={"on_failure": "reject"}), "--segments")
+    assert done.stdout == (
+        "0 segments that no try got right; 2 rows were rejected for theirs, which batchgen rejects shows\n"
+    )
+
+
 def test_a_job_that_is_no_translation_is_told(instantly, write_rows, batchgen_here):
     out = instantly([write_rows([{"text": "Monday"}])])
     done = batchgen_here("rejects", out, "--segments")

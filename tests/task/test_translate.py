@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import MODEL
 from translator import Translator, job_of, work
 
 from batchgen.errors import JobError, Stopped
@@ -450,6 +451,12 @@ def test_a_check_that_looks_at_the_path_judges_a_segment_at_each_path_by_itself(
         ({"prompt": {"template": "{text}", "on_overlength": "clip"}}, "[prompt] on_overlength: clip would leave out"),
         ({"output": {"columns": ["other"]}}, "[output] columns and include"),
         ({"translate": {"protect": ["urls"]}}, "urls"),
+        ({"translate": {"report": "row"}}, "[translate] report: the output has a column row already"),
+        ({"input": {"format": "openai"}}, "[input] format: is for conversations"),
+        ({"input": {"seed": "number"}}, "[input] seed: is for conversations"),
+        ({"model": {"path": str(MODEL), "reasoning_parser": "qwen3"}}, "[model] reasoning_parser: max_tokens"),
+        ({"model": {"path": str(MODEL), "adapter": {"ja": "x"}}}, "[model] adapter: one translates all texts"),
+        ({"translate": {"memory": ["/nothing"]}}, "[translate] memory: /nothing: no batchgen output folder"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(lines, tmp_path, tables, says):
