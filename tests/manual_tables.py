@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
+from msgspec import inspect
 
 from batchgen import manual
 from batchgen.flags import Key, flag_name, keys
@@ -19,6 +20,7 @@ from batchgen.job.drift import ENGINE_MEANS, MEANS
 from batchgen.job.spec import TABLES
 from batchgen.model import series
 from batchgen.task.output_columns import COLUMNS, in_words
+from batchgen.task.segment_rows import SCHEMA, SegmentRow
 
 FOLDER = Path(manual.__file__).parent
 PAGES = {name: FOLDER / f"{name}.md" for name in ("job-file", "output")}
@@ -45,7 +47,7 @@ WIDTH = 118  # of lines that are not a table's
 def parts(name: str) -> dict[str, str]:
     """The generated parts of a page, by their names."""
     if name == "output":
-        return {"columns": _columns()}
+        return {"columns": _columns(), "segments": _segments()}
     found = {table: table_of([key for key in keys() if key.table == table]) for table in TABLES}
     return found | {"flags": _flags(), "engine": _engine(), "cards": _cards()}
 
@@ -170,6 +172,20 @@ def _columns() -> str:
         optional = WHEN_THERE.get(column.name, "; if `include` names it")
         rows.append((f"`{column.name}`", kind, column.meaning + (optional if column.is_optional else "")))
     return _table(("column", "type", "meaning"), rows)
+
+
+def _segments() -> str:
+    rows = []
+    for field in inspect.type_info(SegmentRow).fields:
+        kind = "struct" if field.name == "sampling" else in_words(SCHEMA.field(field.name).type)
+        rows.append((f"`{field.name}`", kind, _description(field.type)))
+    return _table(("column", "type", "meaning"), rows)
+
+
+def _description(kind: inspect.Type) -> str:
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else [kind]
+    said = [each.extra_json_schema or {} for each in kinds if isinstance(each, inspect.Metadata)]
+    return next(each["description"] for each in said if "description" in each)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def with_blocks(language: str) -> list[str]:
 def commands(page: str) -> list[tuple[str, str]]:
     """(command, what it prints) of every console block, in order."""
     steps = [step for block in blocks(page, "console") for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
-    return [(step.partition("\n")[0], step.partition("\n")[2]) for step in steps]
+    found = [re.match(r"((?:.*\\\n)*.*)\n?", step) for step in steps]  # with the lines that go on after a backslash
+    return [(command[1], step[command.end() :]) for command, step in zip(found, steps, strict=True)]
 
 
 @pytest.fixture(scope="session")
