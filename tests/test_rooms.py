@@ -29,7 +29,7 @@ LEVELS = [
     {"commands"},
     {"flags", "show", "manual"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "lm_eval"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # The demo model and its data are used by commands; what makes them uses the console alone.
