@@ -199,5 +199,5 @@ def test_a_response_is_cut_where_the_journal_says_and_an_older_journal_is_cut_by
     entries, damage = journal.read(out, name, "f")
     assert (entries[0], damage) == (old, "")
     [request] = made.requests
-    answers = job.task.output(made, [Answer(request, entry) for entry in entries])
+    answers = [row for entry in entries for row in job.task.output(made, [Answer(request, entry)])]
     assert [answer["response"] for answer in answers] == [text[: text.rfind("す")], text[:2], text]
