@@ -110,6 +110,8 @@ def _length(known: Languages) -> Check:
 
 def _size(text: str) -> float:
     """Of a text, in characters of a Latin script."""
+    if text.isascii():
+        return len(text.strip())
     return sum(DENSITY if unicodedata.east_asian_width(sign) in "WF" else 1.0 for sign in text.strip())
 
 

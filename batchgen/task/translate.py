@@ -181,9 +181,8 @@ class Translate:
             if isinstance(made, Reject):
                 raise Reject(made.reason, f"{part.path}: {made.detail}")
             most = min(made.sampling.max_tokens, TOKENS_PER_TOKEN * self.rule.count(part.source) + MORE_TOKENS)
-            part.prompted = msgspec.structs.replace(
-                made, sampling=msgspec.structs.replace(made.sampling, max_tokens=most), source=part.source
-            )
+            shorter = msgspec.structs.replace(made.sampling, max_tokens=most)
+            part.prompted = msgspec.structs.replace(made, sampling=shorter, source=part.source, requests=[])
 
     def _ask(self, work: Translation, numbers: Iterable[int]) -> list[Request]:
         """The first requests for some parts, as far as they were not asked before and the memory does not have them."""
