@@ -54,7 +54,10 @@ def check_engine(out: Path, given: dict[str, Any]) -> None:
     """Whether a replay may and can run here: whoever made a folder must not say what code does. given: [engine] of the
     command line. Raises JobError."""
     place = store.at(out)
-    recorded = open_finished(place)[1].engine
+    spec = open_finished(place)[1]
+    if spec.score.mode != "off":
+        raise JobError(f"{out}: --replay is for responses, and this job has scores; verify it without")
+    recorded = spec.engine
     choice.require_engine(recorded | given)
     refuse_risks(recorded, record.where(place), given)
 
