@@ -64,7 +64,7 @@ def check_engine(out: Path, given: dict[str, Any]) -> None:
 
 def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     """Generates random items of a finished job again and compares the responses; of a translation, the segments of
-    random rows. Raises what `run` raises.
+    random rows, and of scores these. Raises what `run` raises.
 
     Like is compared with like: items that were sampled are left out where their shard has another runner or noise than
     the engine here. Greedy ones are compared wherever they come from.
@@ -77,6 +77,8 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     old, spec = open_finished(place)
     if spec.translate.fields:
         return _replay_translation(place, old, spec, items, seed, given)
+    if spec.score.mode != "off":
+        return _replay_scores(place, old, spec, items, seed, given)
     columns = [
         "id",
         "row",
@@ -265,3 +267,42 @@ def _compare_segments(
     return Replay(
         len(alike), len(alike) - len(different), first, left_out, here, remembered=remembered, what="segments"
     )
+
+
+# --- of scores
+
+CLOSE = 1e-3  # of a token's log probability: another batch may round otherwise on a GPU
+
+
+def _replay_scores(out: Store, old: JobRecord, spec: JobSpec, rows: int, seed: int, given: dict[str, Any]) -> Replay:
+    """Scores draw nothing, so all are compared, wherever they come from."""
+    finished = shard.finished(out, old.plan)
+    numbers = [number for planned in finished for number in _answered(out, planned)]
+    plan = only_rows(old.plan, random.Random(seed).sample(numbers, min(rows, len(numbers))))
+    if not plan.shards:
+        return Replay(0, 0, "", Counter(), None, what="scores")
+    wanted = {number for planned in plan.shards for number in planned.row_numbers}
+    then = {row: scores for row, scores in _scores(out, finished) if row in wanted}
+    with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
+        again = _elsewhere(spec, str(Path(scratch) / "out"), given)
+        done = run_job(lambda: prepare(again, plan)).out
+        now = dict(_scores(done, record.job_of(done).plan.shards))
+        here = shard.sampler(shard.metadata(done, record.job_of(done).plan.shards[0]))
+    pairs = [
+        (row, was, is_now)
+        for row, scores in then.items()
+        for was, is_now in zip(scores, now.get(row, []), strict=False)
+    ]
+    different = [pair for pair in pairs if abs(pair[1]["logprob"] - pair[2]["logprob"]) > CLOSE * pair[1]["tokens"]]
+    first = ""
+    if different:
+        row, was, is_now = different[0]
+        text = f"{was['text']!r:.60}: {was['logprob']:.4f} then, {is_now['logprob']:.4f} now"
+        first = f"{locator(old.plan)(row)}: {text}"
+    return Replay(len(pairs), len(pairs) - len(different), first, Counter(), here, what="scores")
+
+
+def _scores(out: Store, shards: Iterable[Shard]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    for planned in shards:
+        for row in shard.read(out, planned, ["row", "scores"]).to_pylist():
+            yield row["row"], row["scores"]

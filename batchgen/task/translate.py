@@ -22,7 +22,7 @@ from ..input.columns import Column
 from ..input.conversation import Row
 from ..job.spec import JobSpec
 from ..segment.cut import Rule, joined, pieces
-from ..segment.glossary import Glossary, missing
+from ..segment.glossary import ALTERNATIVES, Glossary, missing
 from ..segment.pieces import Piece, Segment
 from ..segment.protect import Masked, Protect, restore
 from . import tries
@@ -376,7 +376,7 @@ class Cutter:
             "from": self._asked.source,
             "into": self._asked.into,
             BEFORE: "\n".join(before),
-            TERMS: "\n".join(f"{term} = {translated}" for term, translated in terms),
+            TERMS: "\n".join(f"{term} = {translated.partition(ALTERNATIVES)[0]}" for term, translated in terms),
             "path": re.sub(r"\[\d+\]", "[*]", path),
         }
         key = task.key_of(source, values)

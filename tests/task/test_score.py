@@ -250,3 +250,11 @@ def test_verify_finds_a_score_of_another_text(generate, write_rows):
     assert verify(out).problems == []
     rows.write_text(rows.read_text("utf-8").replace("月曜日", "火曜日"), "utf-8")
     assert "the input is not what the job read" in verify(out).problems[0]
+
+
+def test_verify_replay_scores_random_rows_again(batchgen_here, generate, write_rows):
+    rows = write_rows([{"text": QUESTION, "answer": f"月曜日{number}"} for number in range(6)])
+    out = generate([rows], score={"mode": "continuation", "column": "answer"})
+    done = batchgen_here("verify", out, "--replay", 4)
+    assert done.exit_code == 0
+    assert "4 of 4 scores" in done.stdout
