@@ -55,8 +55,6 @@ def check_engine(out: Path, given: dict[str, Any]) -> None:
     command line. Raises JobError."""
     place = store.at(out)
     spec = open_finished(place)[1]
-    if spec.score.mode != "off":
-        raise JobError(f"{out}: --replay is for responses, and this job has scores; verify it without")
     recorded = spec.engine
     choice.require_engine(recorded | given)
     refuse_risks(recorded, record.where(place), given)

@@ -54,9 +54,3 @@ def test_what_another_noise_drew_is_not_generated_again(lines, tmp_path, batchge
     done = batchgen_here("verify", tmp_path / "out", "--replay", 2)
     assert done.exit_code == 1
     assert "replayed: 0 of 0 rows are the same\nleft out: 2 rows: they were sampled with" in done.stdout
-
-
-def test_a_job_of_scores_is_refused(instantly, write_rows, batchgen):
-    out = instantly([write_rows([{"text": "Monday"}])], score={"mode": "text"})
-    done = batchgen("verify", out, "--replay", 1)
-    assert done.exit_code == 2 and f"{out}: --replay is for responses" in done.stderr
