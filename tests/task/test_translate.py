@@ -1,6 +1,8 @@
 """The task of translating: what it asks, what it makes of answers, and that all else of a record stays."""
 
+import contextlib
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ from translator import Translator, job_of, work
 
 from batchgen.errors import JobError, Stopped
 from batchgen.job.sampling import item_seed
+from batchgen.output import layout
 
 ROLE = pa.dictionary(pa.int32(), pa.string())
 JA = {"Hello.": "こんにちは。", "Good night.": "おやすみなさい。", "See you.": "またね。"}
@@ -421,6 +424,25 @@ def test_a_job_that_is_stopped_goes_on_and_writes_the_same_bytes(lines, tmp_path
     work(job, second)
     assert bytes_of(job) == bytes_of(whole)
     assert sorted(first.asked + second.asked) == sorted(all_at_once.asked)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_order_answers_come_in_and_whatever_journals_lose_the_bytes_are_the_same(lines, tmp_path, seed):
+    path, chance = lines(*MIXED, *MIXED[::-1]), random.Random(seed)
+    on_failure = ["source", "best", "null", "reject"][seed % 4]
+    asked = {"protect": ["url", "placeholder"], "on_failure": on_failure}
+    tables = {"translate": asked, "output": {"shard_rows": 4}, "check": {"tries": 1 + seed % 3}}
+    whole = job_of([path], tmp_path / "whole", ["a", "b"], **tables)
+    work(whole, Translator(stumbles))
+    for stop_after in [*(chance.randrange(1, 6) for _ in range(4)), 0]:
+        job = job_of([path], tmp_path / "out", ["a", "b"], **tables)
+        with contextlib.suppress(Stopped):
+            work(job, Translator(stumbles, order=chance), stop_after=stop_after)
+        for journal in (tmp_path / "out" / layout.JOURNALS).glob("*"):
+            written = journal.read_bytes()
+            another = journal.with_name(f"{journal.name.partition('.')[0]}.other{seed}.journal")
+            chance.choice([journal, another]).write_bytes(written[: chance.randrange(len(written) + 1)])
+    assert bytes_of(job) == bytes_of(whole)
 
 
 # --- checks of the user's own
