@@ -21,6 +21,7 @@ from batchgen.output.record import fingerprint
 
 HERE = Path(__file__).parent
 INPUTS = HERE / "0.1.0"
+LATER = HERE / "later"
 MODEL = HERE.parent.parent / "batchgen" / "demo" / "model"
 PLACES = ("/FOLDERS", "/MODEL")  # what stands for them in the files
 
@@ -41,12 +42,24 @@ JOBS = {
         "--temperature 1.0 --max-tokens 200 --ignore-eos --shard-rows 20 --engine max_num_seqs=4",
     ),
 }
+# The same for what came later; their inputs are in `later/`.
+LATER_JOBS = {  # since 0.3.0
+    "translated": (
+        "translated.jsonl",
+        "--template {text} --translate-fields messages[*].content --translate-from English --translate-into Japanese "
+        "--translate-protect url --temperature 1.5 --shard-rows 4 --seed 3",
+    ),
+    "scored": (
+        "scored.jsonl",
+        "--score-mode choices --score-column choices --score-reference answer --score-tokens --shard-rows 4",
+    ),
+}
 FIRST_NIGHT = 5  # lines
 
 
 def command(place: Path, name: str, model: Path = MODEL) -> list[str]:
     """The arguments of `batchgen run` that made a folder in `place`."""
-    source, flags = JOBS[name]
+    source, flags = (JOBS | LATER_JOBS)[name]
     return [str(place / source), "--model", str(model), "--output", str(place / name), *flags.split()]
 
 
@@ -62,20 +75,24 @@ def put_places(place: Path, old: str, new: str) -> None:
 def make(to: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for source, _ in JOBS.values():
-            shutil.copy(INPUTS / source, place)
+        sources = [
+            *(INPUTS / source for source, _ in JOBS.values()),
+            *(LATER / source for source, _ in LATER_JOBS.values()),
+        ]
+        for source in sources:
+            shutil.copy(source, place)
         whole = (place / "night.jsonl").read_bytes()
         (place / "night.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:FIRST_NIGHT]))
-        for name in ("finished", "parquet", "grown"):
+        for name in ("finished", "parquet", "grown", *LATER_JOBS):
             _run(place, name).wait()
         (place / "night.jsonl").write_bytes(whole)
         _run(place, "grown").wait()
         _interrupt(place)
-        for source, _ in JOBS.values():
-            shutil.copy(INPUTS / source, to / source)
+        for source in sources:
+            shutil.copy(source, to)
         put_places(place, str(place), PLACES[0])
         put_places(place, str(MODEL), PLACES[1])
-        for name in (*JOBS, "interrupted.expected"):
+        for name in (*JOBS, *LATER_JOBS, "interrupted.expected"):
             shutil.copytree(place / name, to / name, ignore=shutil.ignore_patterns("*.log", "quarantine"))
 
 

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, demo_records
-from folders.make import JOBS, PLACES, command, put_places
+from folders.make import JOBS, LATER_JOBS, PLACES, command, put_places
 
 from batchgen import __version__
 from batchgen.output import opening
@@ -66,6 +66,30 @@ def test_a_folder_of_any_version_is_verified_shown_and_exported(made, batchgen, 
     assert pq.read_table(to).equals(ds.dataset(sorted(out.glob("part-*"))).to_table())
     batchgen("export", out, "--to", tmp_path / "card")
     assert f"| seed | {7 if name == 'finished' else 0} |" in (tmp_path / "card" / "README.md").read_text()
+
+
+LATER = [version for version in VERSIONS if version >= "0.3"]  # that have the later jobs
+
+
+@pytest.mark.parametrize("name", LATER_JOBS)
+@pytest.mark.parametrize("made", LATER, indirect=True)
+def test_a_translation_and_scores_of_any_version_are_done_verified_and_exported(made, batchgen, name, tmp_path):
+    before = files(made / name)
+    result = batchgen(*run(made, name))
+    assert (result.exit_code, result.stdout.startswith("all done already: ")) == (0, True)
+    assert files(made / name) == before
+    assert batchgen("verify", made / name).exit_code == 0
+    assert batchgen("export", made / name, "--to", tmp_path / "x.jsonl").exit_code == 0
+    lines = (tmp_path / "x.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == sum(pq.read_metadata(path).num_rows for path in (made / name).glob("part-*"))
+
+
+@pytest.mark.parametrize("made", LATER, indirect=True)
+def test_a_translation_of_any_version_is_a_memory(made, batchgen_here, tmp_path):
+    arguments = command(made, "translated", MODEL)
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "again")
+    done = batchgen_here("run", *arguments, "--translate-memory", made / "translated")
+    assert (done.exit_code, "0 prompt and 0 response tokens" in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +172,8 @@ def test_rows_of_a_folder_of_any_version_are_tried_again(made, batchgen, batchge
 
 def test_the_jobs_of_every_version_are_the_same():
     for version in VERSIONS:
-        assert {path.name for path in (MADE / version).iterdir() if (path / "_job.json").exists()} >= set(JOBS)
+        jobs = {path.name for path in (MADE / version).iterdir() if (path / "_job.json").exists()}
+        assert jobs >= set(JOBS) | (set(LATER_JOBS) if version in LATER else set())
 
 
 # --- newer and damaged ones
