@@ -190,6 +190,7 @@ class LimitsTable(_Table, frozen=True):
     row_bytes: Annotated[int, Meta(ge=1, description="bytes of a row")] = ROW_BYTES
     row_values: Annotated[int, Meta(ge=1, description="values of a row, counted by commas and brackets")] = ROW_VALUES
     turns: Annotated[int, Meta(ge=1, description="utterances of a conversation")] = 10_000
+    segments: Annotated[int, Meta(ge=1, description="segments of a row's texts to translate")] = 200_000
     n: Annotated[int, Meta(ge=1, description="responses that a row may ask for")] = 1024
     max_tokens: Annotated[int, Meta(ge=1, description="max_tokens that a row may ask for")] = INT32
     stop: Annotated[int, Meta(ge=0, description="stop texts that a row may have")] = 128

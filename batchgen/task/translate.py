@@ -347,6 +347,7 @@ class Cutter:
         self.parts: list[Part] = []
         self._task, self._asked = task, task.spec.translate
         self._numbers: dict[str, int] = {}
+        self._segments = 0
 
     def text(self, text: str, path: str) -> Text:
         found = pieces(text, self._task.rule)
@@ -360,6 +361,11 @@ class Cutter:
 
     def _cut(self, pieces: list[Piece], path: str, context: int, may_mask: bool) -> Text:
         segments = [piece.text for piece in pieces if isinstance(piece, Segment)]
+        self._segments += len(segments)
+        if self._segments > (most := self._task.spec.limits.segments):
+            raise Reject(
+                "too_large", f"{path}: more than {most:,} segments in all, and [limits] segments allows no more"
+            )
         numbers = [
             self._part(segment, path, segments[max(0, place - context) : place], may_mask)
             for place, segment in enumerate(segments)

@@ -499,6 +499,17 @@ def test_files_of_two_kinds_are_told(lines, tmp_path):
         job_of([lines({"text": "Hello."}), other], tmp_path / "out", ["text"])
 
 
+def test_a_row_of_too_many_segments_is_rejected_by_itself(lines, translate):
+    path = lines({"text": "Hello.\nSee you.\nHello."}, {"text": "Hello.\nSee you."})
+    _, job = translate(path, ["text"], limits={"segments": 2})
+    assert [row["row"] for row in read(job)] == [1]
+    [line] = rejects(job)
+    assert (line["reason"], line["detail"]) == (
+        "too_large",
+        "text: more than 2 segments in all, and [limits] segments allows no more",
+    )
+
+
 def test_a_row_that_is_no_record_is_rejected_by_itself(lines, translate):
     _, job = translate(lines({"text": "Hello."}, '{"text": ', "[1]"), ["text"])
     assert [row["row"] for row in read(job)] == [0]
