@@ -1,3 +1,3 @@
 """batchgen: offline generation over whole datasets with vLLM."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -506,7 +506,7 @@ def test_a_row_of_too_many_segments_is_rejected_by_itself(lines, translate):
     [line] = rejects(job)
     assert (line["reason"], line["detail"]) == (
         "too_large",
-        "text: more than 2 segments in all, and [limits] segments allows no more",
+        "text: more than 2 segments, and [limits] segments allows no more",
     )
 
 
