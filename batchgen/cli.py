@@ -576,6 +576,50 @@ def _to_file(figures: dict[str, Any], json_file: Path | None) -> None:
             json_file.write_bytes(content)
 
 
+# --- evaluating
+
+
+@cli.command("eval", short_help="Repeat the six tasks of the model card.")
+@click.argument("model")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="folder with the files of the datasets")
+@click.option("--tasks", default="", metavar="NAMES", help="only these of the six, comma-separated")
+@click.option("--work", type=click.Path(path_type=Path), help="folder of the jobs  [default: lm_eval-batchgen]")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="only the first N documents of each task")
+@click.option("--revision", default="", help="branch, tag or commit of a model on the hub")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the jobs")
+@json_file
+def eval_command(
+    model: str,
+    data: Path,
+    tasks: str,
+    work: Path | None,
+    limit: int | None,
+    revision: str,
+    engine: tuple[str, ...],
+    json_file: Path | None,
+) -> None:
+    """Run the six tasks of the card of rinna/bilingual-gpt-neox-4b-instruction-sft on MODEL, by
+    lm-evaluation-harness, and print the values beside those that were published. `batchgen manual scoring` says which
+    files --data has to hold.
+
+    The same command goes on where one was stopped, and one that has finished asks the engine nothing again.
+
+    \b
+    Examples:
+      batchgen eval rinna/bilingual-gpt-neox-4b-instruction-sft --data JGLUE/datasets --tasks jnli,jsquad
+      batchgen eval models/sft --data datasets --limit 100 --engine dtype=float16
+    """
+    with exit_codes():
+        from .commands import evaluate
+
+        names = evaluate.names_of(tasks)
+        lm = evaluate.model(model, revision, work, flags.engine_args(engine))
+        results = evaluate.evaluate(lm, data, names, limit)
+        for line in evaluate.table(results, limit):
+            show.say(line)
+        _to_file(evaluate.document(results, limit), json_file)
+
+
 # --- what there is to know
 
 

@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +64,31 @@ def unsynced():
     milliseconds. What a power loss would do faulty.py knows."""
     with mock.patch.object(os, "fsync", lambda file: None):
         yield
+
+
+@pytest.fixture(scope="session")
+def lm_eval_packages(tmp_path_factory) -> Path:
+    """A folder with lm-eval 0.4.13 and what it needs beside this environment, for a PYTHONPATH."""
+    if found := importlib.util.find_spec("lm_eval"):
+        return Path(found.origin).parent.parent
+    folder = tmp_path_factory.mktemp("lm-eval")
+    uv = Path(sys.executable).with_name("uv")
+    constraint = folder / "constraint.txt"
+    freeze = subprocess.run(
+        [uv, "pip", "freeze", "--python", sys.executable], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in freeze.stdout.splitlines() if re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    constraint.write_text("\n".join(lines))
+    needed = subprocess.run(
+        [uv, "pip", "install", "--dry-run", "--python", sys.executable, "-c", constraint, "lm_eval==0.4.13"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = re.findall(r"^ \+ (\S+)", needed.stderr, re.MULTILINE)
+    command = [uv, "pip", "install", "--no-deps", "--python", sys.executable, "--target", folder / "packages", *names]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "packages"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ LEVELS = [
     {"output"},
     {"engine"},
     {"run"},
-    {"demo"},
+    {"demo", "evaluation"},
     {"commands"},
     {"flags", "show", "manual"},
     {"cli"},
@@ -120,7 +120,9 @@ BEHAVIOURS = {
 }
 
 
-@pytest.mark.parametrize("room", ["host", "job", "input", "model", "prompt", "segment", "task", "commands"])
+@pytest.mark.parametrize(
+    "room", ["host", "job", "input", "model", "prompt", "segment", "task", "evaluation", "commands"]
+)
 def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}
     modules = {path.stem for path in (PACKAGE / room).glob("*.py")}

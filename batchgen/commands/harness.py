@@ -11,6 +11,7 @@ Written for lm-eval 0.4.13, the extra `eval`.
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lm_eval.api.registry import register_model
 from ..errors import JobError
 from ..host import safeopen
 from ..job.sampling import Sampling
-from ..job.spec import load
+from ..job.spec import current_folder, load, model_path
+from ..model.model import load_model
 from ..output import shard, store
 from ..run.run import run
 from .verify import open_finished
@@ -39,13 +41,16 @@ class Batchgen(LM):
     pretrained: model folder, or name of a model on the hub
     work: folder of the jobs
     revision: of a model on the hub
+    keep_space: white space at the end of a context stays there, as it did before version 0.4 of the harness, and is
+        not scored
     engine: further arguments are vLLM's EngineArgs by name
     """
 
-    def __init__(self, pretrained: str, work: str = WORK, revision: str = "", **engine: Any):
+    def __init__(self, pretrained: str, work: str = WORK, revision: str = "", keep_space: bool = False, **engine: Any):
         super().__init__()
         self._model = {"path": pretrained} | ({"revision": revision} if revision else {})
         self._work = Path(work)
+        self._keep_space = keep_space
         self._engine = {name: value for name, value in engine.items() if name not in NOT_OURS and value is not None}
 
     @property
@@ -53,7 +58,7 @@ class Batchgen(LM):
         return str(self._model["path"]).replace("/", "__")
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        pairs = [_with_its_space(*request.args) for request in requests]
+        pairs = [request.args if self._keep_space else _with_its_space(*request.args) for request in requests]
         behind = self._run(
             "loglikelihood",
             [{"prompt": context, "text": text} for context, text in pairs if context],
@@ -78,12 +83,41 @@ class Batchgen(LM):
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        asked = [{"prompt": request.args[0], "sampling": sampling_of(request.args[1])} for request in requests]
-        rows = self._run("generate", asked, prompt=PROMPT, input={"sampling": "sampling"})
-        found = [rows[_key(row)]["response"] for row in asked]
+        asked = [{"prompt": request.args[0], "sampling": sampling_of(self._sized(request))} for request in requests]
+        rows = self._run(
+            "generate",
+            asked,
+            prompt=PROMPT,
+            input={"sampling": "sampling"},
+            output={"include": ["response_token_ids"]},
+        )
+        found = [self._written(rows[_key(row)], row["sampling"]) for row in asked]
         for request, response in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, response)
         return found
+
+    def _sized(self, request: Any) -> dict[str, Any]:
+        """The harness's parameters of a request. `max_gen_toks_of` names a field of the document: the response may have
+        as many tokens as the longest of its texts."""
+        asked = dict(request.args[1])
+        field = asked.pop("max_gen_toks_of", None)
+        if field:
+            asked["max_gen_toks"] = max([1, *(len(self._tokenizer.encode(text)) for text in request.doc[field])])
+        return asked
+
+    def _written(self, row: dict[str, Any], sampling: dict[str, Any]) -> str:
+        """The response. Where the end-of-text token does not end it, it shows as text."""
+        if not sampling.get("ignore_eos"):
+            return str(row["response"])
+        text: str = self._tokenizer.decode(row["response_token_ids"], skip_special_tokens=False)
+        for end in sampling["stop"]:
+            text = text.partition(end)[0]
+        return text
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        path = model_path(self._model["path"], current_folder())
+        return load_model(path, self._model.get("revision", "")).tokenizer
 
     def _run(self, kind: str, rows: Sequence[dict[str, Any]], **tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The output rows of a job over these rows, by their keys; equal rows are one. Raises JobError, also if one is
@@ -109,7 +143,7 @@ class Batchgen(LM):
         if outcome.counts is None or outcome.counts.rejected:
             raise JobError(f"{out}: not every request was answered; see batchgen rejects {out}")
         record, _ = open_finished(store.at(out))
-        columns = ["id", "scores"] if "score" in tables else ["id", "response"]
+        columns = ["id", "scores"] if "score" in tables else ["id", "response", "response_token_ids"]
         finished = (shard.read(store.at(out), planned, columns) for planned in record.plan.shards)
         return {row["id"]: row for table in finished for row in table.to_pylist()}
 

@@ -31,28 +31,6 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("lm-eval")
-    uv = Path(sys.executable).with_name("uv")
-    constraint = folder / "constraint.txt"
-    freeze = subprocess.run(
-        [uv, "pip", "freeze", "--python", sys.executable], capture_output=True, text=True, check=True
-    )
-    lines = [line for line in freeze.stdout.splitlines() if re.fullmatch(r"[\w.-]+==[\w.]+", line)]
-    constraint.write_text("\n".join(lines))
-    needed = subprocess.run(
-        [uv, "pip", "install", "--dry-run", "--python", sys.executable, "-c", constraint, "lm_eval==0.4.13"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = re.findall(r"^ \+ (\S+)", needed.stderr, re.MULTILINE)
-    command = [uv, "pip", "install", "--no-deps", "--python", sys.executable, "--target", folder / "packages", *names]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "packages"
-
-
-@pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     rows = [record for record in demo_records(200) if len(record["conversation"]) == 1][:100]
@@ -71,12 +49,12 @@ def tasks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(installed, tasks, tmp_path):
+def start(lm_eval_packages, tasks, tmp_path):
     def begin(work: Path) -> subprocess.Popen:
         arguments = f"pretrained={MODEL},work={work}"
         command = [sys.executable, "-m", "batchgen.lm_eval", "run", "--model", "batchgen", "--model_args", arguments]
         command += ["--include_path", str(tasks), "--tasks", "demo_choice,demo_write"]
-        path = os.pathsep.join([str(Path(__file__).parent.parent.parent), str(installed)])
+        path = os.pathsep.join([str(Path(__file__).parent.parent.parent), str(lm_eval_packages)])
         env = os.environ | {"PYTHONPATH": path, "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
         return subprocess.Popen(
             command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
