@@ -10,7 +10,7 @@ PAGES = {
     "models": "which models work, prompt formats, the hub",
     "input": "files, shapes of rows, ids, seeds, limits, input that grows",
     "checks": "responses that are checked, and tried again if they fail",
-    "scoring": "how likely the model finds given texts: choices, continuations, perplexity",
+    "scoring": "how likely the model finds given texts: choices, perplexity; lm-eval, the tasks of the model card",
     "translating": "texts inside of records translated, everything else kept; segments, protection, memory",
     "output": "the folder, its columns, how to read it, how much disk it takes",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
