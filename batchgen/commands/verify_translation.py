@@ -15,7 +15,7 @@ from ..errors import Reject
 from ..input import columns
 from ..input.plan import Shard
 from ..input.rows import Reader
-from ..output import segments, shard
+from ..output import layout, segments, shard
 from ..output.counts import Counts
 from ..run.prepare import Job
 from ..task.flow import work_of
@@ -82,7 +82,7 @@ def _works(
         elif line is not None:
             raise _Differs(f"row {row.number} is rejected for {line['reason']}, the input says nothing of it")
         elif part := _unanswered(work):
-            raise _Differs(f"row {row.number}: {part.path}: `_segments/` has no answer to {part.source!r:.80}")
+            raise _Differs(f"row {row.number}: {part.path}: nothing in {layout.SEGMENTS}/ answers {part.source!r:.80}")
         else:
             yield work
 
@@ -114,7 +114,7 @@ def _compare(task: Translate, works: list[Translation], found: _Rows, used: dict
                 for place, work in enumerate(works)
                 if not _are_same(has[name].slice(place, 1), should[name].slice(place, 1))
             )
-            raise _Differs(f"row {row}: {name} is not what the input and `_segments/` make it")
+            raise _Differs(f"row {row}: {name} is not what the input and {layout.SEGMENTS}/ make it")
 
 
 def _are_same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
@@ -134,6 +134,6 @@ def _check_audit(task: Translate, audit: list[SegmentRow], used: list[SegmentRow
     for has, should in zip_longest(audit, used):
         if has != should:
             source = (has or should).source
-            raise _Differs(f"`_segments/`: {source!r:.80} is not what the input says, or not where and as often")
+            raise _Differs(f"{layout.SEGMENTS}/: {source!r:.80} is not what the input says, or not where and as often")
         if not task.spec.translate.memory and has.seed not in task.seeds_of(has.key):  # or else another job's
-            raise _Differs(f"`_segments/`: {has.source!r:.80} has a seed that no try of it has")
+            raise _Differs(f"{layout.SEGMENTS}/: {has.source!r:.80} has a seed that no try of it has")

@@ -363,9 +363,7 @@ class Cutter:
         segments = [piece.text for piece in pieces if isinstance(piece, Segment)]
         self._segments += len(segments)
         if self._segments > (most := self._task.spec.limits.segments):
-            raise Reject(
-                "too_large", f"{path}: more than {most:,} segments in all, and [limits] segments allows no more"
-            )
+            raise Reject("too_large", f"{path}: more than {most:,} segments, and [limits] segments allows no more")
         numbers = [
             self._part(segment, path, segments[max(0, place - context) : place], may_mask)
             for place, segment in enumerate(segments)

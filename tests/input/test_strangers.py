@@ -15,7 +15,7 @@ from faulty import run_here, spec_of
 from folders.make import PLACES, put_places
 from neighbours import instant_engine
 
-from batchgen.commands import export, retry, status, verify
+from batchgen.commands import export, rejects, status, verify
 from batchgen.errors import JobError, Stopped
 from batchgen.job.spec import load
 from batchgen.output import journal, layout, opening
@@ -135,7 +135,7 @@ def look(out: Path) -> None:
     opening.check_shards(at(out), record)
     opening.held_in(at(out))
     status.metrics(status.look(out))
-    list(retry.rejected(out, []))
+    list(rejects.rejected(out, []))
 
 
 def look_closely(out: Path) -> None:

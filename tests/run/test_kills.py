@@ -186,8 +186,8 @@ def test_thirty_kills_of_a_translation_change_no_byte(start, write_rows, tmp_pat
 
 
 def test_a_translation_that_is_killed_and_resumed_is_the_same(start, write_rows, tmp_path):
-    source, flags = write_rows(texts_to_translate(60)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 10]
+    source, flags = write_rows(texts_to_translate(24)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 6]
     assert start(source, tmp_path / "expected", *flags).wait(WHOLE) == 0
-    watch, moments = Watch(tmp_path), [while_generating(random.Random(1), 40)]
+    watch, moments = Watch(tmp_path), [while_generating(random.Random(1), 20)]
     killed_and_resumed(start, watch, source, tmp_path / "out", flags, moments)
     assert whole_folder(tmp_path / "out") == whole_folder(tmp_path / "expected")

@@ -99,8 +99,8 @@ def test_damaged_weights_are_one_line_and_exit_1(write_rows, batchgen_process, t
 
 def test_engine_arguments_reach_vllm(write_rows, batchgen_process, tmp_path):
     arguments = ["run", write_rows(demo_records(3)), "--model", MODEL, "--output", tmp_path / "out"]
-    result = batchgen_process(*arguments, "--engine", "dtype=bfloat16", "--engine", "max_num_seqs=2")
+    result = batchgen_process(*arguments, "--engine", "dtype=float16", "--engine", "max_num_seqs=2")
     assert result.returncode == 0, result.stderr
     log = (tmp_path / "out" / "_state" / "engine.log").read_text()
-    assert "dtype=torch.bfloat16" in log
+    assert "dtype=torch.float16" in log
     assert ds.dataset(tmp_path / "out").count_rows() == 3
