@@ -80,7 +80,7 @@ def caching():
 def test_choices_that_share_a_context_read_it_from_the_cache_and_score_the_same(engine, caching, monkeypatch):
     chance, size = random.Random(1), 500
     asked = {}
-    for item in range(24):
+    for item in range(96):  # 480 log likelihoods
         context = [chance.randrange(4, size) for _ in range(chance.randint(60, 180))]
         first = [chance.randrange(4, size) for _ in range(40)]
         choices = [
