@@ -52,7 +52,7 @@ class Translator:
         self.requests: list[tuple] = []
         self.answered = 0
 
-    def add(self, name, prompt, sampling, seed, adapter=None):
+    def add(self, name, prompt, sampling, seed, adapter=None, scored=0):
         text = self._tokenizer.decode(prompt).removeprefix(BEGIN).removesuffix(END)
         attempt = int(name.split("-")[3]) if name.count("-") == 3 else 0
         self.asked.append((text, attempt))

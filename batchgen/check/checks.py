@@ -137,15 +137,9 @@ NAMES = (*PLAIN, *OF_LANGUAGES)
 
 def checks_of(table: CheckTable) -> dict[str, Check]:
     """The checks of a job by name, in its order. A user's own file is read, not run: see user.load. Raises JobError."""
-    known = Languages(*(_code(which, getattr(table, which)) for which in ("source_language", "language")))
+    keys = ("source_language", "language")
+    known = Languages(*(languages.asked(f"[check] {key}", getattr(table, key)) for key in keys))
     return {name: _check(name, known) for name in table.checks}
-
-
-def _code(key: str, language: str) -> str:
-    try:
-        return languages.code(language) if language else ""
-    except ValueError as error:
-        raise JobError(f"[check] {key}: {error}") from None
 
 
 def _check(name: str, known: Languages) -> Check:

@@ -82,6 +82,14 @@ def code(language: str) -> str:
     return found
 
 
+def asked(key: str, language: str) -> str:
+    """The code of a language that a job names, "" if it names none. key: where. Raises JobError."""
+    try:
+        return code(language) if language else ""
+    except ValueError as error:
+        raise JobError(f"{key}: {error}") from None
+
+
 def share_a_script(one: str, other: str) -> bool:
     return not set(_scripts(one)).isdisjoint(_scripts(other))
 

@@ -55,13 +55,7 @@ def check_names(files: Collection[InputFile], table: InputTable) -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(InputTable)}
     asked = {key: getattr(table, key) for key in FLAGS}
     left = {key: name for key, name in asked.items() if name and name != defaults[key]}
-    seen: dict[str, None] = {}
-    for rows in (SAMPLE_ROWS, None):  # usually the first rows are enough
-        for file in files:
-            if not left:
-                return
-            seen |= dict.fromkeys(passthrough.column_names(file, rows))
-            left = {key: name for key, name in left.items() if name not in seen}
+    left, seen = _not_found(files, left)
     for key, name in left.items():
         has = ", ".join(seen) or "none"
         raise JobError(f"[input] {key} ({FLAGS[key]}): no row has a column {name}; found {has}{_hint(name, seen)}")
@@ -69,16 +63,22 @@ def check_names(files: Collection[InputFile], table: InputTable) -> None:
 
 def require(files: Iterable[InputFile], wanted: dict[str, str]) -> None:
     """Raises JobError unless some row has each of these columns. wanted: where the job names it -> the column"""
+    left, seen = _not_found([file for file in files if file.rows], wanted)
+    for where, column in left.items():
+        raise JobError(f"{where}: no row has {column}{nearest(column, seen)}")
+
+
+def _not_found(files: Collection[InputFile], wanted: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Those of some columns that no file has, in its schema or in one of its rows, by where they are named; and the
+    columns that were found meanwhile."""
     left, seen = dict(wanted), dict[str, None]()
-    files = [file for file in files if file.rows]
     for rows in (SAMPLE_ROWS, None):  # usually the first rows are enough
         for file in files:
             if not left:
-                return
+                break
             seen |= dict.fromkeys(passthrough.column_names(file, rows))
             left = {where: column for where, column in left.items() if column not in seen}
-    for where, column in left.items():
-        raise JobError(f"{where}: no row has {column}{nearest(column, seen)}")
+    return left, list(seen)
 
 
 def _hint(name: str, seen: Iterable[str]) -> str:

@@ -20,13 +20,13 @@ from ..input.file_formats import Table
 from ..input.paths import FieldPath
 from ..input.scan import InputFile
 from ..input.template import Template
-from ..job.spec import DEFAULT_ADAPTER, InputTable, JobSpec, OutputTable, nearest
+from ..job.spec import DEFAULT_ADAPTER, InputTable, JobSpec, OutputTable, TranslateTable, nearest
 from ..output import memory
 from ..output.memory import Memory, Source
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..segment import sentences
-from ..segment.glossary import Glossary
+from ..segment.glossary import LARGEST, Glossary
 from ..segment.protect import Protect
 from ..task.generate import Generate
 from ..task.output_columns import REPORT
@@ -46,7 +46,6 @@ OF_CONVERSATIONS = {
     "adapter": "",
     "drop_last_response": False,
 }
-LARGEST_GLOSSARY = 1 << 28  # bytes
 
 Remember = Callable[[str], SegmentRow | None]
 
@@ -55,7 +54,7 @@ def resolved(spec: JobSpec) -> JobSpec:
     """The spec with what `[translate]` decides where it says nothing itself. Raises JobError."""
     asked, check = spec.translate, spec.check
     _check_unused(spec)
-    known = {key: _code(key, language) for key, language in (("from", asked.source), ("into", asked.into))}
+    source, into = _languages(asked)
     if check.on_failure != "keep":
         raise JobError("[check] on_failure: what becomes of a translation is said by [translate] on_failure")
     if check.source:
@@ -71,8 +70,8 @@ def resolved(spec: JobSpec) -> JobSpec:
     check = msgspec.structs.replace(
         check,
         checks=check.checks or CHECKS,
-        source_language=check.source_language or known["from"],
-        language=check.language or known["into"],
+        source_language=check.source_language or source,
+        language=check.language or into,
     )
     text = spec.prompt.template or ASKS.format(**{"from": " from {from}" if asked.source else ""})
     _check_template(spec, text)
@@ -90,11 +89,9 @@ def _check_unused(spec: JobSpec) -> None:
         raise JobError("[model] reasoning_parser: max_tokens of a segment leaves no room for thoughts; leave it out")
 
 
-def _code(key: str, language: str) -> str:
-    try:
-        return languages.code(language) if language else ""
-    except ValueError as error:
-        raise JobError(f"[translate] {key}: {error}") from None
+def _languages(asked: TranslateTable) -> tuple[str, str]:
+    """Codes of the texts' language and of the one to translate into. Raises JobError."""
+    return languages.asked("[translate] from", asked.source), languages.asked("[translate] into", asked.into)
 
 
 def _check_template(spec: JobSpec, text: str) -> None:
@@ -209,9 +206,9 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
 def records_of(spec: JobSpec, files: Iterable[InputFile], columns: list[Column]) -> Records:
     """Raises JobError."""
     found, report = field_paths(spec), pa.field(spec.translate.report, REPORT, nullable=False)
-    schema = _schema(files)
-    if schema is not None:
-        return ArrowRecords(found, columns, _own(schema), report)
+    if columns:
+        first = next(file for file in files if file.rows)  # whose schema all have, as `columns_of` has seen
+        return ArrowRecords(found, columns, _own(Table(first.path, first.format[0]).schema), report)
     records = JsonRecords(found, report)
     if records.schema.names.count(report.name) > 1:
         raise JobError(f"[translate] report: the output has a column {report.name} already; give it another name")
@@ -248,7 +245,7 @@ def _sources(paths: list[str]) -> list[Source]:
 
 def _digest(path: Path) -> str:
     try:
-        with safeopen.reading(path, LARGEST_GLOSSARY) as file:
+        with safeopen.reading(path, LARGEST) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise JobError(f"[translate] glossary: {path}: {error.strerror or error}") from None
@@ -277,14 +274,13 @@ def task_of(spec: JobSpec, generate: Generate, records: Records, remember: Remem
     asked = spec.translate
     if asked.segment == "sentence":
         sentences.require()
-    source, into = (_code(key, language) for key, language in (("from", asked.source), ("into", asked.into)))
     return Translate(
         spec=spec,
         generate=generate,
         records=records,
         protect=Protect(asked.protect),
         glossary=Glossary.load(Path(asked.glossary)) if asked.glossary else None,
-        languages=(source, into),
+        languages=_languages(asked),
         memory=remember,
         skip=frozenset(spec.input.skip),
     )

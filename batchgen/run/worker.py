@@ -134,14 +134,8 @@ class Worker:
         request, opened = admitted.request, admitted.shard
         try:
             with end_of_engine():
-                self._engine.add(
-                    name,
-                    request.prompt_token_ids,
-                    request.sampling,
-                    request.seed,
-                    request.adapter,
-                    **({"scored": request.scored} if request.scored else {}),
-                )
+                asked = request.prompt_token_ids, request.sampling, request.seed, request.adapter, request.scored
+                self._engine.add(name, *asked)
         except Reject as why:
             self._admission.leave(name)
             self._queue.put_back(opened, opened.fail(request, why))

@@ -100,7 +100,7 @@ class Seeded:
         self._fails = fails
         self._left: list[Response] = []
 
-    def add(self, name, prompt, sampling, seed, adapter=None):
+    def add(self, name, prompt, sampling, seed, adapter=None, scored=0):
         self.asked.append(name)
         if name == self._fails:
             raise Reject("engine_error", "refused")

@@ -48,7 +48,7 @@ class Says:
         self.asked: list[tuple] = []
         self.answered: list[str] = []
 
-    def add(self, name, prompt, sampling, seed, adapter=None):
+    def add(self, name, prompt, sampling, seed, adapter=None, scored=0):
         row, attempt = int(name.split("-")[0]), int(name.split("-")[3]) if name.count("-") == 3 else 0
         self.asked.append((name, sampling, seed))
         told = self._answers[row]
