@@ -11,12 +11,12 @@ import os
 import re
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import JobError, Stopped
+from ..host import clock
 from . import heartbeat, layout
 from .heartbeat import Activity
 from .store import Store
@@ -50,9 +50,9 @@ class Claims:
         self._beating = threading.Lock()
         self._held: set[int | str] = set()
         self._seen: dict[str, Seen] = {}  # by worker
-        self._stop = threading.Event()
+        self._closed = False
         self.beat()
-        threading.Thread(target=self._keep_beating, daemon=True).start()
+        self._stop_beating = clock.every(stale / BEATS, self._beat_again)
 
     def take(self, shard: int | str) -> bool:
         """Claims a shard, or what else goes by a name, if nobody who is alive holds it."""
@@ -80,9 +80,9 @@ class Claims:
             return False
         seen = self._seen.get(worker)
         if seen is None or seen.content != last:
-            self._seen[worker] = Seen(last, time.monotonic(), went_on=seen is not None)
+            self._seen[worker] = Seen(last, clock.monotonic(), went_on=seen is not None)
             return True
-        return time.monotonic() - seen.since < self._stale
+        return clock.monotonic() - seen.since < self._stale
 
     def at_work(self, shards: Iterable[int], since: float) -> bool:
         """Whether heartbeats of all who hold these shards were seen to go on after `since`: they will finish them."""
@@ -97,23 +97,23 @@ class Claims:
     def beat(self) -> None:
         """Writes a heartbeat now, with what others should know at once."""
         with self._beating:
-            if self._stop.is_set():
+            if self._closed:
                 return
             self._beats += 1
             self._out.overwrite(self.beat_name, heartbeat.encode(self._who, self._activity(), self._beats))
 
     def close(self) -> None:
         """Releases everything and ends the heartbeat."""
-        self._stop.set()
+        self._stop_beating()
+        self._closed = True
         for shard in list(self._held):
             self.release(shard)
         with self._beating:  # one more would bring it back
             self._out.remove(self.beat_name)
 
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(self._stale / BEATS):
-            with contextlib.suppress(Stopped, JobError):  # a vanished disk is the main thread's to report
-                self.beat()
+    def _beat_again(self) -> None:
+        with contextlib.suppress(Stopped, JobError):  # a vanished disk is the main thread's to report
+            self.beat()
 
     def _read(self, name: str) -> bytes | None:
         try:

@@ -7,13 +7,14 @@ moment finds at worst numbers of two of them. What names the process never chang
 import contextlib
 import os
 import socket
-import time
 import uuid
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from ..host import clock
 
 WIDTH = 20  # characters of a value that changes: the largest int64 has 19
 LATELY = 30.0  # seconds that rates are an average of
@@ -113,11 +114,11 @@ class Pace:
     """How fast counters grew lately."""
 
     def __init__(self, *counters: float):
-        self._past = deque([(time.monotonic(), counters)])
+        self._past = deque([(clock.monotonic(), counters)])
 
     def rates(self, *counters: float) -> list[float]:
         """Per second, over the last 30 s or since the start; over longer, if it is asked more seldom."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now - self._past[-1][0] >= 1:
             self._past.append((now, counters))
         while len(self._past) > 1 and now - self._past[1][0] >= LATELY:

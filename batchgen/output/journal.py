@@ -7,7 +7,6 @@ wrote.
 """
 
 import struct
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import BinaryIO
 import msgspec
 
 from ..errors import on_disk
+from ..host import clock
 from ..job.sampler import UNKNOWN, Sampler, joined
 from ..task.task import Entry
 from . import layout
@@ -60,7 +60,7 @@ class Journal:
         self._begun = False
         self._file: Appender | None = None
         self._pending: list[bytes] = []
-        self._synced = time.monotonic()
+        self._synced = clock.monotonic()
         self._dirty = False
 
     def resume(self) -> tuple[list[Entry], list[str]]:
@@ -100,10 +100,10 @@ class Journal:
 
     def sync(self, at_once: bool = False) -> None:
         """Puts it on the disk, if that was not done for a while: a power loss loses nothing of it."""
-        if self._file and self._dirty and (at_once or time.monotonic() - self._synced >= SYNC_EVERY):
+        if self._file and self._dirty and (at_once or clock.monotonic() - self._synced >= SYNC_EVERY):
             self._file.sync()
             self._dirty = False
-            self._synced = time.monotonic()
+            self._synced = clock.monotonic()
 
     def close(self) -> None:
         if self._file:

@@ -1,10 +1,10 @@
 """Which requests are in the engine together: no more than the window holds, poison items alone, none too late."""
 
-import time
 from collections import deque
 
 import msgspec
 
+from ..host import clock
 from ..task.task import Request
 from .messages import PoisonItems
 from .open_shard import OpenShard
@@ -26,7 +26,7 @@ class Admission:
     """The requests that are in the engine, by name, and which may join them."""
 
     def __init__(self, max_num_seqs: int, window: int | None, poison: PoisonItems, until: float | None):
-        """window: most requests, running and waiting; until: by when all must have ended, on time.monotonic's clock."""
+        """window: most requests, running and waiting; until: by when all must have ended, by clock.monotonic."""
         self.in_engine: dict[str, Admitted] = {}
         self._max_num_seqs = max_num_seqs
         self._window = window or WINDOW_PER_SEQUENCE * max_num_seqs
@@ -52,7 +52,7 @@ class Admission:
     @property
     def is_too_late(self) -> bool:
         """Whether a request that is admitted now may not end in time."""
-        return self._until is not None and time.monotonic() + max(self._seconds, default=0.0) > self._until
+        return self._until is not None and clock.monotonic() + max(self._seconds, default=0.0) > self._until
 
     @property
     def running_and_waiting(self) -> tuple[int, int]:
@@ -67,7 +67,7 @@ class Admission:
         return not suspected or suspected.isdisjoint(self.in_engine)
 
     def enter(self, name: str, request: Request, opened: OpenShard) -> None:
-        self.in_engine[name] = Admitted(request, opened, time.monotonic())
+        self.in_engine[name] = Admitted(request, opened, clock.monotonic())
         self._entered.append(name)
         self._prompt_tokens += len(request.prompt_token_ids)
         opened.in_engine += 1
@@ -82,7 +82,7 @@ class Admission:
     def finish(self, name: str) -> Admitted:
         """Takes out a request that the engine has finished."""
         admitted = self.leave(name)
-        self._seconds.append(time.monotonic() - admitted.since)
+        self._seconds.append(clock.monotonic() - admitted.since)
         return admitted
 
     def changes(self) -> tuple[list[str], list[str]]:

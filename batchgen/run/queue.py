@@ -1,12 +1,12 @@
 """What to generate next: claims and reads shards, prepares their rows, and resumes from earlier journals."""
 
 import dataclasses
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import Reject
+from ..host import clock
 from ..input.conversation import Row
 from ..input.plan import Shard
 from ..job.sampler import Sampler
@@ -102,7 +102,7 @@ class Queue:
                 self._idle_since = None
                 self._open(shard)
                 return True
-        self._idle_since = self._idle_since or time.monotonic()
+        self._idle_since = self._idle_since or clock.monotonic()
         if self._held and not self._claims.at_work([shard.index for shard in self._held], self._idle_since):
             self._left.extend(self._held)
         self._held = []

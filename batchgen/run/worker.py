@@ -1,11 +1,11 @@
 """The loop: admit requests, step the engine, journal what it finished, commit what is complete."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..engine.types import Engine, Response
 from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line
+from ..host import clock
 from ..input.plan import Shard
 from ..job.sampling import FINISH_REASONS
 from ..output.claims import Claims
@@ -62,7 +62,7 @@ class Worker:
         self._stopping = Stopping.NO
         self._told = 0.0  # when the supervisor last heard of us
         self._empty_steps = 0  # in a row that finished no request
-        self._last_response = time.monotonic()
+        self._last_response = clock.monotonic()
         self._resumed = 0  # responses that were found in journals of shards that are committed now
         self._rows_resumed = 0.0  # rows that are made of them
         self._pace = Pace(0, 0, 0)
@@ -72,7 +72,7 @@ class Worker:
         time, if that is known. Safe in a signal handler."""
         if self._stopping is Stopping.NO:
             self._stopping = why
-            drained = time.monotonic() + self._job.spec.output.drain
+            drained = clock.monotonic() + self._job.spec.output.drain
             self._stop_at = self._until if use_all_time and self._until is not None else drained
 
     def run(self, shards: Iterable[Shard]) -> None:
@@ -94,7 +94,7 @@ class Worker:
             if self._admission.in_engine:
                 self._step()
             elif self._queue.is_waiting and self._stopping is Stopping.NO:
-                time.sleep(REPORT_EVERY)
+                clock.sleep(REPORT_EVERY)
             self._flush()  # before commits, which may take long
             self._commit()
             if not self._admission.in_engine and (self._stopping is not Stopping.NO or self._queue.is_done):
@@ -105,7 +105,7 @@ class Worker:
 
     @property
     def _drain_is_over(self) -> bool:
-        return self._stop_at is not None and time.monotonic() > self._stop_at
+        return self._stop_at is not None and clock.monotonic() > self._stop_at
 
     # --- the engine
 
@@ -155,10 +155,10 @@ class Worker:
         for response in responses:
             self._take(response)
         if responses:
-            self._empty_steps, self._last_response = 0, time.monotonic()
+            self._empty_steps, self._last_response = 0, clock.monotonic()
             return
         self._empty_steps += 1
-        silent = time.monotonic() - self._last_response > self._job.spec.output.stall
+        silent = clock.monotonic() - self._last_response > self._job.spec.output.stall
         if silent and self._empty_steps > STEPS_PER_TOKEN * self._job.context:
             raise EngineDied(f"no response in {self._empty_steps:,} steps")
 
@@ -224,13 +224,13 @@ class Worker:
 
     def _stay_in_touch(self) -> None:
         """Reports even if nothing is new: the supervisor takes a long silence for a hang."""
-        if time.monotonic() - self._told >= REPORT_EVERY:
+        if clock.monotonic() - self._told >= REPORT_EVERY:
             self._send()
 
     def _send(self) -> None:
         self._count_open()
         self._report(Work(*self._admission.changes(), self.totals, *self._admission.running_and_waiting))
-        self._told = time.monotonic()
+        self._told = clock.monotonic()
 
     def _count_open(self) -> None:
         """Updates in the totals what is finished in shards that are not committed yet."""

@@ -19,6 +19,7 @@ from faulty import finished_in_shards_of_one, run_here, spec_of
 from processes import instant, starting, until
 
 from batchgen.commands import status
+from batchgen.host import clock
 from batchgen.output import heartbeat as beat
 from batchgen.output.claims import Claims
 from batchgen.output.heartbeat import Activity, Pace
@@ -102,13 +103,13 @@ def test_a_worker_says_what_it_does_and_its_slurm_task(out, monkeypatch):
 
 
 def test_the_pace_is_that_of_the_last_30_seconds():
-    with mock.patch.object(beat.time, "monotonic") as clock:
-        clock.return_value = 0.0
+    with mock.patch.object(clock, "monotonic") as now:
+        now.return_value = 0.0
         pace = Pace(0)
         for seconds in (10, 20, 30):
-            clock.return_value = float(seconds)
+            now.return_value = float(seconds)
             assert pace.rates(seconds * 10) == [10]
-        clock.return_value = 60.0
+        now.return_value = 60.0
         assert pace.rates(300) == [0]
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchgen.host import clock
 from batchgen.output import journal, layout
 from batchgen.output.journal import Entry, Journal
 from batchgen.output.store import at
@@ -159,7 +160,7 @@ def test_removing_the_journals_of_a_shard_leaves_those_of_others(out):
 
 def test_what_was_flushed_is_synced_within_the_promised_second(out, monkeypatch):
     now, synced = [0.0], []
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
     ours = Journal(at(out), 0, "w", FINGERPRINT)
     ours.append(ENTRIES[0])
     ours.flush()
