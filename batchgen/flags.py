@@ -17,7 +17,9 @@ from .job.spec import TABLES, JobSpec, load
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
 COLUMN_KEYS = ("seed", "sampling", "system", "adapter")  # of [input], where other tables have the value itself
-PREFIXES = {"limits": "limit"} | {table: table for table in ("translate", "score")}  # of flags whose keys say little
+PREFIXES = {"limits": "limit"} | {
+    table: table for table in ("translate", "score", "metrics")
+}  # of flags whose keys say little
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 

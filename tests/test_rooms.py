@@ -21,6 +21,7 @@ LEVELS = [
     {"prompt"},
     {"segment"},
     {"check"},
+    {"metrics"},
     {"task"},
     {"output"},
     {"engine"},
@@ -121,7 +122,7 @@ BEHAVIOURS = {
 
 
 @pytest.mark.parametrize(
-    "room", ["host", "job", "input", "model", "prompt", "segment", "task", "evaluation", "commands"]
+    "room", ["host", "job", "input", "model", "prompt", "segment", "metrics", "task", "evaluation", "commands"]
 )
 def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}

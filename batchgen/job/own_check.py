@@ -1,4 +1,4 @@
-"""How a job names a check of the user's own: FILE.py:FUNCTION. check/user.py runs it."""
+"""How a job names a check or a scorer of the user's own: FILE.py:FUNCTION. check/user.py runs it."""
 
 from pathlib import Path
 from typing import NamedTuple

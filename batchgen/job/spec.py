@@ -309,6 +309,23 @@ class ScoreTable(_Table, frozen=True):
             raise ValueError("also_without_prompt: a text by itself has no prompt")
 
 
+class MetricsTable(_Table, frozen=True):
+    """`[metrics]`: what `sweep` and `report` measure of responses. metrics/metrics.py has the metrics."""
+
+    reference: Annotated[str, Meta(description="column with the right answer, or a list of several; '' for none")] = ""
+    use: Annotated[list[str], Meta(description="metrics to show; default: every one that can be had")] = []
+    scorer: Annotated[
+        str, Meta(description="FILE.py:FUNCTION of your own: of the row and the response a number, or several by name")
+    ] = ""
+    best: Annotated[str, Meta(description="metric that chooses the best setting; default: the most telling one")] = ""
+    language: Annotated[str, Meta(description="language of good responses: en, ja, ...; default: that of [check]")] = ""
+    resamples: Annotated[int, Meta(ge=100, le=100_000, description="of the rows, which intervals come from")] = 1000
+
+    def __post_init__(self) -> None:
+        if self.scorer and not own_check.parse(self.scorer):
+            raise ValueError(f"scorer: {self.scorer!r:.80} is no function of a file: write FILE.py:FUNCTION")
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -321,6 +338,7 @@ class JobSpec(_Table, frozen=True):
     check: CheckTable = CheckTable()
     translate: TranslateTable = TranslateTable()
     score: ScoreTable = ScoreTable()
+    metrics: MetricsTable = MetricsTable()
     limits: LimitsTable = LimitsTable()
 
 
@@ -333,6 +351,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "check": CheckTable,
     "translate": TranslateTable,
     "score": ScoreTable,
+    "metrics": MetricsTable,
     "limits": LimitsTable,
 }
 
@@ -411,6 +430,9 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
     checks = tables.get("check")
     if isinstance(checks, dict) and isinstance(checks.get("checks"), list):
         checks["checks"] = [_with_absolute_file(name, absolute) for name in checks["checks"]]
+    of_metrics = tables.get("metrics")
+    if isinstance(of_metrics, dict) and "scorer" in of_metrics:
+        of_metrics["scorer"] = _with_absolute_file(of_metrics["scorer"], absolute)
     for table in ("input", "model", "output"):
         values = tables.get(table)
         if isinstance(values, dict) and "path" in values:
@@ -447,7 +469,7 @@ def _adapters(given: Any) -> Any:
 
 
 def _with_absolute_file(check: Any, absolute: Callable[[Any], Any]) -> Any:
-    """FILE.py:FUNCTION of `[check] checks`; other values as they are."""
+    """FILE.py:FUNCTION of `[check] checks` or `[metrics] scorer`; other values as they are."""
     own = own_check.parse(check) if isinstance(check, str) else None
     return f"{absolute(str(own.file))}:{own.function}" if own else check
 
