@@ -22,6 +22,7 @@ from .scan import COMPRESSION_BY_ENDING, InputFile, Part, digest_of, scans, warn
 
 # The column names of a JSONL file are taken from this many rows at its head.
 SAMPLE_ROWS = 1000
+DIGITS = 5  # of a shard's number; up to job format 4 of those above 99,999 too
 _FIRST_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
@@ -36,6 +37,7 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
         file: index in `Plan.files` of the file in which it starts.
         position: where it starts in that file: a byte of the text for JSONL and JSON, a row number for all others.
         picked: the row numbers to take, if not all of them (`batchgen retry`).
+        digits: of the number in its name, so many that the names of all shards sort.
     """
 
     index: int
@@ -45,6 +47,7 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
     file: int
     position: int
     picked: list[int] | None = None
+    digits: int = DIGITS
 
     @property
     def row_numbers(self) -> Sequence[int]:
@@ -110,7 +113,7 @@ def plan_input(
     if known and found == [file.path for file in known.files] and all(map(_is_untouched, known.files)):
         return known
     parts = [Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
-    planned = _extend(Plan([], []), parts, shard_rows, incremental)
+    planned = _extend(Plan([], []), parts, shard_rows, incremental, _digits(known) if known else None)
     if not planned.shards:
         raise JobError(f"{', '.join(found)}: no rows; the input is empty")
     return planned
@@ -176,11 +179,20 @@ def grow(
                     parts.append(Part(path, old.end + len(between), digest, old))
         elif old.end < old.size and old.may_grow:
             warn_of_unfinished(path)
-    return known if changed else _extend(known, parts, shard_rows, incremental=True), changed
+    return known if changed else _extend(known, parts, shard_rows, True, _digits(known)), changed
 
 
-def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bool) -> Plan:
-    """The plan grown by these parts, or unchanged if they have no rows."""
+def _digits(plan: Plan) -> int:
+    """Of the numbers of its shards: as many for those that come later, so that a name never changes."""
+    return plan.shards[0].digits
+
+
+def _digits_of(shards: int) -> int:
+    return max(DIGITS, len(str(shards)))
+
+
+def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bool, digits: int | None = None) -> Plan:
+    """The plan grown by these parts, or unchanged if they have no rows. digits: of its shards, if that is settled."""
     files = list(known.files)
     growth = known.growth + 1 if files else 0
     begin = rows = sum(file.rows for file in files)
@@ -196,8 +208,9 @@ def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bo
     if not starts:
         return known
     of = len(known.shards) + len(starts)
+    digits = digits or _digits_of(of)
     shards = [
-        Shard(len(known.shards) + number, of, first_row, min(shard_rows, rows - first_row), *start)
+        Shard(len(known.shards) + number, of, first_row, min(shard_rows, rows - first_row), *start, digits=digits)
         for number, (first_row, start) in enumerate(zip(range(begin, rows, shard_rows), starts, strict=True))
     ]
     return Plan(files, known.shards + shards)
@@ -246,7 +259,7 @@ def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
     picks = [(shard, [number for number in shard.row_numbers if number in wanted]) for shard in plan.shards]
     some = [(shard, picked) for shard, picked in picks if picked]
     shards = [
-        msgspec.structs.replace(shard, index=index, of=len(some), picked=picked)
+        msgspec.structs.replace(shard, index=index, of=len(some), picked=picked, digits=_digits_of(len(some)))
         for index, (shard, picked) in enumerate(some)
     ]
     return Plan(plan.files, shards)

@@ -68,7 +68,7 @@ def checksums_of(part: str) -> str:
 
 
 def _stem(shard: "Shard") -> str:
-    return f"part-{shard.index:05}-of-{shard.of:05}"
+    return f"part-{shard.index:0{shard.digits}}-of-{shard.of:05}"
 
 
 def journal(shard: int, worker: str) -> str:

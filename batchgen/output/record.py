@@ -15,7 +15,7 @@ from ..errors import JobError, refused, warn
 from ..host import credentials, safeopen
 from ..input.compressed import COMPRESSIONS
 from ..input.file_formats import KINDS
-from ..input.plan import InputFile, Plan
+from ..input.plan import DIGITS, InputFile, Plan
 from ..job.drift import fingerprint, with_defaults
 from ..job.spec import TABLES, JobSpec, keys_of
 from . import layout
@@ -24,9 +24,10 @@ from .store import Store
 
 # Of `_job.json`, and of all that lies beside it. In 1, which does not say so, results hold every key; in 2 only what
 # differs from the defaults; from 3 on [prompt] control_tokens holds; from 4 on there are the sampling parameters
-# that job/sampling.py has since 4, and structured JSON has no white space, whatever vLLM makes it. Whatever a later
-# format is, this field and the digest stay: so it is known for what it is.
-FORMAT = 4
+# that job/sampling.py has since 4, and structured JSON has no white space, whatever vLLM makes it; from 5 on shards say
+# how many digits the numbers in their names have. Whatever a later format is, this field and the digest stay: so it is
+# known for what it is.
+FORMAT = 5
 COMPACT_JSON = 4  # since when it is so
 
 
@@ -261,5 +262,7 @@ def _check_plan(plan: Plan) -> None:
         ordered = all(map(operator.lt, picked, picked[1:]))
         if not (fits and ordered and shard.index == index < shard.of < 1 << 31 and shard.position >= 0):
             raise ValueError(f"its plan has a shard that cannot be: {index}")
+        if not DIGITS <= shard.digits <= DIGITS * 2:
+            raise ValueError(f"its plan has a shard whose name cannot be: {index}")
         if not 0 <= shard.file < len(plan.files):
             raise ValueError(f"its plan has a shard of no file: {index}")

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import batchgen
-from batchgen.input.plan import Shard
+from batchgen.input.plan import Plan, Shard, plan_input
 from batchgen.output import layout
 
 ROOT = Path(batchgen.__file__).parent
@@ -33,7 +34,7 @@ ELSEWHERE = {
         (layout.segments(SHARD), "_segments/part-00007-of-00040.parquet"),
         (layout.checksums(SHARD), "_state/checksums/part-00007-of-00040.json"),
         (layout.checksums_of("part-00007-of-00040.parquet"), "_state/checksums/part-00007-of-00040.json"),
-        (layout.part(Shard(100_000, 100_001, 0, 0, 0, 0)), "part-100000-of-100001.parquet"),
+        (layout.part(Shard(100_000, 100_001, 0, 0, 0, 0)), "part-100000-of-100001.parquet"),  # up to format 4
         (layout.journal(7, "host.1.ab"), "_state/journal/part-00007.host.1.ab.journal"),
         (layout.claim(7), "_state/claims/part-00007"),
         (layout.claim(layout.DECIDING), "_state/claims/job"),
@@ -80,3 +81,23 @@ def test_no_other_room_spells_a_name(source):
     known = ELSEWHERE.get(str(source.relative_to(ROOT)), set())
     spelled = {found[0] for text in strings(source) for found in A_NAME.finditer(text)}
     assert spelled - known == set()
+
+
+def test_the_names_of_more_than_99_999_shards_sort(tmp_path):
+    """An empty row is the shortest there is."""
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n" * 100_001)
+    plan = plan_input([str(tmp_path / "in.jsonl")], shard_rows=1)
+    names = [layout.part(shard) for shard in plan.shards]
+    assert names == sorted(names)
+    assert (names[0], names[-1]) == ("part-000000-of-100001.parquet", "part-100000-of-100001.parquet")
+
+
+def test_a_job_that_was_planned_with_five_digits_keeps_its_names(tmp_path):
+    """Up to format 4 shards did not say how many digits they have."""
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n" * 100_001)
+    shards = [[index, 100_001, index, 1, 0, 0, None] for index in (0, 100_000)]
+    old = msgspec.convert({"files": [], "shards": shards}, Plan)
+    again = plan_input([str(tmp_path / "in.jsonl")], shard_rows=1, known=old)
+    for plan in (old, again):
+        assert layout.part(plan.shards[0]) == "part-00000-of-100001.parquet"
+        assert layout.part(plan.shards[-1]) == "part-100000-of-100001.parquet"
