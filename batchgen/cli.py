@@ -127,6 +127,40 @@ out_folder = click.argument("out", type=click.Path(path_type=Path))
 job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 
 
+# --- beginning
+
+
+@cli.command("init", short_help="Write a first job file, from a look at the data.")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option("--model", required=True, help="model folder, or name of a model on the hub (org/name)")
+@click.option("--output", default="out", show_default=True, help="output folder of the job")
+@click.option(
+    "--task",
+    type=click.Choice(["answer", "translate", "score", "sweep"]),
+    default="answer",
+    show_default=True,
+    help="what the job does to each row",
+)
+@click.option("--from", "source", default="", metavar="LANGUAGE", help="of a translation: from, if it is not guessed")
+@click.option("--into", default="", metavar="LANGUAGE", help="of a translation: into")
+@click.option("--to", type=click.Path(path_type=Path), default="job.toml", show_default=True, help="the file to write")
+@click.option("--overwrite", is_flag=True, help="replace what is there")
+def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: str) -> None:
+    """Look at the first rows of the input, and write a job file for them that is ready to run: which shape they have,
+    which column has ids, what is worth passing through.
+
+    \b
+    Examples:
+      batchgen init talks/*.jsonl --model rinna/bilingual-gpt-neox-4b-instruction-sft
+      batchgen init hh.parquet --model models/sft --task translate --into Japanese
+    """
+    with exit_codes():
+        from .commands import init_job
+
+        written = init_job.write(init_job.Asked(inputs=list(inputs), to=to, **asked), overwrite)
+    show.first_job(written)
+
+
 # --- running
 
 

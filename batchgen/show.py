@@ -16,6 +16,7 @@ from .output.counts import Counts, by_reason
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.doctor import Place, Report
     from .commands.export import Results
+    from .commands.init_job import Written
     from .commands.plan import Forecast
     from .commands.replay import Replay
     from .commands.status import Status, Worker
@@ -42,6 +43,16 @@ def facts(values: Mapping[str, str], width: int) -> None:
     """A name and its value on each line."""
     for name, value in values.items():
         say(f"{name:{width}} {value}")
+
+
+# --- init
+
+
+def first_job(written: "Written") -> None:
+    console.say(f"wrote {written.path}, going by the first {written.look.rows:,} rows:")
+    for guess in written.guesses:
+        console.say(f"  {guess}")
+    console.say(f"next: batchgen plan {written.path} --show 2, then batchgen run {written.path}")
 
 
 # --- run, retry, export
