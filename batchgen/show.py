@@ -15,10 +15,10 @@ from .output.counts import Counts, by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.doctor import Place, Report
-    from .commands.export import Results
     from .commands.init_job import Written
     from .commands.plan import Forecast
     from .commands.replay import Replay
+    from .commands.results import Results
     from .commands.status import Status, Worker
     from .commands.verify import Verdict
     from .run.run import Outcome
