@@ -440,18 +440,21 @@ def rejects_command(out: Path, only: str, segments: bool) -> None:
 
 @cli.command("export", short_help="Write the results as one file or a dataset folder.")
 @out_folder
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="the file to write, or the folder for hf")
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), help="the file to write, or the folder for hf; - is stdout"
+)
 @click.option(
     "--format",
-    type=click.Choice(["parquet", "jsonl", "openai-batch", "hf"]),
-    help="without it, by the name: .parquet, .jsonl, .jsonl.gz (.zst, .bz2); a folder is hf",
+    type=click.Choice(["parquet", "jsonl", "csv", "tsv", "messages", "prompt-completion", "openai-batch", "hf"]),
+    help="without it, by the name: .parquet, .jsonl, .csv, .tsv, also with .gz, .zst or .bz2; a folder is hf",
 )
 @click.option("--columns", default="", metavar="NAMES", help="only these columns, in this order, comma-separated")
 @click.option("--partial", is_flag=True, help="export what there is of an unfinished job")
 @click.option("--overwrite", is_flag=True, help="replace what is there, once the new one is complete")
 def export_command(out: Path, to: Path, format: str | None, columns: str, partial: bool, overwrite: bool) -> None:
-    """Write the results of the job in OUT as one Parquet file, as JSON lines, as lines of OpenAI's batch output
-    files, or as a Hugging Face dataset folder with its card.
+    """Write the results of the job in OUT as one Parquet file, as JSON lines, CSV or TSV, as chats that trainers read
+    (messages, prompt-completion), as lines of OpenAI's batch output files, or as a Hugging Face dataset folder with its
+    card.
 
     The export appears under its name complete or not at all, and is the same, byte for byte, whenever it is made.
 
@@ -459,14 +462,16 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
     Examples:
       batchgen export out --to all.parquet
       batchgen export out --to pairs.jsonl.gz --columns id,response
-      batchgen export out --to answers.jsonl --format openai-batch
+      batchgen export out --to train.jsonl --format messages
+      batchgen export out --to - --columns id,response | head
       batchgen export out --to my-dataset --format hf
     """
     with exit_codes():
         from .commands.export import export
 
         results = export(out, to, format or "", columns, partial, overwrite)
-    show.exported(results, to)
+    if str(to) != "-":
+        show.exported(results, to)
 
 
 # --- measuring

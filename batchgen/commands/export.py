@@ -15,31 +15,32 @@ from ..host.safeopen import sync_folder
 from ..input.plan import COMPRESSION_BY_ENDING
 from ..job.output_path import check_output_path
 from ..output import owners, store
-from .export_formats import HF_NAMES, WRITERS
+from .export_formats import HF_NAMES, OF_RESPONSES, STDOUT, WRITERS
 from .results import Results, records_of, results_of
 
 
 def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
     """Writes the finished results of a job to a file, or to a folder if `format` is hf. It appears whole or not at all.
 
-    format: parquet, jsonl, openai-batch, hf, or empty, if the ending of `to` says it; columns: names with commas
-    between, or empty for all; partial: take what is there of an unfinished job. Raises JobError or Stopped.
+    to: `-` is stdout, where lines appear as they are made; format: of export_formats.WRITERS, or empty, if the ending
+    of `to` says it; columns: names with commas between, or empty for all; partial: take what is there of an unfinished
+    job. Raises JobError or Stopped.
     """
     format = format or _format_of(to)
-    if columns and format == "openai-batch":
-        raise JobError("--columns: lines of openai-batch have no columns to pick; leave it out")
+    if columns and format in OF_RESPONSES:
+        raise JobError(f"--columns: lines of {format} have no columns to pick; leave it out")
+    if to == STDOUT:
+        if format in ("parquet", "hf"):
+            raise JobError(f"--to -: stdout takes lines, and {format} has none; name a file")
+        results = _asked_of(out, format, columns, partial)
+        WRITERS[format](results, to)
+        return results
     with on_disk(to.parent):
         check_output_path("--to", str(to))
         owners.check_link(f"--to {to}", to)
-        if str(to) == "-" or (to.exists() and not (to.is_file() or to.is_dir())):
-            raise JobError(
-                f"--to {to}: is not a file, which alone can appear whole or not at all; name one, then read it"
-            )
-        results = results_of(store.at(out), columns, partial)
-        if results.spec.score.mode != "off" and format == "openai-batch":
-            raise JobError("--format openai-batch: scores are no responses; take jsonl, parquet or hf")
-        if results.spec.translate.fields:
-            results = records_of(results, format, columns)
+        if to.exists() and not (to.is_file() or to.is_dir()):
+            raise JobError(f"--to {to}: is not a file, which alone can appear whole or not at all; for stdout give -")
+        results = _asked_of(out, format, columns, partial)
         place = to.resolve()
         _check_place(results, place, format == "hf", overwrite)
         with _taking_the_place_of(place) as made:
@@ -47,12 +48,26 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     return results
 
 
+def _asked_of(out: Path, format: str, columns: str, partial: bool) -> Results:
+    """Raises JobError where a format cannot hold what the job makes."""
+    results = results_of(store.at(out), columns, partial)
+    is_translated = bool(results.spec.translate.fields)
+    if format in OF_RESPONSES and (is_translated or results.spec.score.mode != "off"):
+        what = "translated records" if is_translated else "scores"
+        raise JobError(f"--format {format}: {what} are no responses; take jsonl, csv, parquet or hf")
+    return records_of(results, format, columns) if is_translated else results
+
+
 def _format_of(to: Path) -> str:
+    if to == STDOUT:
+        return "jsonl"
     name = to.with_suffix("") if to.suffix in COMPRESSION_BY_ENDING else to
     if to.suffix == ".parquet":
         return "parquet"
     if name.suffix in (".jsonl", ".ndjson"):
         return "jsonl"
+    if name.suffix in (".csv", ".tsv"):
+        return name.suffix[1:]
     if to.is_dir() or not to.suffix:
         return "hf"
     raise JobError(f"--to {to}: its ending does not tell the format; give --format {', '.join(WRITERS)}")

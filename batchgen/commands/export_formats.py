@@ -1,12 +1,15 @@
 """The forms in which results are exported, each a function that makes a file or folder of them, synced."""
 
+import csv
 import heapq
 import itertools
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 from ..errors import JobError, warn
 from ..host.safeopen import sync_folder
 from ..input import ids
+from ..input.conversation import ASSISTANT, SYSTEM, USER
 from ..input.plan import COMPRESSION_BY_ENDING, Shard
 from ..output import shard
 from . import dataset_card
@@ -23,7 +27,9 @@ from .results import Results
 
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
 HF_FILE_BYTES = 256 << 20  # of shards that go into one file; hubs and readers are slow with thousands of small ones
+STDOUT = Path("-")
 HF_NAMES = ("README.md", "data", "data/train-*-of-*.parquet")
+_JSON = msgspec.json.Encoder(enc_hook=str)
 
 
 # --- Parquet
@@ -58,12 +64,35 @@ def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBat
         yield group
 
 
-# --- JSON lines
+# --- text, line by line
+
+
+@contextmanager
+def _stream(made: Path) -> Iterator[Any]:
+    """A binary stream to a new file, or to stdout. The ending tells the compression, if any."""
+    if made == STDOUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with made.open("wb") as stream:
+        if made.suffix in COMPRESSION_BY_ENDING:
+            with pa.CompressedOutputStream(stream, COMPRESSION_BY_ENDING[made.suffix]) as compressed:
+                yield compressed
+        else:
+            yield stream
+    sync_folder(made)
+
+
+@contextmanager
+def _lines(made: Path) -> Iterator[Callable[[Any], object]]:
+    """Gives a function that writes a value as a line of JSON."""
+    with _stream(made) as stream:
+        yield lambda value: stream.write(_JSON.encode(value) + b"\n")
 
 
 def _jsonl(results: Results, made: Path) -> None:
     are_lines = results.is_of_lines and results.schema.names == ["record"]
-    with _text_file(made) as write:
+    with _lines(made) as write:
         for row in _rows(results, results.shards, results.schema.names):
             # An element of a JSON file may go over several lines.
             write(msgspec.Raw(row["record"].replace("\n", " ").encode()) if are_lines else row)
@@ -92,17 +121,65 @@ def _without_nanoseconds(batch: pa.RecordBatch) -> pa.Table:
     return table
 
 
-@contextmanager
-def _text_file(made: Path) -> Iterator[Callable[[Any], object]]:
-    """Gives a function that writes a value as a line of JSON. The ending tells the compression, if any."""
-    encoder = msgspec.json.Encoder(enc_hook=str)
-    with made.open("wb") as stream:
-        if made.suffix in COMPRESSION_BY_ENDING:
-            with pa.CompressedOutputStream(stream, COMPRESSION_BY_ENDING[made.suffix]) as compressed:
-                yield lambda value: compressed.write(encoder.encode(value) + b"\n")
-        else:
-            yield lambda value: stream.write(encoder.encode(value) + b"\n")
-    sync_folder(made)
+def _csv(results: Results, made: Path, delimiter: str = ",") -> None:
+    """Lists and objects are JSON in a cell."""
+    with _stream(made) as stream:
+        text = SimpleNamespace(write=lambda line: stream.write(line.encode()))
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(results.schema.names)
+        for row in _rows(results, results.shards, results.schema.names):
+            writer.writerow([_cell(value) for value in row.values()])
+
+
+def _tsv(results: Results, made: Path) -> None:
+    _csv(results, made, "\t")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    encoded = _JSON.encode(value)
+    if encoded == b"null":
+        return ""
+    return str(msgspec.json.decode(encoded)) if encoded.startswith(b'"') else encoded.decode()
+
+
+# --- what trainers read
+
+_ROLES = {USER: "user", ASSISTANT: "assistant", SYSTEM: "system"}
+
+
+def _messages(results: Results, made: Path) -> None:
+    """A line per response: the conversation with it at its end, as OpenAI's fine-tuning and most trainers have it."""
+    _for_trainers(results, made, lambda asked, answer: {"messages": [*asked, answer]})
+
+
+def _prompt_completion(results: Results, made: Path) -> None:
+    """A line per response: the conversation and the response apart, so that a trainer learns the latter alone."""
+    _for_trainers(results, made, lambda asked, answer: {"prompt": asked, "completion": [answer]})
+
+
+Turn = dict[str, str]
+
+
+def _for_trainers(results: Results, made: Path, pair: Callable[[list[Turn], Turn], dict[str, Any]]) -> None:
+    """Ahead of what `pair` makes of a row stand its id and the columns that the job passes through."""
+    beside = ["id", *results.record.settings["output"]["columns"]]
+    if taken := [name for name in beside if name in pair([], {})]:
+        raise JobError(
+            f"the input has a column {taken[0]} of its own, passed through; leave it out of [output] columns"
+        )
+    without = 0
+    with _lines(made) as write:
+        for row in _rows(results, results.shards, [*beside, "conversation", "response"]):
+            if row["response"] is None:
+                without += 1
+                continue
+            asked = [{"role": _ROLES[turn["speaker"]], "content": turn["text"]} for turn in row["conversation"]]
+            answer = {"role": "assistant", "content": row["response"]}
+            write({name: row[name] for name in beside} | pair(asked, answer))
+    if without:
+        warn(f"{without:,} rows have no response, as they fail a check, and were left out")
 
 
 # --- OpenAI's batch output
@@ -115,7 +192,7 @@ def _openai_batch(results: Results, made: Path) -> None:
     columns += [name for name in ("logprobs", "adapter") if name in results.schema.names]
     columns += ["reasoning"] if results.record.settings["model"].get("reasoning_parser") else []
     named = array("q")
-    with _text_file(made) as write:
+    with _lines(made) as write:
         for planned in results.shards:
             rows = itertools.groupby(_rows(results, [planned], columns), itemgetter("row"))
             answers = ((number, list(samples)) for number, samples in rows)
@@ -216,4 +293,14 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value, order="deterministic").decode()
 
 
-WRITERS = {"parquet": _parquet, "jsonl": _jsonl, "openai-batch": _openai_batch, "hf": _hugging_face}
+WRITERS = {
+    "parquet": _parquet,
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "tsv": _tsv,
+    "messages": _messages,
+    "prompt-completion": _prompt_completion,
+    "openai-batch": _openai_batch,
+    "hf": _hugging_face,
+}
+OF_RESPONSES = ("messages", "prompt-completion", "openai-batch")  # which neither scores nor translated records are

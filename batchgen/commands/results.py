@@ -82,10 +82,7 @@ def results_of(out: Store, columns: str, partial: bool) -> Results:
 
 
 def records_of(results: Results, format: str, columns: str) -> Results:
-    """What is exported of a translation: as JSON lines the input's own records, and nothing beside them. Raises
-    JobError."""
-    if format == "openai-batch":
-        raise JobError("--format openai-batch: translated records are no responses; take jsonl, parquet or hf")
+    """What is exported of a translation: as JSON lines the input's own records, and nothing beside them."""
     if format != "jsonl" or columns:
         return results
     report = results.spec.translate.report

@@ -1,9 +1,11 @@
 """`batchgen export`: a job's results as one file or folder, whole or not at all, the same whenever it is made."""
 
 import bz2
+import csv
 import errno
 import fcntl
 import gzip
+import io
 import json
 import os
 import re
@@ -26,7 +28,7 @@ from faulty import CHANGES, Disk, DiskWithOneFault, in_child
 from openai.types.chat import ChatCompletion
 from processes import until
 
-from batchgen.commands import dataset_card, export
+from batchgen.commands import dataset_card, export, export_formats, results
 from batchgen.input.plan import Plan
 from batchgen.job.drift import with_defaults
 from batchgen.output.counts import Counts
@@ -114,8 +116,8 @@ def test_parquet_metadata_say_where_the_rows_come_from(out, exported):
 
 def test_small_shards_are_joined_in_row_groups_and_large_ones_split(out, exported, monkeypatch):
     assert pq.read_metadata(exported(out, "one.parquet")).num_row_groups == 1
-    monkeypatch.setattr(export, "ROW_GROUP_BYTES", 1)
-    monkeypatch.setattr(export, "BATCH_ROWS", 4)
+    monkeypatch.setattr(export_formats, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(results, "BATCH_ROWS", 4)
     assert pq.read_metadata(exported(out, "many.parquet")).num_row_groups == 4  # shards have 6, 2 and 4 responses
 
 
@@ -213,7 +215,7 @@ def test_hugging_face_datasets_loads_the_folder_with_the_same_rows(out, exported
 def test_small_shards_are_joined_in_files(out, exported, monkeypatch):
     assert list(content(exported(out, "one"))) == ["README.md", "data/train-00000-of-00001.parquet"]
     sizes = [path.stat().st_size for path in sorted(out.glob("part-*"))]
-    monkeypatch.setattr(export, "HF_FILE_BYTES", sum(sizes[:2]))
+    monkeypatch.setattr(export_formats, "HF_FILE_BYTES", sum(sizes[:2]))
     folder = exported(out, "two")
     assert sorted(path.name for path in (folder / "data").iterdir()) == [
         "train-00000-of-00002.parquet",
@@ -407,7 +409,7 @@ def test_places_that_cannot_be(out, refused, tmp_path):
     assert "is not a file" in refused(out, "folder", "--overwrite", "--format", "jsonl")
     assert "is not a file" in refused(out, "pipe", "--overwrite", "--format", "jsonl")
     assert "nowhere: no such folder" in refused(out, "nowhere/all.jsonl")
-    assert "give --format parquet, jsonl, openai-batch, hf" in refused(out, "all.csv")
+    assert "give --format parquet, jsonl, openai-batch, hf" in refused(out, "all.xlsx")
 
 
 def test_a_link_is_followed(out, exported, tmp_path):
@@ -587,3 +589,62 @@ def test_a_link_that_a_kill_left_in_the_hidden_folder_is_removed_and_not_followe
     assert pq.read_table(exported(out, "all.parquet")).num_rows == 12
     assert (tmp_path / "precious" / "file").exists()
     assert not hidden.exists()
+
+
+# --- spreadsheets, trainers, stdout
+
+
+def test_csv_and_tsv_have_a_line_per_response_and_json_in_cells(out, exported):
+    for name, delimiter in (("all.csv", ","), ("all.tsv", "\t"), ("all.csv.gz", ",")):
+        made = exported(out, name)
+        content = gzip.decompress(made.read_bytes()) if made.suffix == ".gz" else made.read_bytes()
+        rows = list(csv.DictReader(io.StringIO(content.decode(), newline=""), delimiter=delimiter))
+        table = ds.dataset(out).to_table().to_pylist()
+        assert [row["response"] for row in rows] == [row["response"] for row in table]
+        assert [int(row["row"]) for row in rows] == [row["row"] for row in table]
+        assert json.loads(rows[0]["conversation"]) == table[0]["conversation"]
+        assert json.loads(rows[8]["extra"]) == {"a": [1, None]} and rows[0]["extra"] == ""
+
+
+def test_messages_end_with_the_response(out, exported):
+    lines = [json.loads(line) for line in exported(out, "m.jsonl", "--format", "messages").open(encoding="utf-8")]
+    table = ds.dataset(out).to_table().to_pylist()
+    assert len(lines) == len(table)
+    for line, row in zip(lines, table, strict=True):
+        asked = [{"role": "user", "content": turn["text"]} for turn in row["conversation"]]
+        assert line["messages"] == [*asked, {"role": "assistant", "content": row["response"]}]
+        assert line["id"] == row["id"] and line["expected"] == row["expected"]
+    assert datasets.load_dataset("json", data_files=str(out.parent / "m.jsonl"), split="train").num_rows == len(table)
+
+
+def test_a_prompt_and_its_completion_are_apart(out, exported):
+    made = exported(out, "p.jsonl", "--format", "prompt-completion")
+    [line, *_] = [json.loads(line) for line in made.open(encoding="utf-8")]
+    [row, *_] = ds.dataset(out).to_table().to_pylist()
+    assert line["prompt"] == [{"role": "user", "content": row["conversation"][0]["text"]}]
+    assert line["completion"] == [{"role": "assistant", "content": row["response"]}]
+
+
+def test_responses_that_were_left_out_are_no_examples(generate, write_rows, batchgen, tmp_path):
+    rows = [write_rows(demo_records(3))]
+    failing = {"checks": ["forbidden:."], "tries": 1, "on_failure": "null"}
+    out = generate(rows, sampling={"max_tokens": 4}, check=failing)
+    done = batchgen("export", out, "--to", tmp_path / "m.jsonl", "--format", "messages")
+    assert (tmp_path / "m.jsonl").read_bytes() == b""
+    assert "3 rows have no response, as they fail a check, and were left out" in done.stderr
+
+
+def test_stdout_takes_lines(out, batchgen, exported):
+    done = batchgen("export", out, "--to", "-", "--columns", "id,response")
+    assert done.stdout == exported(out, "some.jsonl", "--columns", "id,response").read_text("utf-8")
+    assert batchgen("export", out, "--to", "-", "--format", "csv").stdout.startswith("id,row,sample,")
+    refused = batchgen("export", out, "--to", "-", "--format", "hf")
+    assert refused.exit_code == 2 and "stdout takes lines" in refused.stderr
+
+
+def test_a_column_of_the_input_takes_no_message_away(generate, write_rows, batchgen, tmp_path):
+    rows = [write_rows([{**record, "messages": "x"} for record in demo_records(2)])]
+    out = generate(rows, sampling={"max_tokens": 4}, input={"format": "speaker"}, output={"columns": ["messages"]})
+    done = batchgen("export", out, "--to", tmp_path / "m.jsonl", "--format", "messages")
+    assert done.exit_code == 2 and "the input has a column messages of its own" in done.stderr
+    assert not (tmp_path / "m.jsonl").exists()
