@@ -4,7 +4,7 @@ type that the input needs."""
 import base64
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from .columns import TYPES, Column, Seen, Wanted
 from .cursor import TextCursor
 from .file_formats import Table
 from .plan import SAMPLE_ROWS, InputFile
+
+EVERY = "*"  # among `[output] columns`
 
 
 def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted, Column] | None = None) -> list[Column]:
@@ -49,6 +51,29 @@ def resolve(files: list[InputFile], texts: Sequence[str], recorded: dict[Wanted,
         columns.check_type(column, _arrow_types(first, each.source))
         found.append(column)
     return found
+
+
+def expanded(files: list[InputFile], texts: Sequence[str], own: Collection[str], id: str) -> list[str]:
+    """`[output] columns` with the names of all columns in the place of EVERY: those of the files that the job began
+    with. One that has the name of a column of batchgen's own becomes input_NAME, and the one with ids goes without
+    saying.
+
+    Args:
+        files: the input.
+        texts: `[output] columns`.
+        own: names that batchgen writes itself.
+        id: column with the ids.
+
+    Raises:
+        JobError, Stopped
+    """
+    first = [file for file in files if not file.growth and file.rows]
+    if EVERY not in texts or EVERY in _some_names(first):
+        return list(texts)
+    named = {each.source for each in wanted_of(files, [text for text in texts if text != EVERY])}
+    found = dict.fromkeys(name for file in first for name in column_names(file, rows=None) if name not in named)
+    every = [f"{name}=input_{name}" if name in own else name for name in found if name != id]
+    return [each for text in texts for each in (every if text == EVERY else [text])]
 
 
 def wanted_of(files: list[InputFile], texts: Sequence[str]) -> list[Wanted]:

@@ -154,7 +154,7 @@ class OutputTable(_Table, frozen=True):
         list[str],
         Meta(
             description="input columns to pass through: `name`, or `name=other` to rename it; optionally with `:type`, "
-            "one of string, int64, double, bool, json, int32, float"
+            "one of string, int64, double, bool, json, int32, float; `*` for all of them"
         ),
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []

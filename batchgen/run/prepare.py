@@ -244,13 +244,14 @@ def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     """The passed-through columns, with the types that the job in the folder has, if it began with the same input."""
     if spec.translate.fields:
         return translation.columns_of(spec, plan.files)
-    texts = spec.output.columns
+    own = [*SCORES.names, TOKENS.name] if spec.score.mode != "off" else [column.name for column in columns_of(spec)]
+    texts = passthrough.expanded(plan.files, spec.output.columns, own, spec.input.id)
     recorded = {}
     if old and texts and _first_digests(old.plan) == _first_digests(plan):
         was = drift.with_defaults(old.results)["output"]["columns"]
-        recorded = passthrough.read(plan.files, old.spec["output"].get("columns", []), was, old.schema)
+        before = passthrough.expanded(plan.files, old.spec["output"].get("columns", []), own, spec.input.id)
+        recorded = passthrough.read(plan.files, before, was, old.schema)
     columns = passthrough.resolve(plan.files, texts, recorded)
-    own = [*SCORES.names, TOKENS.name] if spec.score.mode != "off" else [column.name for column in columns_of(spec)]
     check_names(columns, own)
     return columns
 

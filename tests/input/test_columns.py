@@ -393,3 +393,42 @@ def test_tables_of_any_type_come_out_equal_or_are_rejected_by_row_and_never_end_
         assert all(not is_utf8_throughout(alone(before, row)) for row, why in rejected.items() if why == "invalid_utf8")
     if is_parquet:
         assert bytes_of(out["x"]) == [written(alone(before, row)) for row in kept]
+
+
+# --- all of them
+
+
+def test_a_star_passes_all_columns_through(tmp_path):
+    rows = [{"id": "a", "lang": "en", "score": 1}, {"id": "b", "lang": "de", "more": [1]}]
+    table, _ = passed(tmp_path, rows, "*")
+    assert table.to_pylist() == [
+        {"text": "Monday", "lang": "en", "score": 1, "more": None},
+        {"text": "Monday", "lang": "de", "score": None, "more": "[1]"},
+    ]
+
+
+def test_a_star_is_the_same_job_as_all_the_names(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "Monday", "lang": "en", "seed": 7}\n')
+    by_star = job_of(tmp_path, [path], ["lang=language", "*"])
+    by_name = job_of(tmp_path, [path], ["lang=language", "text", "seed=input_seed"])
+    assert by_star.record.fingerprint == by_name.record.fingerprint
+
+
+def test_a_star_means_what_it_meant_when_the_job_began(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "Monday", "lang": "en"}\n')
+    tables = {
+        "input": {"path": [str(path)], "incremental": True},
+        "model": {"path": str(MODEL)},
+        "output": {"path": str(tmp_path / "out"), "columns": ["*"]},
+    }
+    first = prepare(load(None, tables))
+    assert opening.open_job(first.out, first.record)
+    with path.open("a") as lines:
+        lines.write('{"text": "Tuesday", "lang": "en", "later": 1}\n')
+    assert [column.name for column in prepare(load(None, tables)).task.columns] == ["text", "lang"]
+
+
+def test_a_column_with_the_name_of_a_star_is_that_column(tmp_path):
+    assert passed(tmp_path, [{"*": 1, "lang": "en"}], "*")[0].to_pylist() == [{"*": 1}]
