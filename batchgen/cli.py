@@ -136,7 +136,7 @@ job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 @click.option("--output", default="out", show_default=True, help="output folder of the job")
 @click.option(
     "--task",
-    type=click.Choice(["answer", "translate", "score", "sweep"]),
+    type=click.Choice(["answer", "translate", "score"]),
     default="answer",
     show_default=True,
     help="what the job does to each row",

@@ -265,8 +265,8 @@ def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
     return Plan(plan.files, shards)
 
 
-def locator(plan: Plan) -> Callable[[int], str]:
-    """A function that says where a row is: `file:line` in JSONL (counted from 1), `file row N` elsewhere (from 0)."""
+def _finder(plan: Plan) -> Callable[[int], tuple[InputFile, int] | None]:
+    """A function that finds a row: its file, and its number there, from 0; None if it is beyond the input."""
     ends = list(itertools.accumulate(file.rows for file in plan.files))
     before: list[int] = []  # rows of the same file in earlier entries
     counted: dict[str, int] = {}
@@ -274,16 +274,46 @@ def locator(plan: Plan) -> Callable[[int], str]:
         before.append(counted.get(file.path, 0))
         counted[file.path] = before[-1] + file.rows
 
-    def place(row: int) -> str:
+    def find(row: int) -> tuple[InputFile, int] | None:
         index = bisect.bisect_right(ends, row)
         if index == len(ends):
-            return "beyond the end of the input"
+            return None
         file = plan.files[index]
-        number = row - (ends[index] - file.rows) + before[index]
+        return file, row - (ends[index] - file.rows) + before[index]
+
+    return find
+
+
+def locator(plan: Plan) -> Callable[[int], str]:
+    """A function that says where a row is: `file:line` in JSONL (counted from 1), `file row N` elsewhere (from 0)."""
+    find = _finder(plan)
+
+    def place(row: int) -> str:
+        if not (found := find(row)):
+            return "beyond the end of the input"
+        file, number = found
         path = shown(file.path)
         return f"{path}:{number + 1}" if file.format[0] == "jsonl" else f"{path} row {number}"
 
     return place
+
+
+def source_finder(plan: Plan) -> Callable[[int], tuple[str, int]]:
+    """A function that says which file and line a row is, for the output: the file relative to the folder that has all
+    those with which the job began, so that it stays the same wherever they lie; the line from 1, in files without
+    lines too."""
+    find = _finder(plan)
+    folders = [os.path.dirname(file.path) for file in plan.files if not file.growth]
+    above = os.path.commonpath(folders) if len({"://" in folder for folder in folders}) == 1 else ""
+
+    def source(row: int) -> tuple[str, int]:
+        found = find(row)
+        assert found, row
+        file, number = found
+        inside = above and file.path.startswith(f"{above.rstrip('/')}/")
+        return file.path[len(above.rstrip("/")) + 1 :] if inside else file.path, number + 1
+
+    return source
 
 
 def locate(plan: Plan, row: int) -> str:

@@ -23,7 +23,7 @@ from ..engine.installed import (
 from ..errors import JobError, Reject
 from ..input import checks, passthrough
 from ..input.columns import Column, check_names
-from ..input.plan import Plan, Shard, grow, plan_input
+from ..input.plan import Plan, Shard, grow, plan_input, source_finder
 from ..input.rows import Reader
 from ..input.template import Template
 from ..job import drift, own_check
@@ -152,6 +152,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             control_tokens=record.control_tokens,
             folder_format=record.format,
             skip=frozenset(spec.input.skip),
+            source=source_finder(plan) if "source" in spec.output.include else None,
         )
         checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens)
         task: Task = generate

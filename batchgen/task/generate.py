@@ -89,6 +89,7 @@ class Generate:
     control_tokens: see HfTokenizer
     folder_format: in which the output folder was begun: rows become what the versions of it would have made of them
     skip: rows that are to be rejected
+    source: gives the file and line of a row, if the output has them
     room: tokens that have to be left behind the prompt of a record, if its sampling does not say; raises Reject
     """
 
@@ -103,6 +104,7 @@ class Generate:
     control_tokens: str
     folder_format: int
     skip: frozenset[int]
+    source: Callable[[int], tuple[str, int]] | None = None
     room: Callable[[dict[str, Any]], int] | None = None
 
     @property
@@ -416,7 +418,8 @@ class Generate:
         params = self.sampling_of(work, attempt)
         reasoned = self._reasoned(entry)
         reasoning = response_text(reasoned.reasoning, self.format) if reasoned and reasoned.reasoning else None
-        done = Answered(work, request.seed, entry, text, params, made, wrong, reasoning)
+        place = dict(zip(("file", "line"), self.source(work.row), strict=True)) if self.source else None
+        done = Answered(work, request.seed, entry, text, params, made, wrong, reasoning, place)
         return {column.name: column.value(done) for column in self._own_columns} | work.columns
 
     def _reasoned(self, entry: Entry) -> Reasoned | None:

@@ -33,6 +33,7 @@ class Answered(NamedTuple):
     tries: how many there were
     failed: names of the checks that it fails
     reasoning: what the model thought before it, if that is known
+    place: the row's file and line, if they are asked for
     """
 
     work: "Prompted"
@@ -43,6 +44,7 @@ class Answered(NamedTuple):
     tries: int
     failed: Sequence[str]
     reasoning: str | None
+    place: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,13 @@ COLUMNS = (
         pa.list_(pa.int32()),
         "the response as the model wrote it",
         lambda done: done.entry.token_ids,
+        is_optional=True,
+    ),
+    OutputColumn(
+        "source",
+        pa.struct([("file", pa.string()), ("line", pa.int64())]),
+        "the row's file, relative to the folder of the input, and its line there, from 1",
+        lambda done: done.place,
         is_optional=True,
     ),
     OutputColumn(

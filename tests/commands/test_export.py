@@ -409,7 +409,9 @@ def test_places_that_cannot_be(out, refused, tmp_path):
     assert "is not a file" in refused(out, "folder", "--overwrite", "--format", "jsonl")
     assert "is not a file" in refused(out, "pipe", "--overwrite", "--format", "jsonl")
     assert "nowhere: no such folder" in refused(out, "nowhere/all.jsonl")
-    assert "give --format parquet, jsonl, csv, tsv, messages, prompt-completion, openai-batch, hf" in refused(out, "all.xlsx")
+    assert "give --format parquet, jsonl, csv, tsv, messages, prompt-completion, openai-batch, hf" in refused(
+        out, "all.xlsx"
+    )
 
 
 def test_a_link_is_followed(out, exported, tmp_path):

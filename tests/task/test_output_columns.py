@@ -5,10 +5,13 @@ from typing import get_args
 import msgspec
 import msgspec.inspect
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from parameters import GIVEN
 
 from batchgen.input.conversation import Utterance
+from batchgen.input.plan import Plan, source_finder
+from batchgen.input.scan import InputFile
 from batchgen.job.sampling import NAMES, PARAMETERS, Sampling
 from batchgen.job.spec import OptionalColumn, load
 from batchgen.task.generate import Prompted
@@ -49,7 +52,7 @@ def test_every_column_has_a_meaning_and_a_value_of_its_type(column):
     turns = [Utterance("ユーザー", "月曜日")]
     work = Prompted(9, "a", turns, "ユーザー: 月曜日", [5, 6], 2, asked, {}, "text", "ja", [])
     entry = Entry(9, 1, [7, 8], "stop", [[(7, -0.5), (8, -1.0)], [(8, 0.0)]], 3)
-    done = Answered(work, 77, entry, "金曜日", asked, 2, ["numbers"], "日曜日")
+    done = Answered(work, 77, entry, "金曜日", asked, 2, ["numbers"], "日曜日", {"file": "a.jsonl", "line": 3})
     value = column.value(done)
     assert column.meaning
     assert pa.array([value], column.type).to_pylist() == [value]
@@ -86,3 +89,22 @@ def test_a_shard_of_an_older_version_may_lack_parameters():
 def test_a_number_that_is_not_finite_is_none(name, value):
     with pytest.raises(ValueError, match=f"{name} is not a finite number"):
         Sampling(**{name: value})
+
+
+def test_source_is_the_file_and_the_line_of_a_row(generate, tmp_path):
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "Monday"}\n{"text": "Tuesday"}\n')
+    (tmp_path / "in" / "more" / "b.jsonl").write_text('{"text": "Friday"}\n')
+    out = generate([tmp_path / "in"], sampling={"max_tokens": 2}, output={"include": ["source"], "shard_rows": 2})
+    assert ds.dataset(out).to_table()["source"].to_pylist() == [
+        {"file": "a.jsonl", "line": 1},
+        {"file": "a.jsonl", "line": 2},
+        {"file": "more/b.jsonl", "line": 1},
+    ]
+
+
+def test_source_counts_lines_on_where_a_file_has_grown(tmp_path):
+    files = [InputFile(f"/in/{name}", 1, 0, "", 2, 9, growth=growth) for name, growth in (("a", 0), ("b", 0), ("a", 1))]
+    files.append(InputFile("/elsewhere/c", 1, 0, "", 1, 9, growth=1))
+    source = source_finder(Plan(files, []))
+    assert [source(row) for row in (1, 2, 4, 5, 6)] == [("a", 2), ("b", 1), ("a", 3), ("a", 4), ("/elsewhere/c", 1)]
