@@ -155,9 +155,9 @@ def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: st
       batchgen init hh.parquet --model models/sft --task translate --into Japanese
     """
     with exit_codes():
-        from .commands import init_job
+        from .commands import init
 
-        written = init_job.write(init_job.Asked(inputs=list(inputs), to=to, **asked), overwrite)
+        written = init.write(init.Asked(inputs=list(inputs), to=to, **asked), overwrite)
     show.first_job(written)
 
 

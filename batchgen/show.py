@@ -15,7 +15,7 @@ from .output.counts import Counts, by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.doctor import Place, Report
-    from .commands.init_job import Written
+    from .commands.init import Written
     from .commands.plan import Forecast
     from .commands.replay import Replay
     from .commands.results import Results
