@@ -122,6 +122,12 @@ class Claims:
             return None
 
 
+def claimed(out: Store) -> set[int]:
+    """The shards that somebody holds or, dead by now, held."""
+    shards = map(layout.claimed_shard, out.names(layout.CLAIMS))
+    return {shard for shard in shards if shard is not None}
+
+
 def holders(out: Store) -> dict[str, list[int]]:
     """The shards that each worker has claimed, finished ones too."""
     held: dict[str, list[int]] = {}

@@ -1,6 +1,7 @@
 """What to generate next: claims and reads shards, prepares their rows, and resumes from earlier journals."""
 
 import dataclasses
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,10 +11,10 @@ from ..host import clock
 from ..input.conversation import Row
 from ..input.plan import Shard
 from ..job.sampler import Sampler
-from ..output.claims import Claims
+from ..output.claims import Claims, claimed
 from ..output.journal import Journal
 from ..output.opening import Fence
-from ..output.shard import is_finished
+from ..output.shard import finished, is_finished
 from ..task.flow import work_of
 from ..task.task import Request
 from .messages import Mark, PoisonItems
@@ -22,6 +23,11 @@ from .poison import ENDS_WORKERS
 from .prepare import Job
 
 SORTED = 8192  # requests of the last shard that are held and sorted at a time
+# By the simulation of up to 1,000 workers, tests/bench/fleet.py.
+MISSES = 16  # looks in a row that found a shard taken, until listings tell which are free
+WATCHED = 4  # shards of others that a worker without one of its own watches: the dead are found by all of them together
+LOOK_AGAIN = 0.5  # seconds between two looks at them at first
+PATIENCE = 4  # later the part of the time since then
 
 
 class Queue:
@@ -51,14 +57,13 @@ class Queue:
         self._reader = job.reader(running=True)
         self._left: deque[Shard] = deque()
         self._held: list[Shard] = []  # by others, as far as this pass over what is left has come
-        self._last: Shard | None = None
         self._idle_since: float | None = None
+        self._look_at = 0.0
         self._reading: tuple[OpenShard, Iterator[tuple[Row, Any]]] | None = None
         self._ready: deque[tuple[OpenShard, Request]] = deque()
 
     def begin(self, shards: Iterable[Shard]) -> None:
         self._left.extend(shards)
-        self._last = self._left[-1] if self._left else None
 
     @property
     def is_done(self) -> bool:
@@ -88,26 +93,65 @@ class Queue:
     # --- shards
 
     def _claim(self) -> bool:
-        """Opens the next unfinished shard that nobody holds. False if there is none for now."""
-        out = self._job.out
+        """Opens an unfinished shard that nobody holds. False if there is none for now.
+
+        They are tried in order. Where many are at work, those next to each other are taken by many: a miss doubles how
+        many may be passed over, to be tried later.
+        """
+        if self._idle_since and clock.monotonic() < self._look_at:
+            self.is_waiting = True
+            return False
+        misses = 0
         while self._left:
             shard = self._left.popleft()
-            if is_finished(out, shard):
-                continue
-            if not self._claims.take(shard.index):
-                self._held.append(shard)
-            elif is_finished(out, shard):  # its holder committed it before we claimed it
-                self._claims.release(shard.index)
-            else:
+            if self._take(shard):
                 self._idle_since = None
                 self._open(shard)
                 return True
-        self._idle_since = self._idle_since or clock.monotonic()
-        if self._held and not self._claims.at_work([shard.index for shard in self._held], self._idle_since):
-            self._left.extend(self._held)
-        self._held = []
-        self.is_waiting = bool(self._left)
+            self._alive()
+            misses += 1
+            was_watched = self._idle_since and self._held and self._held[-1] is not shard  # it is finished now
+            if misses % MISSES == 0 or was_watched:
+                self._look_around()
+            else:
+                self._left.rotate(-random.randrange(1 << misses % MISSES))
+        self._watch()
         return False
+
+    def _take(self, shard: Shard) -> bool:
+        """Claims a shard, if it is not finished and nobody holds it."""
+        out = self._job.out
+        if is_finished(out, shard):
+            return False
+        if not self._claims.take(shard.index):
+            self._held.append(shard)
+            return False
+        if is_finished(out, shard):  # its holder committed it before we claimed it
+            self._claims.release(shard.index)
+            return False
+        return True
+
+    def _look_around(self) -> None:
+        """Finds out by listings which shards are finished, and which are claimed."""
+        done = {shard.index for shard in finished(self._job.out, self._job.plan)}
+        taken = claimed(self._job.out)
+        left = [shard for shard in (*self._left, *self._held) if shard.index not in done]
+        self._left = deque(shard for shard in left if shard.index not in taken)
+        self._held = [shard for shard in left if shard.index in taken]
+        random.shuffle(self._held)
+
+    def _watch(self) -> None:
+        """Others hold all that is left: some of it is tried again in a while, unless those who hold that are at work.
+        Whoever comes to an end last watches what is left by the dead alone."""
+        now = clock.monotonic()
+        self._idle_since = self._idle_since or now
+        self._look_at = now + max(LOOK_AGAIN, (now - self._idle_since) / PATIENCE)
+        watched, self._held = self._held[-WATCHED:], self._held[:-WATCHED]
+        if watched and not self._claims.at_work([shard.index for shard in watched], self._idle_since):
+            self._left.extend(watched)
+        else:
+            self._held = []
+        self.is_waiting = bool(self._left)
 
     def _open(self, shard: Shard) -> None:
         """Opens a shard with the answers that earlier journals hold."""
@@ -128,7 +172,7 @@ class Queue:
         ended first."""
         assert self._reading
         opened, rows = self._reading
-        is_last = opened.shard is self._last
+        is_last = not self._left
         found: list[Request] = []
         while len(found) < (SORTED if is_last else 1):
             if (made := next(rows, None)) is None:

@@ -64,7 +64,7 @@ def test_what_a_worker_that_was_killed_left_is_taken_over(job, expected):
     engine.step = dying
     with pytest.raises(EngineDied):
         Worker(job, engine, claims).run(job.plan.shards)
-    claims._stop.set()
+    claims._stop_beating()
     job.out.remove(claims.beat_name)
     assert job.out.names(layout.CLAIMS)
     assert job.out.names(layout.JOURNALS)
