@@ -100,8 +100,8 @@ def not_in(language: str, text: str, source: str = "", of_source: str = "") -> s
     source, of_source: what it answers, and the language of that. Words that are copied from there are names, or code.
     """
     counts = _letters(text if not source else _without_copied(text, source, language))
-    total = sum(counts.values())
-    own = sum(counts[script] for script in _scripts(language))
+    total = counts.total()
+    own = _of_script(language, counts)
     if own < SHARE * total and total > SHORT:
         return f"{own} of {total} letters are {language}"
     if language == "ja" and counts["CJK"] > LETTERS and not (counts["HIRAGANA"] or counts["KATAKANA"]):
@@ -112,6 +112,16 @@ def not_in(language: str, text: str, source: str = "", of_source: str = "") -> s
         found = _identifier(language, of_source)(text)
         return None if found == language else f"it reads as {found}"
     return None
+
+
+def script_share(language: str, text: str) -> float | None:
+    """The share of a text's letters that are in the script of a language; None of a text without letters."""
+    counts = _letters(text)
+    return _of_script(language, counts) / counts.total() if counts else None
+
+
+def _of_script(language: str, letters: Counter[str]) -> int:
+    return sum(letters[script] for script in _scripts(language))
 
 
 def _scripts(language: str) -> tuple[str, ...]:

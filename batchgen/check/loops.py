@@ -1,5 +1,7 @@
 """Text that repeats itself: the unit of two words or ten that a small model writes until max_tokens ends it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 LONGEST_UNIT = 120  # characters
@@ -9,8 +11,21 @@ TIMES = 4  # that a longer unit is there
 SIGNS = 60  # characters of a loop without letters, which may well be a ruler or the border of a table
 
 
+class Loop(NamedTuple):
+    """unit: what is repeated; length: characters of the whole loop"""
+
+    unit: str
+    length: int
+
+
 def longest_loop(text: str) -> str | None:
-    """The unit of the longest loop in a text, None if there is none.
+    """The unit of the longest loop in a text, None if there is none."""
+    found = find(text)
+    return found.unit if found else None
+
+
+def find(text: str) -> Loop | None:
+    """The longest loop in a text, None if there is none.
 
     A loop with the period p is a run of characters that are equal to those p before them. All runs of one period are
     found in one pass of numpy, so that 2,000 characters take 1 ms.
@@ -19,13 +34,17 @@ def longest_loop(text: str) -> str | None:
     best = unit = 0
     start = 0
     for period in range(1, min(LONGEST_UNIT, len(signs) // TIMES) + 1):
-        begin, length = _longest_run(signs[period:] == signs[:-period])
+        equal = signs[period:] == signs[:-period]
+        least = max(SHORTEST.get(period, 0), TIMES * period, best + 1)
+        if np.count_nonzero(equal) < least - period:
+            continue  # as of most periods of most texts: a run is not looked for
+        begin, length = _longest_run(equal)
         whole = length + period
-        if length and whole >= max(SHORTEST.get(period, 0), TIMES * period) and whole > best:
+        if whole >= least:
             repeated = _text(signs[begin : begin + period])
             if whole >= SIGNS or any(sign.isalnum() for sign in repeated):
                 best, unit, start = whole, period, begin
-    return _text(signs[start : start + unit]) if best else None
+    return Loop(_text(signs[start : start + unit]), best) if best else None
 
 
 def _longest_run(equal: np.ndarray) -> tuple[int, int]:
