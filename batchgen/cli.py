@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import msgspec
 
-from . import __version__, flags, manual, show
+from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
 from .host import console, safeopen, terminal
@@ -411,6 +411,62 @@ def verify_command(
             show.replay(again)
             if not again.items:
                 fail(f"{out}: nothing could be compared", EXIT_BROKEN)
+
+
+@cli.command("show", short_help="Show some of the answers.")
+@out_folder
+@click.option("-n", "count", type=click.IntRange(min=1), help="how many rows; the first ones  [default: 5]")
+@click.option("--random", "random_rows", type=click.IntRange(min=1), metavar="K", help="K rows, chosen at random")
+@click.option("--seed", type=int, default=0, show_default=True, help="of that choice")
+@click.option("--failed", is_flag=True, help="only answers that fail a check; of scores, rows that are wrong")
+@click.option("--only", default="", metavar="REASON", help="only with this finish reason, or empty, or repetition")
+@click.option("--id", help="only the row with this id")
+@click.option("--row", type=click.IntRange(min=0), help="only the row with this number")
+@click.option("--grep", default="", metavar="TEXT", help="only with this text, in the conversation or the answer")
+@click.option("--diff", type=click.Path(path_type=Path), metavar="OUT2", help="what differs in another output")
+@click.option("--full", is_flag=True, help="long texts as a whole")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object per row")
+def show_command(
+    out: Path,
+    count: int | None,
+    random_rows: int | None,
+    seed: int,
+    diff: Path | None,
+    full: bool,
+    as_json: bool,
+    **wanted: Any,
+) -> None:
+    """Show rows of OUT with their answers, while the job runs or later.
+
+    What is not in a finished shard yet is read from the journals. With --diff, rows are joined on their id, and what
+    differs in the answers is marked.
+
+    \b
+    Examples:
+      batchgen show out
+      batchgen show out --only length -n 20
+      batchgen show out --random 10 --json
+      batchgen show out --diff out-greedy --grep Friday
+    """
+    with exit_codes():
+        from .commands import answers as reading
+        from .commands import differences
+
+        looked_for = reading.wanted(**wanted)
+        if random_rows and count:
+            raise JobError("-n and --random: each says how many rows; leave one out")
+        if not random_rows and wanted["id"] is None and wanted["row"] is None:
+            count = count or 5
+        found = reading.Answers(out, warn)
+        found.check(looked_for)
+        page = show_answers.Page(full)
+        if diff:
+            compared = differences.Compared(found, reading.Answers(diff, warn), looked_for)
+            changed = compared.at_random(random_rows, seed) if random_rows else compared.first(count)
+            show_answers.differences(page, changed, compared.counts, as_json)
+        else:
+            some = reading.at_random(found, looked_for, random_rows, seed) if random_rows else None
+            show_answers.items(page, some or reading.first(found, looked_for, count), as_json)
 
 
 @cli.command("rejects", short_help="Show the rows that got no response.")

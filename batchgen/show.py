@@ -1,5 +1,6 @@
 """What the commands print: their results go in, lines on stdout come out."""
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -33,8 +34,13 @@ LONGEST_TEXT = 500  # characters of a segment, and of its translation
 
 def say(text: Any = "", **options: Any) -> None:
     """click.echo with nothing in the text that a terminal would obey. Raises OSError that names stdout."""
+    echo(terminal.lines(str(text)), **options)
+
+
+def echo(text: str, **options: Any) -> None:
+    """click.echo of text that is safe on a terminal. Raises OSError that names stdout."""
     try:
-        click.echo(terminal.lines(str(text)), **options)
+        click.echo(text, **options)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, "stdout") from None
 
@@ -75,6 +81,8 @@ def outcome(done: "Outcome") -> None:
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
             f"{done.engine_start:,.1f} s; then {tokens / seconds:,.0f} {kind} tokens/s"
         )
+    if done.counts and done.counts.responses:
+        console.say(f"look: batchgen show {shlex.quote(str(done.out))}")
 
 
 def exported(results: "Results", to: object) -> None:

@@ -29,6 +29,7 @@ LEVELS = [
     {"demo", "evaluation"},
     {"commands"},
     {"flags", "show", "manual"},
+    {"show_answers"},
     {"cli"},
     {"__main__", "lm_eval"},
 ]

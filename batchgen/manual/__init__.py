@@ -15,7 +15,7 @@ PAGES = {
     "output": "the folder, its columns, how to read it, how much disk it takes",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
-    "checking": "plan, status, verify, rejects, retry",
+    "checking": "plan, status, show, verify, rejects, retry",
     "exporting": "one file, or a dataset to publish",
     "performance": "what was measured, and how to measure your machine",
     "troubleshooting": "out of memory, where the logs are, what to send with a report",

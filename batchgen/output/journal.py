@@ -6,6 +6,7 @@ further one is an entry in msgpack. Every worker writes journals of its own, so 
 wrote.
 """
 
+import contextlib
 import struct
 import zlib
 from collections import Counter
@@ -30,6 +31,20 @@ _HEAD = struct.Struct("<II")
 def names(out: Store, shard: int) -> list[str]:
     """Every journal of a shard, of whatever worker."""
     return [f"{layout.JOURNALS}/{name}" for name in out.names(layout.JOURNALS) if layout.is_journal_of(name, shard)]
+
+
+def shards(out: Store) -> set[int]:
+    """The shards that have journals."""
+    names = out.names(layout.JOURNALS, missing_ok=True)
+    return {index for name in names if (index := layout.journaled_shard(name)) is not None}
+
+
+def entries(out: Store, shard: int, fingerprint: str) -> Iterator[Entry]:
+    """The whole entries of all journals of a shard, as far as they are there: a worker may be writing them, or may
+    have just made the shard final."""
+    for name in names(out, shard):
+        with contextlib.suppress(FileNotFoundError):
+            yield from read(out, name, fingerprint)[0]
 
 
 def rows_done(out: Store, shard: int, fingerprint: str, samples: int) -> int:

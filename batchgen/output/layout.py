@@ -80,6 +80,12 @@ def is_journal_of(name: str, shard: int) -> bool:
     return name.startswith(f"part-{shard:05}.")
 
 
+def journaled_shard(name: str) -> int | None:
+    """The shard that a file in JOURNALS is of."""
+    index = name.removeprefix("part-").partition(".")[0]
+    return int(index) if index.isdigit() else None
+
+
 def claim(shard: int | str) -> str:
     """Of a shard, or of what else goes by a name."""
     return f"{CLAIMS}/{shard if isinstance(shard, str) else f'part-{shard:05}'}"

@@ -299,7 +299,8 @@ def test_a_moved_folder_goes_on_where_it_is(job, batchgen, tmp_path):
     flags = run(job, "grown")
     flags[flags.index("--output") + 1] = moved
     result = batchgen(*flags)
-    assert result.stdout == f"all done already: 8 rows, 8 responses, 0 rejects in {moved}\n"
+    done = f"all done already: 8 rows, 8 responses, 0 rejects in {moved}"
+    assert result.stdout == f"{done}\nlook: batchgen show {moved}\n"
     assert records.read_job(at(moved)).spec["output"]["path"] == str(moved)
     assert not (job / "grown").exists()
 

@@ -54,7 +54,8 @@ def test_run_again_all_is_done_and_no_engine_starts(demo, batchgen_process):
     before = log.stat().st_size
     again = batchgen_process("run", folder / "job.toml")
     assert again.returncode == 0
-    assert again.stdout == f"all done already: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}\n"
+    done = f"all done already: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}"
+    assert again.stdout == f"{done}\nlook: batchgen show {folder / 'out'}\n"
     assert log.stat().st_size == before
 
 
