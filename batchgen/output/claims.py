@@ -64,6 +64,10 @@ class Claims:
             self._held.add(shard)
         return taken
 
+    def is_free(self, shard: int | str) -> bool:
+        """Whether nobody holds it, alive or dead."""
+        return self._read(layout.claim(shard)) is None
+
     def release(self, shard: int | str) -> None:
         """Gives a shard back; a claim that somebody took over meanwhile stays theirs."""
         self._held.discard(shard)

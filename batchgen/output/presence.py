@@ -49,9 +49,20 @@ class Presence:
         finally:
             self._claims.release(layout.DECIDING)
 
+    def is_anyone_deciding(self) -> bool:
+        """Somebody who was killed while deciding counts too."""
+        return not self._claims.is_free(layout.DECIDING)
+
     def opened(self) -> None:
         """From now on nobody else may take the folder."""
-        self._state = "running"
+        self._say("running")
+
+    def waits(self) -> None:
+        """Takes that back."""
+        self._say(_OPENING)
+
+    def _say(self, state: str) -> None:
+        self._state = state
         self._claims.beat()
 
     def others(self) -> list[str]:

@@ -290,6 +290,40 @@ def test_runs_decide_one_at_a_time(source, tmp_path):
     assert opening.open_job(at(out), job(source, out, seed=1).record)
 
 
+@pytest.fixture
+def begun(source, tmp_path) -> Path:
+    out = tmp_path / "out"
+    assert opening.open_job(at(out), job(source, out).record)
+    return out
+
+
+def test_who_goes_on_with_the_job_waits_for_no_turn(source, begun, monkeypatch):
+    again = job(source, begun)
+    monkeypatch.setattr(Presence, "deciding", None)
+    assert opening.open_job(at(begun), again.record)
+
+
+@pytest.mark.parametrize("decides", ["still", "already"])
+def test_it_waits_where_another_job_is_getting_the_folder(source, begun, monkeypatch, decides):
+    again, other = job(source, begun), job(source, begun, seed=1)
+    opened = Presence.opened
+
+    def just_before(presence: Presence) -> None:
+        """The other one's turn comes when this one has read the record, and is not at work yet."""
+        monkeypatch.setattr(Presence, "opened", opened)
+        if decides == "already":
+            assert opening.open_job(at(begun), other.record)
+        else:
+            (begun / "_state" / "claims" / "job").write_text("elsewhere.1.x")
+        opened(presence)
+
+    monkeypatch.setattr(Presence, "opened", just_before)
+    with Presence(at(begun), 60) as presence:
+        assert not opening._joins(at(begun), again.record, presence)
+        [run] = (begun / "_state" / "runs").iterdir()
+        assert beat.decode(run.read_bytes()).state == "opening"
+
+
 def test_a_journal_without_entries_is_nothing_to_keep(source, tmp_path):
     out = tmp_path / "out"
     one = job(source, out)
