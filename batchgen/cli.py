@@ -199,10 +199,49 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
 def _end(outcome: "Outcome") -> None:
     """Prints the summary; exits 3 if more rows were rejected than the job allows."""
     show.outcome(outcome)
+    _check_rejects(outcome)
+
+
+def _check_rejects(outcome: "Outcome") -> None:
     rejected = outcome.counts.rejected if outcome.counts else 0
     most = outcome.max_rejects
     if most is not None and rejected > most:
         fail(f"{rejected} rows were rejected, max_rejects allows {most}; see batchgen rejects", EXIT_REJECTS)
+
+
+@cli.command("sweep", cls=JobCommand, short_help="Answer the same rows with several settings.")
+@job_inputs
+@click.option("--dry-run", is_flag=True, help="show the settings, requests and tokens, and generate nothing")
+@click.option("--discard", is_flag=True, help="drop what a different job has left in the output folder")
+@job_flags(of_sweeps=True)
+def sweep_command(
+    inputs: tuple[str, ...], engine: tuple[str, ...], dry_run: bool, discard: bool, **options: Any
+) -> None:
+    """Answer a sample of the input with every setting that [sweep] lists, all in one engine.
+
+    Takes a job file, flags, or both, as `run` does. Every response is the one that `run` gives with that setting.
+    Stops and resumes as `run` does, and has its exit codes.
+
+    \b
+    Examples:
+      batchgen sweep job.toml --output sweep
+      batchgen sweep job.toml --sweep temperature=0.3,0.7,1.0 --sweep top_p=0.85,1 --sweep-samples 4 --output sweep
+      batchgen sweep job.toml --dry-run
+    """
+    with exit_codes():
+        spec = flags.sweep_of(inputs, engine, options)
+        from .commands import sweep
+
+        if dry_run:
+            for seen in sweep.forecast(spec):
+                show.sweep_forecast(seen)
+            return
+        outcomes = []
+        for _, outcome in sweep.sweep(spec, discard):
+            show.outcome(outcome)
+            outcomes.append(outcome)
+    for outcome in outcomes:
+        _check_rejects(outcome)
 
 
 @cli.command("retry", cls=JobCommand, short_help="Generate again what went wrong, with other parameters.")

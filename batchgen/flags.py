@@ -4,7 +4,8 @@ import os
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
@@ -13,13 +14,14 @@ from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
 from .errors import JobError
 from .host import safeopen
 from .job.sampling import Sampling
-from .job.spec import TABLES, JobSpec, load
+from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
 COLUMN_KEYS = ("seed", "sampling", "system", "adapter")  # of [input], where other tables have the value itself
 PREFIXES = {"limits": "limit"} | {
-    table: table for table in ("translate", "score", "metrics")
+    table: table for table in ("translate", "score", "metrics", "sweep")
 }  # of flags whose keys say little
+VARY = ("sweep", "vary")  # the key whose flag is --sweep
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 
@@ -76,6 +78,8 @@ def flag_name(table: str, key: str) -> str:
     """A key's flag: the key itself with dashes, unless another key or another meaning is in the way."""
     if table == "input" and key in COLUMN_KEYS:
         return f"--{key}-column"
+    if (table, key) == VARY:
+        return "--sweep"
     if table in PREFIXES:
         return f"--{PREFIXES[table]}-{key}".replace("_", "-")
     names = {"path": table, "format": f"{table}-format", "columns": "column"}
@@ -92,6 +96,28 @@ class Json(click.ParamType):
             return msgspec.json.decode(value) if isinstance(value, str) else value
         except msgspec.DecodeError as error:
             self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
+
+class Varied(click.ParamType):
+    """KEY=VALUE,VALUE of --sweep: the key and its list."""
+
+    name = "varied"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        key, equals, text = value.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not text:
+            self.fail(f"{value!r}: write KEY=VALUE,VALUE such as temperature=0.3,0.7", param, ctx)
+        if key not in VARIED:
+            self.fail(f"{key}: is no key of [sampling], nor template{nearest(key, VARIED)}", param, ctx)
+        try:
+            return key, tomllib.loads(f"v = [{text}]")["v"]
+        except tomllib.TOMLDecodeError:
+            return key, [text]  # a text without quotes may have commas of its own
+
+
+def _whole_or_text(value: str) -> int | str:
+    return int(value) if value.isdecimal() else value
 
 
 class JobCommand(click.Command):
@@ -135,14 +161,16 @@ any_version_flag = click.option(
 )
 
 
-def job_flags(defaults: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def job_flags(defaults: bool = True, of_sweeps: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option for each key of the job file, --engine and --engine-any-version.
 
+    of_sweeps: with the keys of tables that only a sweep reads
     defaults: whether the help shows them; where a key that is not given comes from an existing job, they are not true
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        options = [_option(key, defaults) for key in keys() if (key.table, key.name) != ("input", "path")]
+        wanted = [key for key in keys() if of_sweeps or key.table not in OF_SWEEPS]
+        options = [_option(key, defaults) for key in wanted if (key.table, key.name) != ("input", "path")]
         for option in reversed([*options, engine_flag, any_version_flag]):
             command = option(command)
         return command
@@ -154,7 +182,11 @@ def _option(key: Key, show_default: bool) -> Callable[..., Any]:
     name = flag_name(key.table, key.name)
     kind = get_args(key.type)[0] if get_origin(key.type) is list else key.type
     multiple = get_origin(key.type) is list
-    if kind == dict[str, str]:
+    if (key.table, key.name) == VARY:
+        kind, multiple = Varied(), True
+    elif get_origin(kind) in (Union, UnionType):
+        kind = _whole_or_text
+    elif kind == dict[str, str]:
         kind, multiple = str, True
     elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         kind, multiple = Json(), False
@@ -169,7 +201,7 @@ def _option(key: Key, show_default: bool) -> Callable[..., Any]:
         type=None if kind is bool else kind,
         multiple=multiple,
         default=None,
-        metavar="NAME" if is_long else None,
+        metavar="KEY=VALUES" if name == "--sweep" else "NAME" if is_long else None,
         help=_help(key, name, multiple, is_long) + (_default(key) if show_default else ""),
     )
 
@@ -199,8 +231,18 @@ def by_table(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str
         table, _, key = name.partition("__")
         if value is not None and value != ():
             tables.setdefault(table, {})[key] = list(value) if isinstance(value, tuple) else value
+    if "vary" in (given := tables.get("sweep", {})):
+        tables["sweep"] = {key: value for key, value in given.items() if key != "vary"} | _lists(given["vary"])
     tables |= {"engine": engine_args(engine)}
     return {table: values for table, values in tables.items() if values}
+
+
+def _lists(varied: list[tuple[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The values of --sweep, by key. One that comes twice has the values of both."""
+    lists: dict[str, list[Any]] = {}
+    for key, values in varied:
+        lists.setdefault(key, []).extend(values)
+    return lists
 
 
 def engine_args(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -220,7 +262,13 @@ def _engine_arg(setting: str) -> tuple[str, Any]:
 
 
 def spec_of(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
-    """The job that a command line names: a job file first, if there is one, then input. Raises JobError."""
+    """The job that a command line names: a job file first, if there is one, then input. What the file says of a sweep
+    is passed over. Raises JobError."""
+    return without_sweep(sweep_of(inputs, engine, options))
+
+
+def sweep_of(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str, Any]) -> JobSpec:
+    """The same with what it says of a sweep."""
     job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
     if job_file is None and files and _is_other_job_file(Path(files[0])):
         raise JobError(

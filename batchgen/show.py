@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from .errors import shown
 from .host import console, terminal
+from .job.settings import named
 from .output.counts import Counts, by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.replay import Replay
     from .commands.results import Results
     from .commands.status import Status, Worker
+    from .commands.sweep import Forecast as SweepForecast
     from .commands.verify import Verdict
     from .run.run import Outcome
     from .task.generate import Prompted
@@ -83,6 +85,28 @@ def outcome(done: "Outcome") -> None:
         )
     if done.counts and done.counts.responses:
         console.say(f"look: batchgen show {shlex.quote(str(done.out))}")
+
+
+def sweep_forecast(seen: "SweepForecast") -> None:
+    job, settings = seen.job, seen.settings
+    same = sum(len(setting.same) for setting in settings)
+    rows = f"{job.plan.rows:,} of {sum(file.rows for file in job.plan.files):,}"
+    once = seen.requests - seen.distinct
+    facts(
+        {
+            "model": shown(job.model.name),
+            "settings": f"{len(settings):,}{f'; {same:,} more mean the same as one of them' if same else ''}",
+            "rows": f"{rows}; {seen.rejects.total():,} rejects{by_reason(dict(sorted(seen.rejects.items())))}",
+            "requests": f"{seen.requests:,}{f', of which {once:,} have the answer of another one' if once else ''}",
+            "tokens": f"{seen.prompt_tokens:,} of prompts, at most {seen.most_tokens:,} of responses",
+            "output": shown(str(job.out)),
+        },
+        width=9,
+    )
+    for setting in settings:
+        say(f"  {setting.number:4} {shown(setting.name)}")
+        for changes in setting.same:
+            say(f"       the same: {shown(named(changes))}")
 
 
 def exported(results: "Results", to: object) -> None:

@@ -9,7 +9,8 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -36,6 +37,7 @@ UNITS = {
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
 WHEN_THERE = {
+    "setting": "; in a sweep",
     "logprobs": "; if `[sampling] logprobs` is set",
     "adapter": "; if the job has adapters",
     "reasoning": "; if `[model] reasoning_parser` is set",
@@ -101,6 +103,8 @@ def _word(kind: Any) -> str:
         return f"list of {_word(inner[0])}s"
     if origin is Literal:
         return "choice"
+    if origin in (Union, UnionType):
+        return " or ".join(f"`{get_args(each)[0]}`" if get_origin(each) is Literal else _word(each) for each in inner)
     return WORDS.get(kind, "table")
 
 

@@ -166,10 +166,10 @@ def patch(engine):
 
 
 class Run:
-    """`batchgen run`, started as a shell starts a job: in a process group of its own."""
+    """`batchgen run`, started as a shell starts a job: in a process group of its own. name: of another command"""
 
-    def __init__(self, source: Path, out: Path, *flags: object, env: dict[str, str] | None = None):
-        command = [Path(sys.executable).with_name("batchgen"), "run", source, "--model", MODEL, "--output", out, *flags]
+    def __init__(self, source: Path, out: Path, *flags: object, env: dict[str, str] | None = None, name: str = "run"):
+        command = [Path(sys.executable).with_name("batchgen"), name, source, "--model", MODEL, "--output", out, *flags]
         self.out = out
         self.begin = time.monotonic()
         self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115

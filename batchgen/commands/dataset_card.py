@@ -68,6 +68,8 @@ def text(
     columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
     engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
     parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
+    if record.settings["sweep"]["method"]:
+        parts["sweep"] = {name: value for name, value in record.settings["sweep"].items() if value}
     if record.settings["translate"]["fields"]:
         parts["translate"] = {name: value for name, value in record.settings["translate"].items() if value}
     if parser := record.settings.get("model", {}).get("reasoning_parser"):

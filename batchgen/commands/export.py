@@ -55,6 +55,8 @@ def _asked_of(out: Path, format: str, columns: str, partial: bool) -> Results:
     if format in OF_RESPONSES and (is_translated or results.spec.score.mode != "off"):
         what = "translated records" if is_translated else "scores"
         raise JobError(f"--format {format}: {what} are no responses; take jsonl, csv, parquet or hf")
+    if format == "openai-batch" and results.spec.sweep.method:
+        raise JobError("--format openai-batch: has one answer to a request, and a sweep several; take jsonl or parquet")
     return records_of(results, format, columns) if is_translated else results
 
 

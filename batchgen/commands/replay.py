@@ -28,7 +28,7 @@ from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import run, run_job
-from ..task.output_columns import from_column
+from ..task.output_columns import SETTING, from_column
 from ..task.segment_rows import SegmentRow
 from .verify import open_finished
 
@@ -80,6 +80,7 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
     columns = [
         "id",
         "row",
+        *([SETTING] if spec.sweep.method else []),
         "sample",
         "conversation",
         "response",
@@ -121,12 +122,13 @@ def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
             "control_tokens": old.control_tokens,
         }
         tables["sampling"] |= {"n": 1}
-        tables["check"] = {}
+        tables["check"] = tables["sweep"] = {}
         tables["engine"] |= given
         again = msgspec.convert(tables, JobSpec)
         done = run(again).out
         planned = record.job_of(done).plan.shards
-        after = [row for each in planned for row in shard.read(done, each, columns).to_pylist()]
+        told = [name for name in columns if name != SETTING]
+        after = [row for each in planned for row in shard.read(done, each, told).to_pylist()]
         here = shard.sampler(shard.metadata(done, planned[0]))
     return dataclasses.replace(_compare(before, after, drew, here), spaced=spaced)
 
@@ -178,7 +180,8 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]], drew: li
     first = ""
     if different:
         was, now = different[0]
-        first = f"row {was['row']} sample {was['sample']}: {was['response']!r} then, {now['response']!r} now"
+        setting = f" setting {was[SETTING]}" if SETTING in was else ""
+        first = f"row {was['row']}{setting} sample {was['sample']}: {was['response']!r} then, {now['response']!r} now"
     return Replay(len(alike), len(alike) - len(different), first, left_out, here)
 
 

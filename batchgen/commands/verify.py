@@ -18,8 +18,10 @@ from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import close
 from ..task.flow import work_of
-from ..task.output_columns import always
+from ..task.generate import Generate, Prompted
+from ..task.output_columns import SETTING, always
 from ..task.score import Score, Scored
+from ..task.sweep import Swept
 from ..task.translate import Translate
 from . import verify_translation
 
@@ -116,13 +118,13 @@ def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, qu
         verdict.problems += [f"{path}: {wrong}"] if wrong else []
         return
     scores = isinstance(job.task, Score)
-    columns = ["row", "id", "prompt_tokens", "scores"] if scores else ["row", "sample", "id", "seed", "prompt_tokens"]
+    columns = ["id", "prompt_tokens", *(["row", "scores"] if scores else [*_named_by(job.spec), "seed"])]
     answers = shard.read(out, planned, columns).to_pylist()
     rejects = shard.read_rejects(out, planned)
     reasons = Counter(line["reason"] for line in rejects)
     verdict.counts += Counts(rows=len(planned.row_numbers), responses=len(answers), rejects=dict(reasons))
     found = list(_found(answers, rejects))
-    seeds = {} if scores else {(row["row"], row["sample"]): row["seed"] for row in answers}
+    seeds = {} if scores else {_name(row): row["seed"] for row in answers}
     expected = list(_expected(job, planned, reader, {line["row"]: line for line in rejects}, seeds))
     for has, should in zip(found, expected, strict=False):
         if has != should:
@@ -142,16 +144,25 @@ def set_aside_by(out: Store) -> str:
     return f"`batchgen verify {out} --quarantine` sets it aside, and the next run makes it again"
 
 
+def _named_by(spec: JobSpec) -> list[str]:
+    """The columns by which a response is one of its row's."""
+    return ["row", *([SETTING] if spec.sweep.method else []), "sample"]
+
+
+def _name(row: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(row[column] for column in ("row", SETTING, "sample") if column in row)
+
+
 def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """What a shard and its rejects hold, by row and sample."""
-    lines = [(line["row"], -1, line["id"], "rejected", line["reason"]) for line in rejects]
+    """What a shard and its rejects hold, by row, setting and sample."""
+    lines: list[tuple[Any, ...]] = [(line["row"], -1, line["id"], "rejected", line["reason"]) for line in rejects]
     lines += [
         (row["row"], 0, row["id"], row["prompt_tokens"], *((each["text"], each["tokens"]) for each in row["scores"]))
         if "scores" in row
-        else (row["row"], row["sample"], row["id"], row["seed"], row["prompt_tokens"])
+        else (*_name(row), row["id"], row["seed"], row["prompt_tokens"])
         for row in answers
     ]
-    yield from sorted(lines, key=lambda line: line[:2])
+    yield from sorted(lines, key=lambda line: line[:3])
 
 
 def _expected(
@@ -159,10 +170,10 @@ def _expected(
     planned: Shard,
     reader: Reader,
     rejected: dict[int, dict[str, Any]],
-    seeds: dict[tuple[int, int], int],
+    seeds: dict[tuple[int, ...], int],
 ) -> Iterator[tuple[Any, ...]]:
-    """What the input says they must hold. rejected: the shard's reject lines by row; seeds: its responses', by row and
-    sample, each of which may be that of any try."""
+    """What the input says they must hold. rejected: the shard's reject lines by row; seeds: its responses', by name,
+    each of which may be that of any try."""
     unmade = frozenset(row for row, line in rejected.items() if line["reason"] in UNFORESEEN)
     task = dataclasses.replace(job.task, skip=unmade)  # type: ignore[type-var]
     for row, work in work_of(task, reader, [planned]):
@@ -175,12 +186,21 @@ def _expected(
         elif isinstance(work, Scored):
             scored = ((target.text, len(target.token_ids)) for target in work.targets)
             yield row.number, 0, work.id, len(work.prompted.prompt_token_ids), *scored
+        elif isinstance(work, Swept):
+            for setting, generate in enumerate(job.task.generates):  # type: ignore[attr-defined]
+                yield from _of_setting(generate, work.made[setting], (row.number, setting), seeds)
         else:
-            requests = work.requests
-            if job.spec.sampling.rerank:  # one of the samples, whichever the model found likeliest
-                requests = [each for each in requests if (row.number, each.name.sample) in seeds] or requests[:1]
-            for request in requests:
-                sample = request.name.sample
-                found = seeds.get((row.number, sample))
-                seed = found if found in job.generate.seeds_of(work, request) else request.seed
-                yield row.number, sample, work.id, seed, len(request.prompt_token_ids)
+            yield from _of_setting(job.generate, work, (row.number,), seeds)
+
+
+def _of_setting(
+    generate: Generate, made: Prompted, name: tuple[int, ...], seeds: dict[tuple[int, ...], int]
+) -> Iterator[tuple[Any, ...]]:
+    """The responses of a row with its setting, which a plain job has one of. name: of both"""
+    requests = made.requests
+    if generate.spec.sampling.rerank:  # one of the samples, whichever the model found likeliest
+        requests = [each for each in requests if (*name, each.name.sample) in seeds] or requests[:1]
+    for request in requests:
+        found = seeds.get(full := (*name, request.name.sample))
+        seed = found if found in generate.seeds_of(made, request) else request.seed
+        yield *full, made.id, seed, len(request.prompt_token_ids)

@@ -20,6 +20,8 @@ from .file_formats import chunks
 from .files import find
 from .scan import COMPRESSION_BY_ENDING, InputFile, Part, digest_of, scans, warn_of_unfinished
 
+PICKED_ROWS = 25  # at least, of a shard of rows that were picked from all over the input, but for the last
+
 # The column names of a JSONL file are taken from this many rows at its head.
 SAMPLE_ROWS = 1000
 DIGITS = 5  # of a shard's number; up to job format 4 of those above 99,999 too
@@ -263,6 +265,35 @@ def only_rows(plan: Plan, rows: Iterable[int]) -> Plan:
         for index, (shard, picked) in enumerate(some)
     ]
     return Plan(plan.files, shards)
+
+
+def spread_rows(plan: Plan, rows: int, draw: Callable[[int], int]) -> Plan:
+    """The same plan with so many rows, one from each of as many equal stretches of the input: data whose kinds come in
+    turns is met at no fixed step. All of them, if there are no more.
+
+    draw: a number from 0 to 2**53 - 1, of a stretch by its own number
+    """
+    total = plan.rows
+    if rows >= total:
+        return plan
+    begins = [total * number // rows for number in range(rows + 1)]
+    picked = [begin + draw(number) % (end - begin) for number, (begin, end) in enumerate(itertools.pairwise(begins))]
+    return _joined(only_rows(plan, picked))
+
+
+def _joined(plan: Plan) -> Plan:
+    """The same rows in fewer shards: of few rows each, they would be many small files."""
+    shards: list[Shard] = []
+    for shard in plan.shards:
+        last = shards[-1] if shards else None
+        if last and len(last.row_numbers) < PICKED_ROWS:
+            rows = shard.first_row + shard.rows - last.first_row
+            both = [*last.row_numbers, *shard.row_numbers]
+            shards[-1] = msgspec.structs.replace(last, rows=rows, picked=both)
+        else:
+            shards.append(msgspec.structs.replace(shard, index=len(shards)))
+    of, digits = len(shards), _digits_of(len(shards))
+    return Plan(plan.files, [msgspec.structs.replace(shard, of=of, digits=digits) for shard in shards])
 
 
 def _finder(plan: Plan) -> Callable[[int], tuple[InputFile, int] | None]:

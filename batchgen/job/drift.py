@@ -12,7 +12,7 @@ from .sampling import Sampling
 from .spec import TABLES, JobSpec
 
 # Tables that older versions do not have: with defaults they leave the fingerprint as is.
-LATER = frozenset({"check", "limits", "translate", "score", "metrics"})
+LATER = frozenset({"check", "limits", "translate", "score", "metrics", "sweep"})
 
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result.
@@ -24,6 +24,7 @@ MEANS = {
     "check": frozenset(),
     "score": frozenset(),
     "metrics": frozenset("reference use scorer best language resamples".split()),  # shards hold none of it
+    "sweep": frozenset({"samples", "model"}),  # [sampling] n of the sweep, and digests, are results
     "translate": frozenset({"glossary", "memory"}),  # what they hold is a result
     "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
     "model": frozenset({"path", "revision", "allow_withdrawn", "adapter"}),  # the digests of its files are results

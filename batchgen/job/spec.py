@@ -18,7 +18,7 @@ from ..host import clock, credentials
 from . import own_check
 from .output_path import check_output_path
 from .row_limits import ROW_BYTES, ROW_VALUES
-from .sampling import INT32, GivenSampling, JobSampling
+from .sampling import INT32, NAMES, GivenSampling, JobSampling
 from .trust import refuse_risks
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -51,7 +51,7 @@ InputFormat = Literal[
     "text",
 ]
 PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
-OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids", "source"]
+OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids", "mean_logprob", "source"]
 
 
 class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -326,6 +326,74 @@ class MetricsTable(_Table, frozen=True):
             raise ValueError(f"scorer: {self.scorer!r:.80} is no function of a file: write FILE.py:FUNCTION")
 
 
+VARIED = (*NAMES, "n", "seed", "rerank", "template")  # what [sweep] takes lists of: all of [sampling], and the template
+
+
+class SweepTable(_Table, frozen=True):
+    """`[sweep]`: the same rows with several settings. job/settings.py makes these of it.
+
+    method: None if the job is no sweep
+    vary: in the order of the settings
+    """
+
+    method: (
+        Annotated[
+            Literal["grid", "list", "random"],
+            Meta(
+                description="grid, the default: every combination of the values; list: the first of each list "
+                "together, then the second of each; random: [sweep] trials combinations, drawn"
+            ),
+        ]
+        | None
+    ) = None
+    trials: Annotated[int, Meta(ge=1, le=10_000, description="combinations that method random draws")] = 20
+    rows: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["all"],
+        Meta(description="how many rows, one from each of as many equal stretches of the input; or all"),
+    ] = 200
+    samples: (
+        Annotated[int, Meta(ge=1, le=1024, description="responses of a row in each setting; default: [sampling] n")]
+        | None
+    ) = None
+    vary: Annotated[
+        dict[str, list[Any]],
+        Meta(description="values of a key of [sampling], or of template; in the file KEY = [...] in [sweep] itself"),
+    ] = {}
+    also: Annotated[
+        list[dict[str, Any]],
+        Meta(description="further settings, each with a name and what it changes (as JSON in a flag)"),
+    ] = []
+    model: Annotated[list[str], Meta(description="several models, one after the other, each with all settings")] = []
+
+    def __post_init__(self) -> None:
+        if empty := next((key for key, values in self.vary.items() if not values), None):
+            raise ValueError(f"{empty}: has no values; leave it out, or list some")
+        vary = {key: [_varied(key, value) for value in values] for key, values in self.vary.items()}
+        if self.method == "list" and len({len(values) for values in vary.values()}) > 1:
+            counted = ", ".join(f"{key} {len(values)}" for key, values in vary.items())
+            raise ValueError(f"method: list takes the values one by one, so all lists have to be as long: {counted}")
+        also = [{key: _varied(key, value) for key, value in setting.items()} for setting in self.also]
+        msgspec.structs.force_setattr(self, "vary", vary)
+        msgspec.structs.force_setattr(self, "also", also)
+
+
+def _varied(key: str, value: Any) -> Any:
+    """A value that a key has in a setting, in the type of that key. Raises ValueError unless it may vary so."""
+    if key in ("template", "name"):
+        if not isinstance(value, str):
+            raise ValueError(f"{key}: expected str: {value!r:.80}")
+        return value
+    if key == "logprobs":
+        raise ValueError("logprobs: changes no response; set it in [sampling]")
+    if key not in VARIED:
+        raise ValueError(f"{key}: unknown key{nearest(key, VARIED)}")
+    kind = GivenSampling if key in NAMES else JobSampling  # which also looks at what keys are to each other
+    try:
+        return msgspec.to_builtins(getattr(msgspec.convert({key: value}, kind, str_keys=True), key), str_keys=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{key}: {plain(str(error).partition(' - at ')[0])}: {value!r:.80}") from None
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -339,6 +407,7 @@ class JobSpec(_Table, frozen=True):
     translate: TranslateTable = TranslateTable()
     score: ScoreTable = ScoreTable()
     metrics: MetricsTable = MetricsTable()
+    sweep: SweepTable = SweepTable()
     limits: LimitsTable = LimitsTable()
 
 
@@ -352,8 +421,12 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "translate": TranslateTable,
     "score": ScoreTable,
     "metrics": MetricsTable,
+    "sweep": SweepTable,
     "limits": LimitsTable,
 }
+
+
+OF_SWEEPS = ("sweep",)  # tables that `batchgen sweep` reads, and every other command passes over
 
 
 def keys_of(table: str) -> list[str]:
@@ -373,12 +446,14 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """
     data = _read(Path(job_file)) if job_file else {}
     where = job_file or "flags"
+    _gather_lists(data, where)
     _check_keys(data, where)
     in_file = data.get("engine", {})
     _refuse_secrets(flags, "flags")
     _make_absolute(flags, current_folder())
+    _gather_lists(flags, "flags")
     for table, values in flags.items():
-        data[table] = {**data.get(table, {}), **values}
+        data[table] = _merged(data.get(table, {}), values)
     _check_keys(data, where)
     refuse_risks(in_file, where, flags.get("engine", {}))
     for table in ("input", "model", "output"):
@@ -392,6 +467,30 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     with on_disk(Path(spec.output.path)):
         check_output_path(f"{where}: [output] path", spec.output.path)
     return spec
+
+
+def _gather_lists(tables: dict[str, Any], where: str) -> None:
+    """Puts the lists of `[sweep]` where its struct has them, in their order. Raises JobError."""
+    given = tables.get("sweep")
+    if not isinstance(given, dict):
+        return
+    lists = {key: value for key, value in given.items() if key in VARIED}
+    if wrong := next((key for key, value in lists.items() if not isinstance(value, list)), None):
+        raise JobError(f"{where}: [sweep] {wrong}: is not a list of values: write {wrong} = [...]")
+    if lists:
+        rest = {key: value for key, value in given.items() if key not in VARIED}
+        tables["sweep"] = {**rest, "vary": {**rest.get("vary", {}), **lists}}
+
+
+def _merged(in_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A table with the flags on top. A list to vary is a key of its own."""
+    vary = {"vary": {**in_file["vary"], **given["vary"]}} if "vary" in in_file and "vary" in given else {}
+    return {**in_file, **given, **vary}
+
+
+def without_sweep(spec: JobSpec) -> JobSpec:
+    """The job that a job file means to whoever makes no sweep of it."""
+    return msgspec.structs.replace(spec, **{table: TABLES[table]() for table in OF_SWEEPS})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -441,6 +540,9 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
                 continue
             path = absolute(values["path"])
             values["path"] = [path] if table == "input" and isinstance(path, str) else path
+    of_sweep = tables.get("sweep")
+    if isinstance(of_sweep, dict) and isinstance(of_sweep.get("model"), list):
+        of_sweep["model"] = [model_path(each, folder) if isinstance(each, str) else each for each in of_sweep["model"]]
     of_texts = tables.get("translate")
     if isinstance(of_texts, dict):
         of_texts |= {key: absolute(of_texts[key]) for key in ("glossary", "memory") if of_texts.get(key)}
@@ -526,7 +628,7 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
             raise JobError(f"{where}: {table} must be a table: [{table}]")
         if table == "engine":
             continue
-        keys = keys_of(table)
+        keys = [*keys_of(table), *(VARIED if table == "sweep" else ())]
         for key in values:
             if key not in keys:
                 raise JobError(f"{where}: [{table}] {key}: unknown key{nearest(key, keys)}")

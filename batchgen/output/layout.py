@@ -5,6 +5,7 @@ one out.
     part-00000-of-00040.parquet                a finished shard (shard.py)
     _rejects/part-00000-of-00040.jsonl         the rows of it that were rejected
     _segments/part-00000-of-00040.parquet      what became of its segments, if it was translated (segments.py)
+    _sweep/                                    what a sweep comes to: settings.json and others (commands/sweep.py)
     _SUCCESS                                   the accounting of a finished job (success.py)
     .huggingface.yaml                          tells `datasets` which files are data
     _state/checksums/part-00000-of-00040.json  digests and counts of a finished shard
@@ -26,6 +27,12 @@ SUCCESS = "_SUCCESS"
 HUGGING_FACE = ".huggingface.yaml"
 REJECTS = "_rejects"
 SEGMENTS = "_segments"
+SWEEP = "_sweep"
+SETTINGS = "_sweep/settings.json"  # of a sweep
+METRICS = "_sweep/metrics.parquet"  # a value per row, setting and metric
+SUMMARY = "_sweep/summary.json"  # the settings compared
+BEST = "_sweep/best.toml"  # the best of them, to paste into a job file
+REPORT = "_sweep/report.html"  # a page of all that
 STATE = "_state"
 CLAIMS = "_state/claims"
 RUNS = "_state/runs"
@@ -36,8 +43,8 @@ GROWN = "_state/grown"
 QUARANTINE = "_state/quarantine"
 
 FROM_THE_START = (STATE, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS)
-WHEN_NEEDED = (REJECTS, SEGMENTS, GROWN, QUARANTINE)
-FOLDERS = (STATE, REJECTS, SEGMENTS, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS, GROWN, QUARANTINE)
+WHEN_NEEDED = (REJECTS, SEGMENTS, SWEEP, GROWN, QUARANTINE)
+FOLDERS = (STATE, REJECTS, SEGMENTS, SWEEP, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS, GROWN, QUARANTINE)
 
 DECIDING = "job"  # the claim of a run that decides which job the folder is
 

@@ -154,7 +154,7 @@ def part_names(out: Store) -> list[str]:
 def _clear(out: Store) -> None:
     """Removes all that a job has made, but for what people may want to look at: logs, and what was set aside."""
     out.remove(layout.SUCCESS, *part_names(out), durable=True)
-    out.empty(layout.REJECTS, layout.SEGMENTS, layout.JOURNALS, layout.CHECKSUMS, layout.GROWN)
+    out.empty(layout.REJECTS, layout.SEGMENTS, layout.SWEEP, layout.JOURNALS, layout.CHECKSUMS, layout.GROWN)
 
 
 # --- later

@@ -29,6 +29,7 @@ from ..input.template import Template
 from ..job import drift, own_check
 from ..job.row_limits import RowLimits
 from ..job.sampling import NAMES, JobSampling, RepetitionDetection, Sampling
+from ..job.settings import Setting
 from ..job.spec import CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
@@ -41,9 +42,10 @@ from ..task import tries
 from ..task.generate import Generate
 from ..task.output_columns import SCORES, columns_of
 from ..task.score import TOKENS
+from ..task.sweep import Sweep
 from ..task.task import Task
 from ..task.translate import Translate
-from . import scoring, translation
+from . import scoring, sweeping, translation
 
 # Eight times in a row what takes three tokens or more: 24 tokens of "....." are the model's business, 24 of them thrice
 # are not. Patterns of more than 40 tokens are the check's, which sees the text at its end.
@@ -54,7 +56,7 @@ LOOP = RepetitionDetection(max_pattern_size=40, min_pattern_size=3, min_count=8)
 class Job:
     """A job, resolved: what is done to which rows, by which model, and where the results go.
 
-    generate: what makes the task's prompts; often the task itself
+    generate: what makes the task's prompts, often the task itself; of a sweep with the first setting
     """
 
     spec: JobSpec
@@ -71,6 +73,11 @@ class Job:
         """What the job's engine is made with: [engine], and what of other tables vLLM has among its EngineArgs."""
         parser = self.spec.model.reasoning_parser
         return self.spec.engine | ({"reasoning_parser": parser} if parser else {})
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        """What rows that bring no parameters are answered with: of a sweep, with each setting."""
+        return [each.sampling for each in (self.task.generates if isinstance(self.task, Sweep) else [self.generate])]
 
     @property
     def task_alone(self) -> Task:
@@ -107,6 +114,8 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         spec = translation.resolved(spec)
     if spec.score.mode != "off":
         scoring.check(spec)
+    if spec.sweep.method:
+        spec = sweeping.resolved(spec)
     check_args(spec.engine)
     check_parameters(name for name in NAMES if getattr(spec.sampling, name) is not None)
     if spec.model.reasoning_parser:
@@ -119,17 +128,18 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     if plan is None:
         plan = _plan(spec, out, old, discard)
         is_new = old is None or plan is not old.plan
-    template = _template(spec)
+    templates = _templates(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
         if spec.score.mode != "off":
             scoring.check_columns(spec, plan.files)
         if spec.translate.fields:
             translation.check_fields(spec, plan.files)
         elif spec.score.mode != "text":
-            checks.check_columns(plan.files, spec.input.format, template)
+            for template in templates.values():
+                checks.check_columns(plan.files, spec.input.format, template)
         checks.check_names(plan.files, spec.input)
     if is_new:
-        checks.tell(plan, spec.input, has_template=bool(template) or spec.score.mode == "text")
+        checks.tell(plan, spec.input, has_template=all(templates.values()) or spec.score.mode == "text")
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
@@ -137,7 +147,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
     checker = _checker(spec, model)
     spec, for_rows = _sampling(spec, model, format, checker)
-    check_speculation(spec.engine, for_rows)
+    settings = sweeping.settings(spec) if spec.sweep.method else []
+    samplings = [_of_setting(setting, checker) for setting in settings]
+    for params in samplings or [for_rows]:
+        check_speculation(spec.engine, params)
 
     def made(record: JobRecord) -> Job:
         generate = Generate(
@@ -146,7 +159,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             context=context,
             format=format,
             sampling=for_rows,
-            template=template,
+            template=templates.get(spec.prompt.template),
             columns=[] if spec.translate.fields else columns,
             checker=checker,
             control_tokens=record.control_tokens,
@@ -161,12 +174,21 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             task = translation.task_of(spec, generate, taken_apart, translation.memory_of(spec, out, record))
         elif spec.score.mode != "off":
             task = scoring.task_of(spec, generate, context, columns)
+        elif settings:
+            generates = [
+                replace(generate, spec=setting.of(spec), sampling=params, template=templates[setting.template])
+                for setting, params in zip(settings, samplings, strict=True)
+            ]
+            task, generate = Sweep(spec, settings, generates, generate.skip), generates[0]
         return Job(spec, out, model, context, plan, record, task, generate)
 
     if not begun:
-        _check_tries(spec, for_rows, checker)
+        for params in samplings or [for_rows]:
+            _check_tries(spec, params, checker)
     engine = choice.of_results(begun.results) if begun else choice.chosen()
     results = _results(spec, model, engine, context, format, plan, columns, begun)
+    if spec.sweep.method:
+        results |= sweeping.results_of(spec, results)
     if spec.translate.fields:
         known = begun.results["translate"] if begun else {}
         results["translate"] |= translation.results_of(spec, known)
@@ -228,6 +250,11 @@ def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Pl
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     where = str(out), spec.input.follow_links
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
+    if old and known and not sweeping.picks_same_rows(spec, old):
+        known = None
+    if spec.sweep.method:
+        plan = plan_input(paths, shard_rows, known, False, *where)
+        return plan if known and plan is known else sweeping.pick_rows(plan, spec)
     if old is None or known is None or old.retry_of or not (incremental or known.growth):
         return plan_input(paths, shard_rows, known, incremental, *where)
     plan, changed = grow(paths, shard_rows, known, *where)
@@ -304,6 +331,16 @@ def _stop_loops(resolved: JobSampling, table: CheckTable) -> JobSampling:
     return msgspec.structs.replace(resolved, repetition_detection=LOOP)
 
 
+def _of_setting(setting: Setting, checker: Checker) -> Sampling:
+    """What holds for a row with a setting of a sweep. Raises JobError."""
+    params = setting.as_sampling.for_rows()
+    try:
+        checker.check(params)
+    except (ValueError, Reject) as error:
+        raise JobError(f"[sweep] {setting.name}: {error}") from None
+    return params
+
+
 def _check_tries(spec: JobSpec, for_rows: Sampling, checker: Checker) -> None:
     """Raises JobError if a check is none, or further tries have parameters that no response can have."""
     checks_of(spec.check)
@@ -313,11 +350,17 @@ def _check_tries(spec: JobSpec, for_rows: Sampling, checker: Checker) -> None:
         raise JobError(f"[check] retry: {error}") from None
 
 
-def _template(spec: JobSpec) -> Template | None:
+def _templates(spec: JobSpec) -> dict[str, Template | None]:
+    """By their texts; several only of a sweep. Raises JobError."""
+    texts = sweeping.templates(spec) if spec.sweep.method else [spec.prompt.template]
+    return {text: _template(text) for text in texts}
+
+
+def _template(text: str) -> Template | None:
     try:
-        return Template(spec.prompt.template) if spec.prompt.template else None
+        return Template(text) if text else None
     except ValueError as error:
-        raise JobError(f"[prompt] template {spec.prompt.template!r}: {error}") from None
+        raise JobError(f"[prompt] template {text!r}: {error}") from None
 
 
 def _results(

@@ -77,7 +77,8 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
         engine = engine_class()(job.model, job.engine_args, job.context)
-        engine.check(job.generate.sampling)
+        for params in job.samplings:
+            engine.check(params)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))
     garbage.collect_rarely()  # again, with all that is there now
     report(Started(time.monotonic() - begin, engine.sampler, engine.device))

@@ -170,8 +170,8 @@ def _closed(job: Job, presence: Presence) -> Counts:
 
 def _rows_done(job: Job, supervisor: Supervisor) -> int:
     """Rows that this run finished, by what is on the disk: a worker that was lost can no longer say what it had. How
-    many answers a translated row needs no journal says; of those the rows of finished shards count."""
-    if job.spec.translate.fields:
+    many answers a row of a translation or a sweep needs no journal says; of those the rows of finished shards count."""
+    if job.spec.translate.fields or job.spec.sweep.method:
         return supervisor.totals.rows
     open_rows = 0
     with contextlib.suppress(Stopped):

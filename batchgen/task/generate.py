@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -45,6 +45,10 @@ class Draft(NamedTuple):
     seed: int | None
     adapter: str | None
     asked: ToFit
+
+
+Made = Fitted | Reject
+Drafts = TypeVar("Drafts")
 
 
 class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -152,17 +156,23 @@ class Generate:
     # --- a row becomes requests
 
     def prepare(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prompted | Reject]]:
-        drafted = self._drafted(rows)
+        drafted = ((row, self.drafted(row)) for row in rows)
+        asking = ((row, draft, [] if isinstance(draft, Reject) else [draft.asked]) for row, draft in drafted)
+        for row, draft, fitted in self.fit_all(asking):
+            yield row, draft if isinstance(draft, Reject) else self.finish(draft, *fitted)
+
+    def fit_all(self, drafted: Iterator[tuple[Row, Drafts, list[ToFit]]]) -> Iterator[tuple[Row, Drafts, list[Made]]]:
+        """Rows with the prompts that they ask for."""
         if not self.checker.has_prompts:
-            for row, draft in drafted:
-                yield row, draft if isinstance(draft, Reject) else self.finish(draft, self.fit_here(draft.asked))
+            for row, drafts, asked in drafted:
+                yield row, drafts, [self.fit_here(each) for each in asked]
             return
         some = list(islice(drafted, TOGETHER))
         while some:
-            prompts = self.checker.fit([draft.asked for _, draft in some if isinstance(draft, Draft)])
+            prompts = self.checker.fit([each for _, _, asked in some for each in asked])
             following = list(islice(drafted, TOGETHER))  # while the prompts are made
-            for row, draft in some:
-                yield row, draft if isinstance(draft, Reject) else self.finish(draft, next(prompts))
+            for row, drafts, asked in some:
+                yield row, drafts, list(islice(prompts, len(asked)))
             some = following
 
     def prepare_row(self, row: Row) -> Prompted:
@@ -178,17 +188,16 @@ class Generate:
         except (Reject, MemoryError):
             return str(row.number)
 
-    def _drafted(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Draft | Reject]]:
-        for row in rows:
-            try:
-                yield row, self.draft(row)
-            except Reject as why:
-                yield row, why
-            except MemoryError:
-                yield row, Reject("too_costly", NO_MEMORY)
-            except Exception as error:
-                error.add_note(f"at row {row.number}")
-                raise
+    def drafted(self, row: Row) -> Draft | Reject:
+        try:
+            return self.draft(row)
+        except Reject as why:
+            return why
+        except MemoryError:
+            return Reject("too_costly", NO_MEMORY)
+        except Exception as error:
+            error.add_note(f"at row {row.number}")
+            raise
 
     def draft(self, row: Row) -> Draft:
         if row.number in self.skip:
@@ -379,7 +388,8 @@ class Generate:
 
     @cached_property
     def _are_ranked(self) -> bool:
-        return bool(self.spec.sampling.rerank) or tries.are_ranked(self.spec.check)
+        is_shown = "mean_logprob" in self.spec.output.include
+        return is_shown or bool(self.spec.sampling.rerank) or tries.are_ranked(self.spec.check)
 
     def sampling_of(self, work: Prompted, attempt: int) -> Sampling:
         """The parameters of a try, as its output row shows them."""

@@ -17,6 +17,7 @@ from ..job.sampling import NAMES, PARAMETERS, Sampling, bare, names_of
 from ..job.spec import JobSpec
 from ..prompt import structured_outputs
 from .task import Entry
+from .tries import mean_logprob
 
 if TYPE_CHECKING:
     from .generate import Prompted
@@ -123,6 +124,8 @@ def _from_value(value: Any, kind: inspect.Type) -> Any:
 
 # --- the table
 
+SETTING = "setting"
+
 COLUMNS = (
     OutputColumn(
         "id",
@@ -143,6 +146,14 @@ COLUMNS = (
         pa.int32(),
         "which of the row's responses",
         lambda done: done.entry.sample,
+        has_nulls=False,
+    ),
+    OutputColumn(
+        SETTING,
+        pa.int32(),
+        "which of the sweep's settings, by its number in `_sweep/settings.json`; samples are counted within one",
+        lambda done: done.entry.part,
+        is_optional=True,
         has_nulls=False,
     ),
     OutputColumn(
@@ -253,6 +264,13 @@ COLUMNS = (
         is_optional=True,
     ),
     OutputColumn(
+        "mean_logprob",
+        pa.float64(),
+        "mean log probability of the response's tokens",
+        lambda done: mean_logprob(done.entry),
+        is_optional=True,
+    ),
+    OutputColumn(
         "adapter",
         pa.string(),
         "the adapter that answered; null is the model alone",
@@ -271,6 +289,7 @@ def _logprobs(entry: Entry) -> list[list[dict[str, Any]]] | None:
 def columns_of(spec: JobSpec) -> list[OutputColumn]:
     """Those of a job, without what it passes through."""
     wanted: set[str] = {*spec.output.include}
+    wanted |= {SETTING} if spec.sweep.method else set()
     wanted |= {"logprobs"} if spec.sampling.logprobs is not None else set()
     wanted |= {"reasoning"} if spec.model.reasoning_parser else set()
     wanted |= {"tries", "failed_checks"} if spec.check.checks else set()
@@ -279,13 +298,14 @@ def columns_of(spec: JobSpec) -> list[OutputColumn]:
 
 
 def schema_of(own: Iterable[OutputColumn], passed: Iterable[Column], format: int) -> pa.Schema:
-    """Of every shard of a job: the columns that are always there, the passed-through ones, the optional ones. format:
-    of the output folder."""
+    """Of every shard of a job: the columns that are always there, with that of its settings where it has some, the
+    passed-through ones, the optional ones. format: of the output folder."""
     fixed: list[tuple[str, pa.DataType]] = []
     optional: list[tuple[str, pa.DataType]] = []
     for column in own:
         kind = sampling_type(names_of(format)) if column.name == "sampling" else column.type
-        (optional if column.is_optional else fixed).append((column.name, kind))
+        is_last = column.is_optional and column.name != SETTING
+        (optional if is_last else fixed).append((column.name, kind))
     return pa.schema([*fixed, *((column.name, column.type) for column in passed), *optional])
 
 
@@ -355,4 +375,6 @@ def always(spec: JobSpec) -> pa.Schema:
     """What every shard of a job has. Where a column is not nullable, it has no nulls."""
     if spec.translate.fields:
         return pa.schema([pa.field(spec.translate.report, REPORT, nullable=False)])
+    if spec.sweep.method:
+        return ALWAYS.append(pa.field(SETTING, pa.int32(), nullable=False))
     return SCORES if spec.score.mode != "off" else ALWAYS

@@ -10,7 +10,7 @@ import pytest
 
 from batchgen import manual, show
 from batchgen.cli import cli
-from batchgen.job.spec import TABLES
+from batchgen.job.spec import OF_SWEEPS, TABLES
 
 PROJECT = Path(__file__).parent.parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -61,10 +61,11 @@ def help_of(batchgen, *command) -> dict[str, str]:
     return {heading: " ".join(text.split()) for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-@pytest.mark.parametrize("command", [("run",), ("plan",), ("retry",), ("bench", "engine")])
+@pytest.mark.parametrize("command", [("run",), ("plan",), ("retry",), ("bench", "engine"), ("sweep",)])
 def test_the_keys_of_the_job_file_have_a_heading_for_each_table(batchgen, command):
     headings = help_of(batchgen, *command)
-    assert list(headings) == ["Options", *(f"[{table}]" for table in TABLES), "[engine]"]
+    tables = [table for table in TABLES if table not in OF_SWEEPS or command == ("sweep",)]
+    assert list(headings) == ["Options", *(f"[{table}]" for table in tables), "[engine]"]
     assert "--temperature" in headings["[sampling]"] and "--limit-turns" in headings["[limits]"]
     assert "--engine KEY=VALUE" in headings["[engine]"] and "--help" in headings["Options"]
 

@@ -8,7 +8,7 @@ from batchgen.errors import JobError
 from batchgen.flags import flag_name
 from batchgen.job import drift
 from batchgen.job.drift import differences
-from batchgen.job.spec import TABLES, keys_of, load
+from batchgen.job.spec import OF_SWEEPS, TABLES, keys_of, load
 
 JOB = """
 [input]
@@ -77,10 +77,16 @@ def test_no_such_job_file(tmp_path):
 
 
 def test_every_key_of_the_job_file_has_a_flag():
-    flags = {name for option in cli.commands["run"].params for name in option.opts}
+    flags = {
+        command: {name for option in cli.commands[command].params for name in option.opts}
+        for command in ("run", "sweep")
+    }
     for table in TABLES:
         for key in keys_of(table):
-            assert (table, key) == ("input", "path") or flag_name(table, key) in flags
+            assert (table, key) == ("input", "path") or flag_name(table, key) in flags["sweep"]
+            assert (flag_name(table, key) in flags["run"]) == (
+                flag_name(table, key) in flags["sweep"] and table not in OF_SWEEPS
+            )
 
 
 def test_no_two_keys_share_a_flag():
