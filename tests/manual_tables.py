@@ -19,12 +19,13 @@ from batchgen import manual
 from batchgen.flags import Key, flag_name, keys
 from batchgen.job.drift import ENGINE_MEANS, MEANS
 from batchgen.job.spec import TABLES
+from batchgen.metrics.metrics import METRICS, MetricKind
 from batchgen.model import series
 from batchgen.task.output_columns import COLUMNS, in_words
 from batchgen.task.segment_rows import SCHEMA, SegmentRow
 
 FOLDER = Path(manual.__file__).parent
-PAGES = {name: FOLDER / f"{name}.md" for name in ("job-file", "output")}
+PAGES = {name: FOLDER / f"{name}.md" for name in ("job-file", "output", "sweeping")}
 UNITS = {
     **{("output", key): "seconds" for key in ("drain", "stall", "stale")},
     ("output", "shard_rows"): "rows",
@@ -50,6 +51,8 @@ def parts(name: str) -> dict[str, str]:
     """The generated parts of a page, by their names."""
     if name == "output":
         return {"columns": _columns(), "segments": _segments()}
+    if name == "sweeping":
+        return {"metrics": _metrics()}
     found = {table: table_of([key for key in keys() if key.table == table]) for table in TABLES}
     return found | {"flags": _flags(), "engine": _engine(), "cards": _cards()}
 
@@ -184,6 +187,19 @@ def _segments() -> str:
         kind = "struct" if field.name == "sampling" else in_words(SCHEMA.field(field.name).type)
         rows.append((f"`{field.name}`", kind, _description(field.type)))
     return _table(("column", "type", "meaning"), rows)
+
+
+def _metrics() -> str:
+    rows = [
+        (f"`{name}`", kind.better, _needs(kind), f"{kind.meaning} ({kind.source})" if kind.source else kind.meaning)
+        for name, kind in METRICS.items()
+    ]
+    return _table(("metric", "better", "needs", "meaning"), rows)
+
+
+def _needs(kind: MetricKind) -> str:
+    said = {"reference": "`reference`", "chrf": "sacrebleu", "language": "`language`"}
+    return ", ".join(said[need] for need in kind.needs if need in said)
 
 
 def _description(kind: inspect.Type) -> str:

@@ -11,7 +11,7 @@ PAGES = {
     "input": "files, shapes of rows, ids, seeds, limits, input that grows",
     "checks": "responses that are checked, and tried again if they fail",
     "scoring": "how likely the model finds given texts: choices, perplexity; lm-eval, the tasks of the model card",
-    "sweeping": "the same rows with several settings, compared: [sweep], random ones, several models",
+    "sweeping": "the same rows with several settings, compared: [sweep], metrics and how sure they are",
     "translating": "texts inside of records translated, everything else kept; segments, protection, memory",
     "output": "the folder, its columns, how to read it, how much disk it takes",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",

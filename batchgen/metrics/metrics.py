@@ -179,6 +179,8 @@ def _alike(one: Answer, other: Answer) -> float:
 
 
 def _logprob(answer: Answer) -> float | None:
+    if (mean := answer.output.get("mean_logprob")) is not None:
+        return float(mean)
     steps = answer.output.get("logprobs")
     return _mean(step[0]["logprob"] for step in steps) if steps else None
 
@@ -259,7 +261,7 @@ METRICS: dict[str, MetricKind] = {
         ("chrf",),
     ),
     "logprob": MetricKind(
-        "mean log probability of a response's tokens, where `[sampling] logprobs` had them written",
+        "mean log probability of a response's tokens, if `[output] include` has `mean_logprob`, as a sweep's has",
         "higher",
         _each(_logprob),
     ),

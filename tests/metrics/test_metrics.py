@@ -78,6 +78,7 @@ def test_what_the_output_row_says():
     assert value("failed_checks", "a") is None
     steps = [[{"token_id": 3, "logprob": -0.5}, {"token_id": 4, "logprob": -0.1}], [{"token_id": 5, "logprob": -1.5}]]
     assert value("logprob", "a", logprobs=steps) == -1  # of the tokens that were chosen
+    assert value("logprob", "a", mean_logprob=-0.25) == -0.25
     assert value("logprob", "a") is None
 
 
