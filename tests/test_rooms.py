@@ -28,7 +28,7 @@ LEVELS = [
     {"run"},
     {"demo", "evaluation"},
     {"commands"},
-    {"flags", "show", "manual"},
+    {"api", "flags", "show", "manual"},
     {"show_answers"},
     {"cli"},
     {"__main__", "lm_eval"},

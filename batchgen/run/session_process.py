@@ -1,0 +1,76 @@
+"""The process of a session's engine: requests come in on stdin, answers go out on stdout."""
+
+import os
+import queue
+import sys
+import threading
+from typing import IO
+
+from ..engine.choice import engine_class
+from ..engine.types import Engine
+from ..errors import JobError, Reject, in_one_line
+from ..host import garbage
+from ..model.model import load_model
+from . import session
+from .process import harden
+from .session import Answers, Ask, Failed, Ready, Refused, Setup
+
+
+def main() -> None:
+    told, tell = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever vLLM prints goes to the log
+    harden()
+    garbage.collect_rarely()
+    setup = session.read(told, Setup)
+    if setup is None or os.getppid() != setup.supervisor:
+        return  # it is gone already
+    try:
+        engine = _engine(setup)
+        session.write(tell, Ready(engine.max_num_seqs))
+        _serve(engine, told, tell)
+    except JobError as error:
+        session.write(tell, Failed(str(error), is_ours=True))
+    except Exception as error:
+        session.write(tell, Failed(in_one_line(error), is_ours=False))
+        raise
+    sys.stderr.flush()
+    os._exit(0)  # not by atexit handlers: an engine's may wait for ever
+
+
+def _engine(setup: Setup) -> Engine:
+    spec = setup.spec
+    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format, spec.model.adapter)
+    parser = {"reasoning_parser": spec.model.reasoning_parser} if spec.model.reasoning_parser else {}
+    return engine_class()(model, spec.engine | parser, setup.context)
+
+
+def _serve(engine: Engine, told: IO[bytes], tell: IO[bytes]) -> None:
+    """Adds requests as they come and steps while there are any, until the other side closes its end."""
+    asked: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(told, asked), daemon=True).start()
+    running = 0
+    while True:
+        while not running or not asked.empty():
+            if (request := asked.get()) is None:
+                return
+            try:
+                of_it = request.sampling, request.seed, request.adapter, request.scored
+                engine.add(request.name, request.prompt, *of_it)
+                running += 1
+            except Reject as why:
+                session.write(tell, Refused(request.name, why.reason, why.detail))
+        if responses := engine.step():
+            running -= len(responses)
+            session.write(tell, Answers(responses))
+
+
+def _listen(told: IO[bytes], asked: "queue.SimpleQueue[Ask | None]") -> None:
+    while (request := session.read(told, Ask)) is not None:
+        asked.put(request)
+    asked.put(None)
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":  # a process that vLLM spawned from ours
+    harden()
