@@ -272,12 +272,20 @@ def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any)
 @click.option("--time", metavar="LIMIT", help="time limit of each task, as Slurm writes it: 4:00:00")
 @click.option("--partition", "-p", metavar="NAME", help="Slurm partition to run in")
 @click.option("--job-name", metavar="NAME", help="name in Slurm and of the logs  [default: the job file's]")
+@click.option("--gres", metavar="GRES", help="generic resources, as Slurm writes them  [default: the GPUs it needs]")
+@click.option("--constraint", metavar="FEATURES", help="features that a node must have, as Slurm writes them")
+@click.option("--mail", metavar="ADDRESS", help="send mail there when all tasks have ended and the job is verified")
+@click.option("--setup", multiple=True, metavar="LINE", help="a line of bash ahead of the command; may be repeated")
+@click.option("--container", default="", metavar="IMAGE", help="run batchgen in this image, by Apptainer")
 @click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="any other option of sbatch, without dashes")
 @click.option("--dry-run", is_flag=True, help="check the job and print the batch script; submit nothing")
 def submit_command(
     job_file: Path,
     run_flags: tuple[str, ...],
     job_name: str | None,
+    mail: str | None,
+    setup: tuple[str, ...],
+    container: str,
     sbatch: tuple[str, ...],
     dry_run: bool,
     **given: str | None,
@@ -291,6 +299,7 @@ def submit_command(
     \b
     Examples:
       batchgen submit job.toml --array 8 --time 4:00:00
+      batchgen submit job.toml -p gpu --setup 'module load cuda' --mail me@example.org
       batchgen submit job.toml -p gpu --sbatch mem=64G --sbatch account=nlp -- --temperature 0 --output out-greedy
     """
     from .commands import submit
@@ -303,13 +312,17 @@ def submit_command(
         chosen = {key: value for key, value in given.items() if value is not None} | submit.settings(sbatch)
         if "array" in chosen:
             chosen["array"] = submit.array_of(chosen["array"])
-        options = submit.run_options(spec, job_name or job_file.stem, chosen)
+        around = submit.Around(submit.lines(setup), container)
         job = prepare(spec)
+        options = submit.run_options(job, job_name or job_file.stem, chosen)
         check_engine()
         if dry_run:
-            show.say(submit.script(options, ["run", *arguments]), nl=False)
+            show.say(submit.script(options, ["run", *arguments], around), nl=False)
             return
-        done = submit.submit(job, options, arguments)
+        if submit.is_done(job):
+            console.say(f"all done already, nothing was submitted: {job.out}")
+            return
+        done = submit.submit(job, options, arguments, around, submit.mail_options(chosen, mail))
     console.say(f"submitted: job {done.job}; the script is {done.script}, and the logs will be next to it")
     if done.verification:
         console.say(f"after it: job {done.verification}, batchgen verify")

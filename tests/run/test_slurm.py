@@ -52,6 +52,8 @@ def test_a_dry_run_prints_the_batch_script_and_changes_nothing(batchgen, job_fil
         "--partition=gpu",
         "--nodes=1",
         "--ntasks=1",
+        "--cpus-per-task=8",
+        "--mem=16G",
         "--requeue",
         "--open-mode=append",
         "--signal=B:USR1@120",
@@ -81,7 +83,8 @@ def test_options_of_sbatch_beat_our_own(batchgen, job_file):
     options, _ = parts(batchgen("submit", job_file, "--dry-run", "--job-name", "nightly", *given).stdout)
     assert {"--signal=B:USR1@300", "--exclusive", '--comment="two words"', "--job-name=nightly"} <= options
     assert "--output=%x_%j.out" in options  # %A_%a of a job that is no array is a number near 2^32
-    assert len(options) == 9
+    assert not any("cpus" in option for option in options)  # a node of its own has all of them
+    assert len(options) == 10
 
 
 def test_a_task_asks_for_the_gpus_of_one_engine(batchgen, job_file, monkeypatch):
@@ -102,8 +105,92 @@ def test_the_script_to_copy_is_what_submit_writes(batchgen, job_file, monkeypatc
     submitted = batchgen("submit", job_file, "--array", 8, "--time", "4:00:00", "--job-name", "job", "--dry-run").stdout
     options, command = parts((TESTS.parent / "jobs" / "slurm-array.sbatch").read_text())
     expected = parts(submitted)
-    assert options == expected[0]
+    assert options - {"--mem=24G"} == expected[0] - {"--mem=9G"}  # for the 4b model; for the demo's
     assert command == expected[1].replace(str(BATCHGEN), "batchgen").replace(str(job_file), "job.toml")
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A folder of programs ahead of all others, among them an sbatch that keeps what is submitted."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "sbatch").write_text(SBATCH.format(folder=tmp_path))
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_task_asks_for_no_more_than_the_largest_node_has(batchgen, job_file, programs):
+    sinfo = programs / "sinfo"
+    for said, asked in [
+        ("4 3000\n2+ 8000+\n", {"--cpus-per-task=4", "--mem=8000M"}),
+        ("64 512000\n", {"--cpus-per-task=8", "--mem=16G"}),
+        ("64 1\n", {"--cpus-per-task=8", "--mem=16G"}),
+        ("", {"--cpus-per-task=8", "--mem=16G"}),
+    ]:
+        sinfo.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        sinfo.chmod(0o755)
+        options, _ = parts(batchgen("submit", job_file, "--dry-run").stdout)
+        assert asked <= options, said
+
+
+def test_what_is_given_of_cores_and_memory_stands(batchgen, job_file):
+    given = ["--sbatch", "mem-per-cpu=4G", "--sbatch", "cpus-per-task=3"]
+    options, _ = parts(batchgen("submit", job_file, "--dry-run", *given).stdout)
+    assert {option for option in options if "cpu" in option or "mem" in option} == {
+        "--mem-per-cpu=4G",
+        "--cpus-per-task=3",
+    }
+
+
+def test_lines_of_setup_stand_ahead_of_the_command(batchgen, job_file):
+    given = ["--setup", "module load cuda/12.8", "--setup", "export HF_HOME=/scratch/$USER"]
+    lines = batchgen("submit", job_file, "--dry-run", *given).stdout.splitlines()
+    assert lines[-3:-1] == ["module load cuda/12.8", "export HF_HOME=/scratch/$USER"]
+    assert lines[-1].startswith("exec ")
+
+
+def test_a_container_has_a_batchgen_of_its_own(batchgen, job_file, monkeypatch):
+    assert parts(batchgen("submit", job_file, "--dry-run", "--container", "my image.sif").stdout)[1] == (
+        f"exec apptainer exec 'my image.sif' batchgen run {job_file} --requeue"
+    )
+    pyxis = batchgen("submit", job_file, "--dry-run", "--sbatch", "container-image=nvcr.io#org/batchgen").stdout
+    assert parts(pyxis)[1] == f"exec batchgen run {job_file} --requeue"
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
+    on_gpus = batchgen("submit", job_file, "--dry-run", "--container", "image.sif").stdout
+    assert parts(on_gpus)[1].startswith("exec apptainer exec --nv image.sif batchgen run")
+
+
+def test_resources_and_features_of_nodes_are_options(batchgen, job_file, monkeypatch):
+    monkeypatch.setattr(submit, "needs_gpu", lambda: True)
+    options, _ = parts(batchgen("submit", job_file, "--dry-run", "--gres", "gpu:h100:2", "--constraint", "ib").stdout)
+    assert {option for option in options if "gres" in option or "constraint" in option} == {
+        "--gres=gpu:h100:2",
+        "--constraint=ib",
+    }
+
+
+def test_mail_is_about_the_verification_which_ends_last(batchgen, job_file, programs, tmp_path):
+    done = batchgen("submit", job_file, "--array", 2, "--mail", "me@example.org", "--setup", "module load x")
+    assert done.exit_code == 0, done.stderr
+    tasks, verification = (tmp_path / "submitted").read_text().split("#!/bin/bash")[1:]
+    assert "--mail" not in tasks
+    assert {"--mail-user=me@example.org", "--mail-type=END,FAIL"} <= parts(verification)[0]
+    assert "\nmodule load x\nexec " in tasks and "\nmodule load x\nexec " in verification
+
+
+def test_a_job_that_is_done_is_not_submitted(batchgen, job_file, programs, instantly, tmp_path):
+    instantly([tmp_path / "in.jsonl"])
+    done = batchgen("submit", job_file)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == f"all done already, nothing was submitted: {tmp_path / 'out'}\n"
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_a_key_in_a_line_of_setup_is_refused(batchgen, job_file):
+    refused = batchgen("submit", job_file, "--dry-run", "--setup", "export HF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123")
+    assert refused.exit_code == 2 and "hf_abc" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,6 +286,10 @@ def test_without_sbatch_one_line_says_so(batchgen, job_file, monkeypatch, tmp_pa
 # --- in a real Slurm
 
 
+# Of a task, so that several run side by side: what submit asks for is all of a small node.
+SMALL = ("--sbatch", "cpus-per-task=1", "--sbatch", "mem=1G")
+
+
 class Box:
     """A Slurm of one node, and what a user does with it."""
 
@@ -219,7 +310,7 @@ class Box:
 
     def submit(self, job: "SlurmJob", *flags: object, **environment: str) -> str:
         """Submits a job; gives its id."""
-        said = self.call(BATCHGEN, "submit", job.file, *flags, cwd=job.folder, **environment)
+        said = self.call(BATCHGEN, "submit", job.file, *SMALL, *flags, cwd=job.folder, **environment)
         return re.match(r"submitted: job (\d+)", said)[1]
 
     def state(self, job: str) -> str:
@@ -298,7 +389,7 @@ def expected(source):
 
 @pytest.mark.slurm
 def test_an_array_shares_a_job_and_is_verified_in_the_end(box, job, expected):
-    said = box.call(BATCHGEN, "submit", job.file, "--array", 4, "--time", "30", cwd=job.folder)
+    said = box.call(BATCHGEN, "submit", job.file, *SMALL, "--array", 4, "--time", "30", cwd=job.folder)
     first, second, third = said.splitlines()
     [array] = re.findall(r"^submitted: job (\d+); the script is job_\1.sbatch, and the logs will be next to it$", first)
     [verification] = re.findall(r"^after it: job (\d+), batchgen verify$", second)
