@@ -549,7 +549,9 @@ def rejects_command(out: Path, only: str, segments: bool) -> None:
 @cli.command("export", short_help="Write the results as one file or a dataset folder.")
 @out_folder
 @click.option(
-    "--to", required=True, type=click.Path(path_type=Path), help="the file to write, or the folder for hf; - is stdout"
+    "--to",
+    required=True,
+    help="the file to write, or the folder for hf; - is stdout; hf://datasets/ORG/NAME is the Hugging Face hub",
 )
 @click.option(
     "--format",
@@ -559,7 +561,10 @@ def rejects_command(out: Path, only: str, segments: bool) -> None:
 @click.option("--columns", default="", metavar="NAMES", help="only these columns, in this order, comma-separated")
 @click.option("--partial", is_flag=True, help="export what there is of an unfinished job")
 @click.option("--overwrite", is_flag=True, help="replace what is there, once the new one is complete")
-def export_command(out: Path, to: Path, format: str | None, columns: str, partial: bool, overwrite: bool) -> None:
+@click.option("--public", is_flag=True, help="on the hub: let everybody see a dataset that is made there")
+def export_command(
+    out: Path, to: str, format: str | None, columns: str, partial: bool, overwrite: bool, public: bool
+) -> None:
     """Write the results of the job in OUT as one Parquet file, as JSON lines, CSV or TSV, as chats that trainers read
     (messages, prompt-completion), as lines of OpenAI's batch output files, or as a Hugging Face dataset folder with its
     card.
@@ -575,10 +580,18 @@ def export_command(out: Path, to: Path, format: str | None, columns: str, partia
       batchgen export out --to my-dataset --format hf
     """
     with exit_codes():
-        from .commands.export import export
+        from .commands import push
+        from .commands.export import export, export_to_hub
 
-        results = export(out, to, format or "", columns, partial, overwrite)
-    if str(to) != "-":
+        if public and not to.startswith(push.URI):
+            raise JobError(f"--public: is for --to {push.URI}ORG/NAME")
+        if to.startswith(push.URI):
+            if format not in (None, "hf"):
+                raise JobError(f"--format {format}: on the hub results are a dataset; leave it out")
+            results = export_to_hub(out, to, columns, partial, overwrite, public)
+        else:
+            results = export(out, Path(to), format or "", columns, partial, overwrite)
+    if to != "-":
         show.exported(results, to)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,24 @@ from ..host.safeopen import sync_folder
 from ..input.plan import COMPRESSION_BY_ENDING
 from ..job.output_path import check_output_path
 from ..output import owners, store
+from . import push
 from .export_formats import HF_NAMES, OF_RESPONSES, STDOUT, WRITERS
 from .results import Results, records_of, results_of
+
+
+def export_to_hub(out: Path, uri: str, columns: str, partial: bool, overwrite: bool, public: bool) -> Results:
+    """Pushes the finished results of a job to the Hugging Face hub, as the dataset folder that `hf` makes.
+
+    uri: hf://datasets/ORG/NAME; public: of a repository that is made for it; the others as of `export`. Raises JobError
+    or Stopped.
+    """
+    name = push.name_of(uri)
+    push.check(name, overwrite)
+    with tempfile.TemporaryDirectory(prefix="batchgen-push-") as scratch:
+        made = Path(scratch) / name.rpartition("/")[2]
+        results = export(out, made, "hf", columns, partial, overwrite=False)
+        push.push(made, name, public)
+    return results
 
 
 def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
