@@ -51,7 +51,7 @@ def test_every_flag_is_in_the_manual(name):
         option for option in COMMANDS[name].params if option.param_type_name == "option" and "__" not in option.name
     ]
     assert [
-        option.opts for option in flags if not any(each in MANUAL for each in option.opts if each[:2] == "--")
+        option.opts for option in flags if not any(re.search(rf"(?<![\w-]){each}\b", MANUAL) for each in option.opts)
     ] == []
 
 
