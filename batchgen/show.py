@@ -83,6 +83,10 @@ def outcome(done: "Outcome") -> None:
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
             f"{done.engine_start:,.1f} s; then {tokens / seconds:,.0f} {kind} tokens/s"
         )
+    if done.first_reject:
+        console.say(f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}")
+    if done.counts and done.counts.endings:
+        console.say(f"ended: {done.counts.endings}")
     if done.counts and done.counts.responses:
         console.say(f"look: batchgen show {shlex.quote(str(done.out))}")
 
@@ -207,6 +211,7 @@ def status(seen: "Status") -> None:
             "rows": f"{seen.rows_done:,} of {seen.rows:,} ({seen.rows_done / max(seen.rows, 1):.1%})",
             "in finished": f"{finished.answers}, {finished.rejected:,} rejects{by_reason(finished.rejects)}, "
             f"{finished.prompt_tokens:,} prompt and {finished.response_tokens:,} response tokens{unreadable}",
+            **({"ended": finished.endings} if finished.endings else {}),
             **_segments(finished),
             "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response "
             f"{seen.response_tokens_per_second:,.0f}; "

@@ -142,6 +142,8 @@ def _facts(
     number, what = counts.answers.split()
     yield what, number
     yield "rejected rows", f"{counts.rejected:,}{_text(by_reason(counts.rejects))}"
+    if counts.endings:
+        yield "finish reasons", _text(counts.endings)
     yield "tokens", f"{counts.prompt_tokens:,} of prompts, {counts.response_tokens:,} of responses"
     yield "dtype", _text(", ".join(facts["dtype"]))
     yield "device", _text(", ".join(facts["device"]))

@@ -164,7 +164,7 @@ def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Fini
         for read in readers.map(lambda part: _read_counts(out, part), parts):
             known.update(read)
     readable = [known[planned.index] for planned in shards if planned.index in known]
-    return Finished(**msgspec.structs.asdict(sum(readable, Counts())), unreadable=len(shards) - len(readable))
+    return Finished(**msgspec.structs.asdict(sum(readable, Counts()).whole), unreadable=len(shards) - len(readable))
 
 
 class _Checksums(msgspec.Struct):
@@ -258,6 +258,15 @@ def metrics(seen: Status) -> str:
     family("rejects_total", "Rejected rows of finished shards.", finished.rejects, "reason")
     family("prompt_tokens_total", "Prompt tokens of finished shards.", finished.prompt_tokens)
     family("response_tokens_total", "Response tokens of finished shards.", finished.response_tokens)
+    if finished.finish_reasons:
+        family(
+            "finish_reasons_total",
+            "Responses (segments of a translation), by what ended them.",
+            finished.finish_reasons,
+            "reason",
+        )
+        family("empty_responses_total", "Those of them without a sign in them.", finished.empty or 0)
+        family("repetitive_responses_total", "Those that ended in a loop.", finished.repetitive or 0)
     if finished.segments is not msgspec.UNSET:
         family("segments_total", "Distinct segments of finished shards.", finished.segments)
         family("failed_segments_total", "Those of them that no try got right.", finished.failed_segments or 0)

@@ -7,6 +7,8 @@ import msgspec
 
 from ..errors import shown
 
+ENDINGS = ("finish_reasons", "empty", "repetitive")  # what a shard's own metadata leave to its checksums
+
 
 class Counts(msgspec.Struct):
     """What became of some rows: each has all its responses, or is rejected.
@@ -17,6 +19,9 @@ class Counts(msgspec.Struct):
     failed: responses that fail a check; the same. Of a translation: records that have a segment that does
     segments: of a translation, distinct ones of each shard; only a translation has these and the next
     failed_segments: those of them that no try got right
+    finish_reasons: of the responses, of a translation of its segments; left out in older folders, as the next are
+    empty: responses without a sign in them; left out where there are none
+    repetitive: responses that were caught in a loop when they ended; the same
     """
 
     rows: int = 0
@@ -28,6 +33,9 @@ class Counts(msgspec.Struct):
     failed: int | msgspec.UnsetType = msgspec.UNSET
     segments: int | msgspec.UnsetType = msgspec.UNSET
     failed_segments: int | msgspec.UnsetType = msgspec.UNSET
+    finish_reasons: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    empty: int | msgspec.UnsetType = msgspec.UNSET
+    repetitive: int | msgspec.UnsetType = msgspec.UNSET
 
     def __add__(self, other: Self) -> Self:
         """Reasons stay in the order in which they were first seen."""
@@ -37,6 +45,28 @@ class Counts(msgspec.Struct):
     def rejected(self) -> int:
         """Rows, for whatever reason."""
         return sum(self.rejects.values())
+
+    @property
+    def whole(self) -> Self:
+        """Without what only some shards say: those that an older version made do not say how responses ended."""
+        ended = sum((self.finish_reasons or {}).values())
+        if ended == (self.responses if self.segments is msgspec.UNSET else self.segments):
+            return self
+        unset = dict.fromkeys(ENDINGS, msgspec.UNSET)
+        return msgspec.structs.replace(self, **unset)
+
+    @property
+    def endings(self) -> str:
+        """How responses ended: `stop 1,950, length 50 (2.5%); 3 empty, 12 repetitive`; empty if that is not known."""
+        if not self.finish_reasons:
+            return ""
+        total = sum(self.finish_reasons.values())
+        listed = [
+            f"{shown(reason)} {number:,}" + ("" if reason == "stop" else f" ({number / total:.1%})")
+            for reason, number in sorted(self.finish_reasons.items(), reverse=True)
+        ]
+        marked = [f"{number:,} {what}" for what in ("empty", "repetitive") if (number := getattr(self, what))]
+        return ", ".join(listed) + (f"; {', '.join(marked)}" if marked else "")
 
     @property
     def answers(self) -> str:
@@ -57,10 +87,10 @@ class Counts(msgspec.Struct):
 
 
 def _added(one: Any, other: Any) -> Any:
-    if isinstance(one, dict):
-        return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
     if one is msgspec.UNSET or other is msgspec.UNSET:
         return other if one is msgspec.UNSET else one
+    if isinstance(one, dict):
+        return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
     return one + other
 
 

@@ -21,7 +21,7 @@ from ..input.plan import Plan, Shard
 from ..job.sampler import UNKNOWN, Sampler, of_older
 from ..task.segment_rows import SegmentRow
 from . import layout, segments
-from .counts import Counts
+from .counts import ENDINGS, Counts
 from .quarantine import quarantine
 from .sealed import sealed, unsealed
 from .store import Store
@@ -95,7 +95,7 @@ def _whole(text: str) -> str:
 
 def total(out: Store, shards: Iterable[Shard]) -> Counts:
     """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged or gone."""
-    return sum((read_counts(out, planned) for planned in shards), Counts())
+    return sum((read_counts(out, planned) for planned in shards), Counts()).whole
 
 
 def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
@@ -145,7 +145,8 @@ def commit(
     answers: its output rows, in order
     segmented: what became of its segments, in order of their first use
     """
-    about = {"shard": shard.index, "first_row": shard.first_row, "counts": msgspec.to_builtins(counts), **facts}
+    accounting = {name: value for name, value in msgspec.to_builtins(counts).items() if name not in ENDINGS}
+    about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
     if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
         about["skipped"] = skipped
     content = as_parquet(answers, schema, about)

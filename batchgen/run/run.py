@@ -30,13 +30,14 @@ from .progress import Progress
 from .supervisor import Supervisor
 from .translation import check_texts
 
+SENTENCE = 300  # characters of a reject's detail beside the counts
 LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an engine takes a minute to start
 
 
 @dataclass(frozen=True)
 class Outcome:
     """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
-    workers are still at it; seconds: of this run, and of its engine starts."""
+    workers are still at it; first_reject: where it is, and why; seconds: of this run, and of its engine starts."""
 
     out: Store
     max_rejects: int | None = None
@@ -44,6 +45,7 @@ class Outcome:
     counts: Counts | None = None
     seconds: float = 0.0
     engine_start: float = 0.0
+    first_reject: str = ""
 
 
 def run(spec: JobSpec, discard: bool = False) -> Outcome:
@@ -56,7 +58,7 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     """The same for a job that is prepared in another way."""
     job = prepared()
     if (counts := _done_already(job)) is not None:
-        return Outcome(job.out, job.spec.output.max_rejects, counts=counts)
+        return _outcome(job, counts)
     _check_for_answers(job)
     with owners.writing(job.spec.output.shared):
         if not success.is_there(job.out):  # before anything is written for a run that cannot be
@@ -121,7 +123,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     missing = missing_shards(job)
     _warn_of_skip(job, missing)
     if not missing:
-        return Outcome(job.out, job.spec.output.max_rejects, counts=_closed(job, presence))
+        return _outcome(job, _closed(job, presence))
     if success.is_there(job.out):  # from before shards were set aside or the input grew
         require_engine(job.spec.engine)
         success.remove(job.out)
@@ -149,7 +151,16 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     job = _as_it_is_now(job)
     counts = _closed(job, presence) if not missing_shards(job) else None
     seconds = time.monotonic() - begin
-    return Outcome(job.out, job.spec.output.max_rejects, supervisor.totals, counts, seconds, supervisor.engine_start)
+    return _outcome(job, counts, supervisor.totals, seconds, supervisor.engine_start)
+
+
+def _outcome(
+    job: Job, counts: Counts | None, totals: Totals | None = None, seconds: float = 0.0, engine_start: float = 0.0
+) -> Outcome:
+    rejects = (line for planned in job.plan.shards for line in shard.read_rejects(job.out, planned))
+    line = next(rejects, None) if counts and counts.rejected else None
+    first = f"{locate(job.plan, line['row'])}: {line['reason']}: {line['detail'][:SENTENCE]}" if line else ""
+    return Outcome(job.out, job.spec.output.max_rejects, totals or Totals(), counts, seconds, engine_start, first)
 
 
 def _warn_of_skip(job: Job, missing: list[Shard]) -> None:

@@ -40,3 +40,18 @@ def test_a_translation_counts_records_and_segments():
         "4 rows, 4 records, 0 rejects, 9 segments, 4 further tries, 2 segments in 1 records that no try got right"
     )
     assert counts.summary == "4 rows, 4 records, 0 rejects"
+
+
+def test_how_responses_ended_is_said_only_if_all_shards_say_it():
+    one = Counts(3, 3, finish_reasons={"stop": 2, "length": 1}, repetitive=1)
+    other = Counts(2, 1, {"empty": 1}, finish_reasons={"length": 1}, empty=1)
+    assert (one + other).endings == "stop 2, length 2 (50.0%); 1 empty, 1 repetitive"
+    assert (one + other).whole == one + other
+    older = Counts(2, 2)
+    assert msgspec.json.encode((one + older).whole) == msgspec.json.encode(Counts(5, 5))
+    assert (one + older).whole.endings == ""
+
+
+def test_of_a_translation_it_is_how_its_segments_ended():
+    counts = Counts(1, 1, segments=3, finish_reasons={"stop": 3})
+    assert (counts.whole, counts.endings) == (counts, "stop 3")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import datasets
 import duckdb
@@ -10,9 +11,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import CONVERSATIONS, demo_records
+from conftest import CONVERSATIONS, MODEL, demo_records
+from translator import Translator, work
 
 from batchgen import __version__
+from batchgen.job.spec import load
+from batchgen.output import opening
+from batchgen.run.prepare import prepare
 
 
 @pytest.fixture
@@ -88,6 +93,31 @@ def test_success_holds_the_counts_of_all_shards(out):
     assert success["responses"] == table.num_rows == 5
     assert success["rejects"] == {"empty": 1}
     assert success["response_tokens"] == sum(table["response_tokens"].to_pylist())
+    assert success["finish_reasons"] == Counter(table["finish_reason"].to_pylist())
+
+
+def test_responses_that_are_empty_or_end_in_a_loop_are_counted(write_rows, tmp_path, batchgen):
+    answers = {"loop": ("はい。" * 30, "length"), "cut": ("one two", "length"), "blank": " ", "fine": "yes"}
+    tables = {
+        "input": {"path": [str(write_rows([{"text": text} for text in answers]))]},
+        "model": {"path": str(MODEL)},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    job = prepare(load(None, tables))
+    opening.open_job(job.out, job.record)
+    work(job, Translator(lambda text, attempt: answers[text]))
+    success = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
+    found = {name: success[name] for name in ("finish_reasons", "empty", "repetitive")}
+    assert found == {"finish_reasons": {"length": 2, "stop": 2}, "empty": 1, "repetitive": 1}
+    line = "stop 2, length 2 (50.0%); 1 empty, 1 repetitive"
+    assert f"\nended        {line}\n" in batchgen("status", tmp_path / "out").stdout
+    batchgen("export", tmp_path / "out", "--to", tmp_path / "card")
+    assert f"| finish reasons | {line} |" in (tmp_path / "card" / "README.md").read_text()
+    batchgen("status", tmp_path / "out", "--prometheus", tmp_path / "out.prom")
+    metrics = (tmp_path / "out.prom").read_text()
+    assert f'batchgen_finish_reasons_total{{out="{tmp_path / "out"}",reason="length"}} 2\n' in metrics
+    about = pq.read_metadata(tmp_path / "out" / "part-00000-of-00001.parquet").metadata
+    assert "finish_reasons" not in json.loads(about[b"batchgen.counts"])  # so that shards are what older versions made
 
 
 def test_rows_are_in_input_order_and_samples_in_order(generate, write_rows):

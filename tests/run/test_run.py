@@ -36,10 +36,11 @@ def test_the_demo_job_translates_sentences_it_never_saw(demo):
 
 def test_the_summary_says_what_was_done(demo):
     folder, done = demo
-    first, second = done.stdout.splitlines()
+    first, second, ended, look = done.stdout.splitlines()
     assert first == f"done: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}"
     for part in ("this run: 2,000 rows", "prompt and", "response tokens in", "engine start", "response tokens/s"):
         assert part in second
+    assert (ended, look) == ("ended: stop 2,000", f"look: batchgen show {folder / 'out'}")
 
 
 def test_vllms_own_lines_go_to_a_file_under_state(demo):
@@ -55,7 +56,7 @@ def test_run_again_all_is_done_and_no_engine_starts(demo, batchgen_process):
     again = batchgen_process("run", folder / "job.toml")
     assert again.returncode == 0
     done = f"all done already: 2,000 rows, 2,000 responses, 0 rejects in {folder / 'out'}"
-    assert again.stdout == f"{done}\nlook: batchgen show {folder / 'out'}\n"
+    assert again.stdout == f"{done}\nended: stop 2,000\nlook: batchgen show {folder / 'out'}\n"
     assert log.stat().st_size == before
 
 
