@@ -270,7 +270,8 @@ def is_running(pid: int) -> bool:
 def said(stderr: str) -> list[str]:
     """The lines on stderr but for those of progress, of which a slow machine has one every 30 s, the one that says how
     many workers there are, and the one that says that the engine is a test's."""
-    unsaid = re.compile(rf"[\d,]+/[\d,]+ rows \(|batchgen: \d+ workers? \(|batchgen: warning: {VARIABLE}=")
+    progress = r"[\d-]+ [\d:]+ ([\d,]+/[\d,]+ rows \(|starting the engine)"
+    unsaid = re.compile(rf"{progress}|batchgen: \d+ workers? \(|batchgen: warning: {VARIABLE}=")
     return [line for line in stderr.splitlines() if not unsaid.match(line)]
 
 

@@ -11,11 +11,12 @@ import msgspec
 from ..errors import JobError
 from ..host import safeopen
 from ..input.plan import Shard
-from ..output import claims, presence, record, shard, store, success
+from ..output import claims, journal, presence, record, shard, store, success
 from ..output import heartbeat as beat
 from ..output.counts import Counts
 from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
+from ..output.record import JobRecord
 from ..output.store import Store
 
 WATCH_EVERY = 2.0  # seconds
@@ -67,10 +68,11 @@ class Worker(Activity, kw_only=True):
 
 class Status(msgspec.Struct, kw_only=True):
     """state: starting | running | stopped | done, or `unknown` if all workers are silent; rows_done: of finished
-    shards, and what live workers have finished of others; finished: what the finished shards hold. Rates are the sum of
-    the live workers' last 30 seconds; `overall` is all finished shards' since the job was begun, pauses included.
-    eta: seconds left at the live workers' pace. What is not known is null. clock: by whose time a beat's age is, that
-    of the "file system" or, where we may not write, of "this host"."""
+    shards, what live workers have finished of others, and what lies in the journals of those that have stopped;
+    finished: what the finished shards hold. Rates are the sum of the live workers' last 30 seconds; `overall` is all
+    finished shards' since the job was begun, pauses included. eta: seconds left at the live workers' pace. What is not
+    known is null. clock: by whose time a beat's age is, that of the "file system" or, where we may not write, of "this
+    host"."""
 
     out: str
     fingerprint: str
@@ -115,7 +117,7 @@ def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
     live = [worker for worker in workers if worker.is_alive]
     finished = _finished(place, done, known if known is not None else {})
     rows, rows_done = job.plan.rows, sum(len(planned.row_numbers) for planned in done)
-    rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live))
+    rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live) + _left_behind(place, job, done, live))
     rows_rate, prompt_rate, response_rate = (
         round(sum(getattr(worker, f"{what}_per_second") for worker in live), 3)
         for what in ("rows", "prompt_tokens", "response_tokens")
@@ -140,6 +142,22 @@ def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
         clock=clock,
         workers=workers,
     )
+
+
+def _left_behind(out: Store, job: JobRecord, done: list[Shard], live: list[Worker]) -> int:
+    """Rows that have all their answers in journals of shards that nobody works on. How many answers a translated row
+    needs no journal says."""
+    here = {planned.index for planned in done} | {index for worker in live for index in worker.shards}
+    begun = journal.shards(out) - here
+    if not begun or job.settings["translate"]["fields"]:
+        return 0
+    made_by, samples = record.fingerprints(job), job.spec["sampling"].get("n", 1)
+    rows = 0
+    for planned in job.plan.shards:
+        if planned.index in begun:
+            with contextlib.suppress(FileNotFoundError):  # it has just been finished
+                rows += journal.rows_done(out, planned.index, made_by[job.plan.files[planned.file].growth], samples)
+    return rows
 
 
 def _state(done: bool, workers: list[Worker]) -> str:

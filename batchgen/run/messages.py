@@ -17,10 +17,14 @@ class Totals(Counts):
 
     open_rows: rows that are done, of shards that are not committed yet
     kept: responses that were found in journals; all others are the engine's, and so are the tokens
+    open_rejects: those of the open rows that are rejected
+    by_length: responses of the engine that max_tokens or the context ended
     """
 
     open_rows: int = 0
     kept: int = 0
+    open_rejects: int = 0
+    by_length: int = 0
 
 
 # --- from the supervisor

@@ -11,6 +11,8 @@ from ..host import terminal
 LOG_EVERY = 30.0  # seconds between two lines in a log file
 RATE_OVER = 30.0  # seconds over which throughput is averaged
 
+STARTING, STARTING_AFTER = "starting the engine", 5.0  # seconds, before a log file has a line of it
+
 
 class Progress:
     """Shows on `console` how far a job of `rows` rows has come, `done` of which earlier runs finished."""
@@ -24,10 +26,38 @@ class Progress:
             total=rows, initial=done, unit="row", file=console, disable=self._log, dynamic_ncols=True, mininterval=0.5
         )
         self._rows, self._done, self._begin = rows, done, time.monotonic()
+        self._is_starting = self._said_so = self._has_begun = False
 
-    def show(self, rows: int, prompt_tokens: int, response_tokens: int, running: int, waiting: int) -> None:
-        """rows, prompt_tokens, response_tokens: of this run. Draws at most once a second."""
+    def starting(self) -> None:
+        """No engine is up yet: it may take minutes, in which nothing else moves."""
+        if self._has_begun:
+            return
+        self._bar.set_postfix_str(STARTING, refresh=False)
+        self._bar.update(0)
+        if self._log and not self._said_so and time.monotonic() - self._begin > STARTING_AFTER:
+            self._log_line(STARTING)
+            self._said_so = True
+        self._is_starting = True
+
+    def show(
+        self,
+        rows: int,
+        prompt_tokens: int,
+        response_tokens: int,
+        running: int,
+        waiting: int,
+        rejected: int = 0,
+        by_length: float = 0.0,
+    ) -> None:
+        """rows, prompt_tokens, response_tokens, rejected: of this run; by_length: share of its responses that
+        max_tokens or the context ended. Draws at most once a second."""
         now = time.monotonic()
+        if self._is_starting and not self._has_begun:
+            self._past = deque(
+                [(now, prompt_tokens, response_tokens)]
+            )  # the start of an engine says nothing of its pace
+            self._begin = now
+        self._has_begun = True
         if now - self._past[-1][0] < 1:
             return
         self._past.append((now, prompt_tokens, response_tokens))
@@ -40,11 +70,17 @@ class Progress:
             f"response {(response_tokens - responses) / seconds:,.0f} tok/s, "
             f"running {running}, waiting {waiting}"
         )
+        wrong = (f", rejects {rejected:,}" if rejected else "") + (f", {by_length:.0%} by length" if by_length else "")
+        rates += wrong
         self._bar.set_postfix_str(rates, refresh=False)
         self._bar.update(self._done + rows - self._bar.n)
         if self._log and now >= self._next_line:
             self._next_line = now + LOG_EVERY
-            self._console.write(f"{self._rows_line(rows, now)}, {rates}\n")
+            self._log_line(f"{self._rows_line(rows, now)}, {rates}")
+
+    def _log_line(self, text: str) -> None:
+        """With the time: a log file has the lines of many runs."""
+        self._console.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _rows_line(self, rows: int, now: float) -> str:
         """rows: of this run."""

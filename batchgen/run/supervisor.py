@@ -67,6 +67,7 @@ class Slot:
         self.past += worker.totals
         if lost:
             self.past.open_rows -= worker.totals.open_rows
+            self.past.open_rejects -= worker.totals.open_rejects
 
 
 class Supervisor:
@@ -214,8 +215,12 @@ class Supervisor:
         workers = [slot.worker for slot in self._slots if slot.worker]
         running, waiting = sum(worker.running for worker in workers), sum(worker.waiting for worker in workers)
         totals = self.totals
-        rows = totals.rows + totals.open_rows
-        self._progress.show(rows, totals.prompt_tokens, totals.response_tokens, running, waiting)
+        if not totals.responses and workers and all(worker.engine_start is None for worker in workers):
+            self._progress.starting()
+            return
+        rows, tokens = totals.rows + totals.open_rows, (totals.prompt_tokens, totals.response_tokens)
+        rejected, by_length = totals.rejected + totals.open_rejects, totals.by_length / max(1, totals.responses)
+        self._progress.show(rows, *tokens, running, waiting, rejected, by_length)
 
     def _warn(self, text: str) -> None:
         if text:

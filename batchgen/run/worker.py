@@ -173,6 +173,7 @@ class Worker:
         self.totals.responses += 1
         self.totals.prompt_tokens += len(request.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
+        self.totals.by_length += response.finish_reason == "length"
         entry = Entry(
             row,
             sample,
@@ -236,6 +237,7 @@ class Worker:
         """Updates in the totals what is finished in shards that are not committed yet."""
         open_shards = list(self._queue.open)
         self.totals.open_rows = sum(opened.rows_done for opened in open_shards)
+        self.totals.open_rejects = sum(len(opened.rejects) for opened in open_shards)
         self.totals.kept = self._resumed + sum(opened.resumed for opened in open_shards)
 
     def activity(self) -> Activity:

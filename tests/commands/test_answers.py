@@ -14,7 +14,7 @@ import pytest
 from conftest import MODEL, demo_records
 from translator import Translator, job_of, work
 
-from batchgen.commands import answers
+from batchgen.commands import answers, status
 from batchgen.errors import Stopped
 from batchgen.host import width
 from batchgen.job.spec import load
@@ -134,6 +134,11 @@ def test_rows_of_a_job_under_way_are_shown_from_its_journals(under_way, shown, b
     assert [item.get("unfinished", False) for item in seen] == [False] * 20 + [True] * (len(seen) - 20)
     assert batchgen("show", under_way, "--row", 20).stdout.startswith("row 20, id a-20")
     assert set(ids(shown(under_way, "--random", 100))) == set(ids(seen))
+
+
+def test_the_status_of_a_stopped_job_counts_what_its_journals_hold(under_way, shown):
+    seen = status.look(under_way)
+    assert (seen.state, seen.finished.rows, seen.rows_done) == ("stopped", 20, len(shown(under_way, "-n", 100)))
 
 
 def test_what_a_journal_has_is_what_the_shard_will_have(under_way, shown, instant_engine):

@@ -1,6 +1,7 @@
 """The command as a user runs it: a process of its own, an engine of its own."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,31 @@ def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], env=paced, capture_output=True, text=True)
     assert done.returncode == 0
     line = next(line for line in done.stderr.splitlines() if "running 8, waiting 8" in line)
-    for part in ("/40 rows (", "ETA ", "prompt ", "response ", " tok/s"):
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d+/40 rows \(", line)
+    for part in ("ETA ", "prompt ", "response ", " tok/s"):
         assert part in line
+
+
+def test_while_the_engine_starts_the_bar_says_so(write_rows, tmp_path):
+    paced = instant(tmp_path / "instant", start=2, step=0.5)
+    shown = on_a_terminal("run", write_rows(MONDAYS), "--model", MODEL, "--output", tmp_path / "out", env=paced)
+    assert "starting the engine" in shown.drawn
+
+
+def test_a_log_has_a_line_of_an_engine_that_takes_long_to_start(monkeypatch):
+    monkeypatch.setattr("batchgen.run.progress.STARTING_AFTER", 0)
+    progress = Progress(log := io.StringIO(), 10, 0)
+    for _ in range(3):
+        progress.starting()
+    assert log.getvalue().count("starting the engine\n") == 1
+
+
+def test_rejects_and_the_share_that_ended_by_length_stand_beside_the_pace(monkeypatch):
+    now = iter([0, 0, 0, 2])
+    monkeypatch.setattr("batchgen.run.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("batchgen.run.progress.LOG_EVERY", 0)
+    Progress(log := io.StringIO(), 10, 0).show(1, 10, 10, 1, 0, rejected=3, by_length=0.25)
+    assert log.getvalue().endswith(", rejects 3, 25% by length\n")
 
 
 def test_a_bar_goes_on_after_a_long_sleep_of_the_machine(monkeypatch):
