@@ -8,6 +8,7 @@ LONGEST_UNIT = 120  # characters
 LOOK_AT = 20_000  # characters from the end: a loop that was left again further back is the text's own
 SHORTEST = {1: 12, 2: 12, 3: 12}  # characters that a loop of such a unit has at least: はははは is laughter
 TIMES = 4  # that a longer unit is there
+AT_END = 500  # characters of a response that say whether it ended in a loop: a unit has 120 at most, four times
 SIGNS = 60  # characters of a loop without letters, which may well be a ruler or the border of a table
 
 
@@ -16,6 +17,14 @@ class Loop(NamedTuple):
 
     unit: str
     length: int
+
+
+def is_endless(text: str, finish_reason: str) -> bool:
+    """Whether a response was caught in a loop when it ended. Only one that nothing else ended is looked at: that takes
+    0.2 ms."""
+    if finish_reason == "length":
+        return longest_loop(text[-AT_END:]) is not None
+    return finish_reason == "repetition"
 
 
 def longest_loop(text: str) -> str | None:

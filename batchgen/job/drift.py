@@ -20,7 +20,9 @@ MEANS = {
     "input": frozenset({"path", "incremental", "follow_links", "skip"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
-    "output": frozenset("path max_rejects workers drain stall max_restarts stale stop_at requeue shared".split()),
+    "output": frozenset(
+        "path max_rejects abort_if_rejected workers drain stall max_restarts stale stop_at requeue shared".split()
+    ),
     "check": frozenset(),
     "score": frozenset(),
     "metrics": frozenset("reference use scorer best language resamples".split()),  # shards hold none of it

@@ -159,6 +159,13 @@ class OutputTable(_Table, frozen=True):
     ] = []
     include: Annotated[list[OptionalColumn], Meta(description="optional columns to write")] = []
     max_rejects: Annotated[int, Meta(ge=0, description="exit with 3 if more rows than this are rejected")] | None = None
+    abort_if_rejected: (
+        Annotated[
+            float,
+            Meta(ge=0, le=1, description="stop with 2 if more than this share of the rows is rejected, from 1,000 on"),
+        ]
+        | None
+    ) = None
     workers: (
         Annotated[
             int, Meta(ge=1, description="worker processes; default: one per GPU; without GPUs as suits the model")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from ..check.loops import longest_loop
+from ..check.loops import is_endless
 from ..engine.types import Engine
 from ..errors import Reject, in_one_line
 from ..input.conversation import Row
@@ -17,8 +17,6 @@ from ..task.segment_rows import SegmentRow
 from ..task.task import Answer, Task, Work
 from .open_shard import OpenShard
 from .prepare import Job
-
-LOOP_WITHIN = 500  # characters from the end of a response; a unit has 120 at most, and is there four times
 
 
 class Committer:
@@ -118,20 +116,13 @@ def _endings(rows: list[dict[str, Any]], audit: Sequence[SegmentRow] | None) -> 
     if audit is not None:
         texts = [(row.finish_reason, row.answer) for row in audit]
     else:
-        texts = [(row["finish_reason"], row["response"]) for row in rows if "scores" not in row]
+        has_responses = bool(rows) and "response" in rows[0] and "scores" not in rows[0]
+        texts = [(row["finish_reason"], row["response"]) for row in rows] if has_responses else []
     return {
         "finish_reasons": dict(Counter(sorted(reason for reason, _ in texts))) or UNSET,
         "empty": sum(text is not None and not text.strip() for _, text in texts) or UNSET,
-        "repetitive": sum(_is_repetitive(*each) for each in texts) or UNSET,
+        "repetitive": sum(is_endless(text or "", reason) for reason, text in texts) or UNSET,
     }
-
-
-def _is_repetitive(finish_reason: str, text: str | None) -> bool:
-    """Whether it was caught in a loop when it ended. The look at the end of a text takes 0.2 ms, and only those that
-    nothing else ended are looked at."""
-    if finish_reason == "length" and text:
-        return longest_loop(text[-LOOP_WITHIN:]) is not None
-    return finish_reason == "repetition"
 
 
 def _generated(opened: OpenShard) -> list[Answer]:

@@ -17,6 +17,7 @@ from ..output.opening import Fence
 from ..output.shard import finished, is_finished
 from ..task.flow import work_of
 from ..task.task import Request
+from .first_look import FirstRows
 from .messages import Mark, PoisonItems
 from .open_shard import OpenShard
 from .poison import ENDS_WORKERS
@@ -54,6 +55,7 @@ class Queue:
         self.is_waiting = False
         self._job, self._claims, self._fence, self._sampler = job, claims, fence, sampler
         self._poison, self._mark, self._alive, self._warn = poison, mark, alive, warn
+        self._first_rows = FirstRows(job, warn)
         self._reader = job.reader(running=True)
         self._left: deque[Shard] = deque()
         self._held: list[Shard] = []  # by others, as far as this pass over what is left has come
@@ -181,6 +183,7 @@ class Queue:
                 break
             self._mark.clear()
             row, work = made
+            self._first_rows.take(row, work if isinstance(work, Reject) else None)
             if isinstance(work, Reject):
                 opened.reject(row, self._job.task.id_of(row), work)
             else:

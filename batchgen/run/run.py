@@ -24,6 +24,7 @@ from ..task.flow import work_of
 from ..task.translate import Translate
 from . import deadline, slurm
 from .division import divide
+from .first_look import KEYS
 from .messages import Totals
 from .prepare import Job, prepare
 from .progress import Progress
@@ -87,8 +88,10 @@ def _check_for_answers(job: Job) -> None:
     total = rejects.total()
     if job.spec.output.max_rejects is None or total > job.spec.output.max_rejects:
         which = f"all {total:,} rows" if total == job.plan.rows else f"all of the first {total:,} rows"
+        [(reason, _)] = rejects.most_common(1)
+        key = f", look at {KEYS[reason]}" if reason in KEYS else ""
         raise JobError(
-            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; fix that "
+            f"{which} would be rejected{by_reason(dict(sorted(rejects.items())))}, the first at {first}; fix that{key} "
             f"(`batchgen plan` takes the same flags), or give --max-rejects {total} to go on"
         )
 

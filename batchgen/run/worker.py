@@ -14,6 +14,7 @@ from ..output.opening import Fence
 from ..task.task import Entry
 from .admission import Admission
 from .committer import Committer
+from .first_look import FirstResponses
 from .messages import Mark, PoisonItems, Report, Totals, Warn, Work
 from .poison import KILLS_ENGINES
 from .prepare import Job
@@ -56,6 +57,7 @@ class Worker:
             self._stay_in_touch,
             warn=lambda text: report(Warn(text)),
         )
+        self._first_responses = FirstResponses(job, warn=lambda text: report(Warn(text)))
         self._admission = Admission(engine.max_num_seqs, window, poison, until)
         self._committer = Committer(job, fence, engine)
         self._stop_at: float | None = None
@@ -186,6 +188,7 @@ class Worker:
             response.reasoned,
             response.ranks,
         )
+        self._first_responses.take(request, entry)
         self._queue.put_back(opened, opened.answer(request, entry))
 
     # --- the disk
