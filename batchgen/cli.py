@@ -595,6 +595,29 @@ def export_command(
         show.exported(results, to)
 
 
+@cli.command("report", short_help="Make a page about results, to look at in a browser.")
+@click.argument("outs", metavar="OUT [OUT2]...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="the HTML file to write")
+@click.option("--overwrite", is_flag=True, help="replace what is there, even if it is no such page")
+def report_command(outs: tuple[Path, ...], to: Path, overwrite: bool) -> None:
+    """Make one HTML file about the results in OUT, or about several outputs side by side: what the job was, what became
+    of its rows, lengths, failed checks, rejects, and samples to search, filter and sort.
+
+    The file needs nothing else, and loads nothing. It holds texts of the data. Of an unfinished job it shows what is
+    there. Rows of several outputs are joined on their ids.
+
+    \b
+    Examples:
+      batchgen report out --to out.html
+      batchgen report out-before out-after --to both.html
+    """
+    with exit_codes():
+        from .commands.report import report
+
+        size = report(outs, to, overwrite)
+    console.say(f"wrote {to} ({size / 1e6:,.1f} MB)")
+
+
 # --- measuring
 
 

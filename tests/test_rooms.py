@@ -26,6 +26,7 @@ LEVELS = [
     {"output"},
     {"engine"},
     {"run"},
+    {"report"},
     {"demo", "evaluation"},
     {"commands"},
     {"api", "flags", "show", "manual"},
@@ -123,7 +124,8 @@ BEHAVIOURS = {
 
 
 @pytest.mark.parametrize(
-    "room", ["host", "job", "input", "model", "prompt", "segment", "metrics", "task", "evaluation", "commands"]
+    "room",
+    ["host", "job", "input", "model", "prompt", "segment", "metrics", "task", "evaluation", "report", "commands"],
 )
 def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from ..host import terminal
-from ..output.counts import Counts, by_reason
+from ..output.counts import Counts
 from ..output.record import JobRecord
+from ..report import about
 from ..task.output_columns import COLUMNS, SCORE_MEANINGS
 
 _HEAD = """\
@@ -32,23 +32,7 @@ _RESPONSES = "{responses:,} responses of {model} to {rows:,} conversations, gene
 _SCORES = "{responses:,} rows whose texts {model} was asked how likely it finds, scored with batchgen."
 _TRANSLATED = "{responses:,} records whose texts at {fields} were translated into {into} by {model}, with batchgen."
 
-# What of [engine] is published. Other arguments may name this machine's files and services.
-_ENGINE = frozenset(
-    """
-    BATCHGEN_ENGINE attention_backend calculate_kv_scales dtype enforce_eager kv_cache_dtype load_format max_model_len
-    quantization rope_parameters rope_scaling rope_theta seed
-    """.split()
-)
-
 _MEANINGS = {column.name: column.meaning for column in COLUMNS}
-
-
-class ModelFacts(msgspec.Struct):
-    """What a shard says of the model that made it."""
-
-    name: str
-    revision: str | None
-    digests: dict[str, str]
 
 
 def text(
@@ -60,24 +44,16 @@ def text(
     missing: int,
 ) -> str:
     """counts, facts, missing: see export.Results; schema: of the columns that are there."""
-    model = msgspec.json.decode(facts["model"][0])
     size = size_category(counts.responses)
-    head = _HEAD.format(title=_text(title), size=size, what=_what(record, counts, model))
+    head = _HEAD.format(title=_text(title), size=size, what=_what(record, counts, about.model_of(facts).name))
     passed = record.settings["output"]["columns"]
     meanings = _meanings(record) | dict.fromkeys(passed, "from the input")
     columns = ((_code(field.name), _code(str(field.type)), meanings.get(field.name, "")) for field in schema)
-    engine = {name: value if name in _ENGINE else "(not shown)" for name, value in record.settings["engine"].items()}
-    parts = {name: record.settings[name] for name in ("prompt", "sampling")} | {"engine": engine}
-    if record.settings["sweep"]["method"]:
-        parts["sweep"] = {name: value for name, value in record.settings["sweep"].items() if value}
-    if record.settings["translate"]["fields"]:
-        parts["translate"] = {name: value for name, value in record.settings["translate"].items() if value}
-    if parser := record.settings.get("model", {}).get("reasoning_parser"):
-        parts["model"] = {"reasoning_parser": parser}
+    parts = about.parameters(record)
     return "\n".join(
         [
             head,
-            *_table(("", ""), _facts(record, model, counts, facts, missing)),
+            *_table(("", ""), _facts(record, counts, facts, missing)),
             "\n## Parameters\n\nThose of the job; a row may have had its own.\n",
             "```json",
             terminal.document(msgspec.json.format(msgspec.json.encode(parts), indent=1)),
@@ -88,9 +64,9 @@ def text(
     )
 
 
-def _what(record: JobRecord, counts: Counts, model: dict[str, Any]) -> str:
+def _what(record: JobRecord, counts: Counts, model: str) -> str:
     asked = record.settings["translate"]
-    names = {"model": _code(model["name"]), **msgspec.structs.asdict(counts)}
+    names = {"model": _code(model), **msgspec.structs.asdict(counts)}
     if record.settings["score"]["mode"] != "off":
         return _SCORES.format(**names)
     if not asked["fields"]:
@@ -122,37 +98,9 @@ def size_category(rows: int) -> str:
     return "n>1T" if len(above) == len(steps) else f"{above[-1]}<n<{steps[len(above)]}"
 
 
-def _facts(
-    record: JobRecord, model: dict[str, Any], counts: Counts, facts: dict[str, list[str]], missing: int
-) -> Iterator[tuple[str, str]]:
-    shards = len(record.plan.shards)
-    yield "model", _code(model["name"])
-    if model["revision"]:
-        yield "revision", _code(model["revision"])
-    for file, md5 in model["digests"].items():
-        yield f"MD5 of {_text(file)}", _code(md5)
-    yield "prompt format", _text(record.settings["prompt"]["format"])
-    yield "seed", str(record.settings["sampling"]["seed"])
-    if missing:
-        yield "partial", f"{missing:,} of the job's {shards:,} shards were not finished, their rows are not here"
-    if record.retry_of:
-        only = _text(" or ".join(record.retry_of["only"]))
-        yield "retry", f"of the rows that ended with {only} in the job {_code(record.retry_of['fingerprint'])}"
-    yield "rows", f"{counts.rows:,}"
-    number, what = counts.answers.split()
-    yield what, number
-    yield "rejected rows", f"{counts.rejected:,}{_text(by_reason(counts.rejects))}"
-    if counts.endings:
-        yield "finish reasons", _text(counts.endings)
-    yield "tokens", f"{counts.prompt_tokens:,} of prompts, {counts.response_tokens:,} of responses"
-    yield "dtype", _text(", ".join(facts["dtype"]))
-    yield "device", _text(", ".join(facts["device"]))
-    yield "model runner", _text(", ".join(facts["runner"]))
-    yield "noise", _text(", ".join(facts["noise"]))
-    for versions in facts["versions"]:
-        numbers = msgspec.json.decode(versions)
-        yield "versions", _text(", ".join(f"{name} {number}" for name, number in numbers.items()))
-    yield "fingerprint", _code(record.fingerprint)
+def _facts(record: JobRecord, counts: Counts, facts: dict[str, list[str]], missing: int) -> Iterator[tuple[str, str]]:
+    for fact in about.facts(record, counts, facts, missing):
+        yield _text(fact.name), _code(fact.value) if fact.is_code else _text(fact.value)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,14 +11,14 @@ from ..input.plan import Shard
 from ..job.spec import JobSpec, nearest
 from ..output import opening, shard
 from ..output.counts import Counts
+from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord, fingerprints
 from ..output.store import Store
+from ..report import about
 from ..task.output_columns import always
-from . import dataset_card
-from .verify import open_finished, set_aside_by
+from .verify import open_finished
 
 BATCH_ROWS = 64  # in memory as Python objects; with 20 log probabilities of 512 tokens each that is some 170 MB
-_OWN_FACTS = {"shard", "first_row", "counts"}  # what a shard's metadata says of that shard alone
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def results_of(out: Store, columns: str, partial: bool) -> Results:
     for each in shards[1:]:
         _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
-    return Results(out, record, spec, shards, missing, schema, shard.total(out, shards), _facts(out, shards))
+    return Results(out, record, spec, shards, missing, schema, shard.total(out, shards), about.made_by(out, shards))
 
 
 def records_of(results: Results, format: str, columns: str) -> Results:
@@ -95,20 +94,9 @@ def _refuse(out: Store, planned: Shard, damage: str) -> None:
         raise JobError(f"{shard.where(out, planned)}: {damage}; {set_aside_by(out)}")
 
 
-def _footer(out: Store, planned: Shard) -> pq.FileMetaData:
-    """Raises JobError if it is damaged."""
-    try:
-        return shard.metadata(out, planned)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the disk's own
-        _refuse(out, planned, "is damaged: its footer cannot be read")
-        raise AssertionError from error
-
-
 def _schema(out: Store, planned: Shard) -> pa.Schema:
     try:
-        return _footer(out, planned).schema.to_arrow_schema().remove_metadata()
+        return about.footer(out, planned).schema.to_arrow_schema().remove_metadata()
     except UnicodeDecodeError as error:
         _refuse(out, planned, "is damaged: its columns have no names")
         raise AssertionError from error
@@ -124,22 +112,3 @@ def _picked(columns: str, known: list[str]) -> list[str]:
     if not names:
         raise JobError(f"--columns: name one or more of {', '.join(known)}")
     return names
-
-
-def _facts(out: Store, shards: list[Shard]) -> dict[str, list[str]]:
-    facts: dict[str, list[str]] = {}
-    for planned in shards:
-        footer = _footer(out, planned)
-        drawn = shard.sampler(footer)
-        note = "" if drawn.is_recorded else " (by its vLLM's version)"
-        about = shard.facts(footer) | {"runner": drawn.runner + note, "noise": drawn.noise + note}
-        for name, value in about.items():
-            if name not in _OWN_FACTS and value not in (values := facts.setdefault(name, [])):
-                values.append(value)
-    try:
-        msgspec.json.decode(facts["model"][0], type=dataset_card.ModelFacts)
-        [msgspec.json.decode(versions, type=dict[str, str]) for versions in facts["versions"]]
-        facts["dtype"], facts["device"]
-    except (KeyError, msgspec.DecodeError) as error:
-        raise JobError(f"{out}: its shards do not say what made them ({error}); run the job again elsewhere") from None
-    return facts

@@ -14,12 +14,13 @@ from ..job.spec import JobSpec, load, nearest
 from ..job.trust import refuse_risks
 from ..output import record as records
 from ..output import shard, store
+from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
 from ..task.output_columns import always
-from .verify import grows, open_finished, set_aside_by
+from .verify import grows, open_finished
 
 
 def check_reasons(only: str) -> list[str]:

@@ -13,6 +13,7 @@ from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..output import opening, owners, record, shard, store, success
 from ..output.counts import Counts
+from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
 from ..output.store import Store
 from ..run.prepare import Job, prepare
@@ -138,10 +139,6 @@ def _set_aside(out: Store, planned: Shard) -> str:
     aside = shard.set_aside(out, planned)
     success.remove(out)
     return f"moved to {aside}; run the job again to make it again"
-
-
-def set_aside_by(out: Store) -> str:
-    return f"`batchgen verify {out} --quarantine` sets it aside, and the next run makes it again"
 
 
 def _named_by(spec: JobSpec) -> list[str]:

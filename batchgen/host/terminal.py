@@ -10,7 +10,7 @@ from .credentials import is_secret_name, redacted
 
 # C0, DEL and C1 except the newline; invisible characters and those that change the direction of writing, except the
 # joiners, which emoji and some scripts need; line separators; lone surrogates; tag characters, which are invisible.
-_UNSAFE = re.compile(
+UNSAFE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff"
     "\uffa0\ufff9-\ufffc\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -19,7 +19,7 @@ _SHORTEST = 12  # characters of a secret in the environment: a shorter value may
 
 def lines(text: str) -> str:
     """A text that is safe on any terminal. Its newlines are kept."""
-    return _UNSAFE.sub(lambda sign: ascii(sign[0])[1:-1], text)
+    return UNSAFE.sub(lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def line(text: str) -> str:
@@ -42,4 +42,4 @@ def hidden(text: str) -> str:
 
 def document(encoded: bytes) -> str:
     """JSON text with everything that a terminal would act on escaped, so that it is still the same JSON."""
-    return _UNSAFE.sub(lambda sign: json.dumps(sign[0])[1:-1], encoded.decode())
+    return UNSAFE.sub(lambda sign: json.dumps(sign[0])[1:-1], encoded.decode())

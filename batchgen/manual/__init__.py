@@ -17,6 +17,7 @@ PAGES = {
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
     "checking": "plan, status, show, verify, rejects, retry",
+    "reporting": "a page to look at in a browser: figures, charts, samples; several outputs side by side",
     "exporting": "one file, or a dataset to publish",
     "performance": "what was measured, and how to measure your machine",
     "troubleshooting": "out of memory, where the logs are, what to send with a report",

@@ -11,3 +11,7 @@ def quarantine(out: Store, name: str) -> str:
     aside = f"{layout.QUARANTINE}/{name.rpartition('/')[2]}.{uuid.uuid4().hex[:8]}"
     out.move(name, aside)
     return aside
+
+
+def set_aside_by(out: Store) -> str:
+    return f"`batchgen verify {out} --quarantine` sets it aside, and the next run makes it again"

@@ -125,6 +125,16 @@ class SegmentFile:
                 found = self._keys_of(table["key"]), pc.list_value_length(table["failed_checks"]).to_numpy() > 0
             yield found
 
+    def columns(self, number: int, names: list[str]) -> pa.Table:
+        """Some columns of a row group; texts are dictionary-encoded."""
+        with self._open() as stream:
+            return self._table(stream, number, names)
+
+    def keys_of(self, column: pa.ChunkedArray) -> Keys:
+        """The column `key` of such a table."""
+        with self._open():
+            return self._keys_of(column)
+
     def group(self, number: int) -> "Group":
         with self._open() as stream:
             return Group(self._table(stream, number, SCHEMA.names), self._damaged)

@@ -1,0 +1,43 @@
+"""A page about the results of one or more jobs: one HTML file to look at in a browser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import JobError, on_disk
+from ..host import safeopen
+from ..job.output_path import check_output_path
+from ..output import owners
+from ..report import make
+from ..report.page import is_page
+
+_HEAD = 4096  # bytes in which a page says that it is one
+
+
+def report(outs: Sequence[Path], to: Path, overwrite: bool = False) -> int:
+    """Writes the page about these output folders to a file, which appears whole or not at all. Gives its bytes.
+
+    overwrite: replace a file that is no such page. Raises JobError or Stopped.
+    """
+    with on_disk(to.parent):
+        check_output_path("--to", str(to))
+        owners.check_link(f"--to {to}", to)
+        _check_place(outs, to, overwrite)
+        content = make.page_of(outs)
+        safeopen.replace(to, content, durable=True)
+    return len(content)
+
+
+def _check_place(outs: Sequence[Path], to: Path, overwrite: bool) -> None:
+    """Raises JobError where a page would do harm or cannot be."""
+    place = to.resolve()
+    for out in outs:
+        if Path(str(out)).resolve() in place.parents:
+            raise JobError(f"{to}: lies in the output folder {out}, which is a dataset; name another place")
+    if not place.parent.is_dir():
+        raise JobError(f"{to.parent}: no such folder; make it first")
+    if to.is_symlink() or (to.exists() and not to.is_file()):
+        raise JobError(f"--to {to}: is not a file, which alone can appear whole or not at all; name one")
+    if to.exists() and not overwrite:
+        with safeopen.reading(to) as file:
+            if not is_page(file.read(_HEAD)):
+                raise JobError(f"{to}: is there already, and is no such page; give --overwrite to replace it")
