@@ -209,7 +209,7 @@ def _check_rejects(outcome: "Outcome") -> None:
         fail(f"{rejected} rows were rejected, max_rejects allows {most}; see batchgen rejects", EXIT_REJECTS)
 
 
-@cli.command("sweep", cls=JobCommand, short_help="Answer the same rows with several settings.")
+@cli.command("sweep", cls=JobCommand, short_help="Compare settings on the same rows, in one run.")
 @job_inputs
 @click.option("--dry-run", is_flag=True, help="show the settings, requests and tokens, and generate nothing")
 @click.option("--discard", is_flag=True, help="drop what a different job has left in the output folder")
@@ -217,14 +217,15 @@ def _check_rejects(outcome: "Outcome") -> None:
 def sweep_command(
     inputs: tuple[str, ...], engine: tuple[str, ...], dry_run: bool, discard: bool, **options: Any
 ) -> None:
-    """Answer a sample of the input with every setting that [sweep] lists, all in one engine.
+    """Answer a sample of the input with every setting that [sweep] lists, all in one engine, and compare them.
 
-    Takes a job file, flags, or both, as `run` does. Every response is the one that `run` gives with that setting.
-    Stops and resumes as `run` does, and has its exit codes.
+    Takes a job file, flags, or both, as `run` does; without --output, results go beside those of `run`. Every response
+    is the one that `run` gives with that setting. [metrics] says what is measured; the best setting is written as a
+    table to paste. Stops and resumes as `run` does, and has its exit codes.
 
     \b
     Examples:
-      batchgen sweep job.toml --output sweep
+      batchgen sweep job.toml
       batchgen sweep job.toml --sweep temperature=0.3,0.7,1.0 --sweep top_p=0.85,1 --sweep-samples 4 --output sweep
       batchgen sweep job.toml --dry-run
     """
@@ -232,16 +233,20 @@ def sweep_command(
         spec = flags.sweep_of(inputs, engine, options)
         from .commands import sweep
 
+        if options["output__path"] is None:
+            spec = sweep.beside(spec)
         if dry_run:
             for seen in sweep.forecast(spec):
                 show.sweep_forecast(seen)
             return
-        outcomes = []
-        for _, outcome in sweep.sweep(spec, discard):
-            show.outcome(outcome)
-            outcomes.append(outcome)
-    for outcome in outcomes:
-        _check_rejects(outcome)
+        finished = []
+        for done in sweep.sweep(spec, discard):
+            show.outcome(done.outcome)
+            finished.append(done)
+        if all(done.outcome.counts for done in finished):
+            show.comparison(sweep.compare(spec, finished), spec.output.path)
+    for done in finished:
+        _check_rejects(done.outcome)
 
 
 @cli.command("retry", cls=JobCommand, short_help="Generate again what went wrong, with other parameters.")

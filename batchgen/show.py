@@ -13,6 +13,7 @@ from msgspec import UNSET
 from .errors import shown
 from .host import console, terminal
 from .job.settings import named
+from .output import layout
 from .output.counts import Counts, by_reason
 
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.status import Status, Worker
     from .commands.sweep import Forecast as SweepForecast
     from .commands.verify import Verdict
+    from .metrics.summary import MeasuredSetting, Summary, Value
     from .run.run import Outcome
     from .task.generate import Prompted
     from .task.segment_rows import SegmentRow
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
 DEAD_SHOWN = 5  # dead workers that are listed, the latest first; a long job may have many
 OWN_LINES = ("batchgen", "python", "vllm")  # versions that doctor does not list among the packages
 LONGEST_DETAIL, LONGEST_RAW = 500, 200  # characters of a reject's detail and of its row
+COLUMNS = 100  # of a terminal, for the tables that are wide
+ALIKE = "="  # marks what cannot be told from the best
 LONGEST_TEXT = 500  # characters of a segment, and of its translation
 
 
@@ -111,6 +115,46 @@ def sweep_forecast(seen: "SweepForecast") -> None:
         say(f"  {setting.number:4} {shown(setting.name)}")
         for changes in setting.same:
             say(f"       the same: {shown(named(changes))}")
+
+
+def comparison(seen: "Summary", out: str) -> None:
+    """The settings of a sweep, the best first."""
+    if seen.best_setting is None:
+        say(f"no setting was chosen out of {len(seen.settings):,}: no metric that could choose has a value")
+    else:
+        each = "1 response each" if seen.samples == 1 else f"up to {seen.samples:,} responses each"
+        say(f"{shown(seen.best)} of {len(seen.settings):,} settings over {seen.rows:,} rows, {each}")
+        _settings(seen, seen.settings[seen.best_setting])
+    for note in seen.notes:
+        say(f"note: {shown(note)}")
+    say(f"in {shown(out)}: {', '.join(name for name in (layout.BEST, layout.SUMMARY, layout.METRICS))}")
+
+
+def _settings(seen: "Summary", best: "MeasuredSetting") -> None:
+    [better] = [metric.better for metric in seen.metrics if metric.name == seen.best]
+    known = [each for each in seen.settings if each.values[seen.best].mean is not None]
+    sign = -1 if better == "higher" else 1
+    known.sort(key=lambda each: (each is not best, sign * (each.values[seen.best].mean or 0), each.number))
+    titles = ("", "value", "95 % interval", "difference", "best in", "setting")
+    lines = [_setting(each.values[seen.best], each is best, shown(each.name)) for each in known]
+    widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)][:-1]
+    for line in (titles, *lines):
+        text = "  ".join(part.ljust(width) for part, width in zip(line, [*widths, 0], strict=True))
+        say(_cut(text, COLUMNS - 3).rstrip())
+    if any(line[0] == ALIKE for line in lines):
+        say(f"{ALIKE} cannot be told from the best: the interval of the difference has 0 in it")
+
+
+def _setting(value: "Value", is_best: bool, name: str) -> tuple[str, ...]:
+    to_best = value.to_best
+    interval = "" if value.low is None else f"{value.low:.4g} to {value.high:.4g}"
+    difference = ""
+    if to_best:
+        between = "" if to_best.low is None else f" ({to_best.low:+.3g} to {to_best.high:+.3g})"
+        difference = f"{to_best.mean:+.3g}{between}"
+    share = "" if value.best_share is None else f"{value.best_share:.0%}"
+    mark = "*" if is_best else ALIKE if to_best and not to_best.is_told_apart else ""
+    return mark, f"{value.mean:.4g}", interval, difference, share, name
 
 
 def exported(results: "Results", to: object) -> None:

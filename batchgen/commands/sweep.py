@@ -1,23 +1,35 @@
 """`batchgen sweep`: the same rows with several settings, of one model after the other."""
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import JobError, Reject, on_disk
 from ..host import safeopen
+from ..input.conversation import Row
+from ..input.cursor import EVERY_COLUMN
+from ..input.rows import Reader
 from ..job.settings import Setting
 from ..job.spec import JobSpec
+from ..metrics import measure as metrics
+from ..metrics.best import best_toml
+from ..metrics.summary import MeasuredSetting, Summary
 from ..output import layout, owners, record, store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run
 from ..task.flow import work_of
+from ..task.output_columns import COLUMNS, SETTING
 from ..task.sweep import Sweep
+from .results import results_of
 
 THIS = "."  # the name of an output folder that is the sweep's own
 
@@ -27,6 +39,12 @@ class Part(NamedTuple):
 
     out: str
     spec: JobSpec
+
+
+def beside(spec: JobSpec) -> JobSpec:
+    """The sweep of a job file, with its results beside those of the job, which has the folder itself."""
+    output = msgspec.structs.replace(spec.output, path=f"{spec.output.path.rstrip('/')}-sweep")
+    return msgspec.structs.replace(spec, output=output)
 
 
 def parts(spec: JobSpec) -> list[Part]:
@@ -63,32 +81,108 @@ def _of_model(spec: JobSpec, path: str, name: str) -> JobSpec:
     return msgspec.structs.replace(spec, model=model, output=output)
 
 
-def sweep(spec: JobSpec, discard: bool) -> Iterator[tuple[Part, Outcome]]:
+class Done(NamedTuple):
+    """job: as it stands in its folder"""
+
+    part: Part
+    outcome: Outcome
+    job: Job
+
+    @property
+    def settings(self) -> list[Setting]:
+        return _settings(self.job)
+
+
+def sweep(spec: JobSpec, discard: bool) -> Iterator[Done]:
     """Brings the jobs of a sweep to their end, one after the other. Raises what `run` raises.
 
     discard: drop what other jobs have left in their folders
     """
+    metrics.require(spec.metrics, spec.check)
     for part in parts(spec):
         outcome = run(part.spec, discard)
-        if outcome.counts:
-            _write(outcome.out.location, layout.SETTINGS, msgspec.json.format(msgspec.json.encode(settings(outcome))))
-        yield part, outcome
+        begun = record.job_of(outcome.out)
+        done = Done(part, outcome, prepare(record.spec_of(outcome.out, begun), begun=begun))
+        _write(spec, Path(outcome.out.location), layout.SETTINGS, _json(done.settings))
+        yield done
 
 
-def settings(outcome: Outcome) -> list[Setting]:
-    """Those of a sweep's finished job."""
-    begun = record.job_of(outcome.out)
-    task = prepare(record.spec_of(outcome.out, begun), begun=begun).task
-    assert isinstance(task, Sweep)
-    return list(task.settings)
+def compare(spec: JobSpec, finished: Sequence[Done]) -> Summary:
+    """Measures all responses of a sweep, and writes into its folder how its settings compare. Raises JobError."""
+    measured = metrics.measure(
+        _rows(finished),
+        list(_measured(spec, finished)),
+        spec.metrics,
+        finished[0].job.model.tokenizer,
+        spec.check,
+        [done.part.out for done in finished],
+    )
+    table = pa.BufferOutputStream()
+    pq.write_table(measured.table, table, compression="zstd")
+    out = Path(spec.output.path).absolute()
+    _write(spec, out, layout.METRICS, table.getvalue().to_pybytes())
+    _write(spec, out, layout.SUMMARY, _json(measured.summary))
+    _write(spec, out, layout.BEST, best_toml(measured.summary).encode())
+    return measured.summary
 
 
-def _write(out: str, name: str, content: bytes) -> None:
-    place = Path(out)
-    with on_disk(out):
-        owners.check_links(place, [layout.SWEEP])
-        (place / layout.SWEEP).mkdir(exist_ok=True)
-        safeopen.replace(place / name, content, durable=True)
+def _measured(spec: JobSpec, finished: Iterable[Done]) -> Iterator[MeasuredSetting]:
+    """The settings of all models, numbered through, each with as many responses as the job itself would have: who
+    takes over its sampling does not want those of the sweep."""
+    all_of_them = [(index, done, setting) for index, done in enumerate(finished) for setting in done.settings]
+    for number, (index, done, setting) in enumerate(all_of_them):
+        name = setting.name if done.part.out == THIS else f"{done.part.out}: {setting.name}"
+        sampling = setting.sampling if "n" in setting.changes else setting.sampling | {"n": spec.sampling.n}
+        asked = setting.changes, sampling, setting.template, setting.same
+        yield MeasuredSetting(number, name, index, setting.number, done.job.spec.model.path, *asked)
+
+
+def _rows(finished: Sequence[Done]) -> Iterator[tuple[dict[str, Any] | None, list[dict[str, Any]]]]:
+    """Every row of the sweep: its record, and its output rows of all models, with settings numbered through."""
+    begins = itertools.accumulate((len(done.settings) for done in finished), initial=0)
+    left = [_answers(done, begin) for done, begin in zip(finished, begins, strict=False)]
+    heads = [next(each, None) for each in left]
+    plan = finished[0].job.plan
+    reader = Reader(plan, [EVERY_COLUMN])
+    for row in itertools.chain.from_iterable(map(reader.read, plan.shards)):
+        outputs: list[dict[str, Any]] = []
+        for place, head in enumerate(heads):
+            if head and head[0] == row.number:
+                outputs += head[1]
+                heads[place] = next(left[place], None)
+        yield _record(row), outputs
+
+
+def _answers(done: Done, begin: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The output rows of each input row. begin: the number of its first setting among those of all models"""
+    results = results_of(done.outcome.out, "", partial=False)
+    names = [column.name for column in COLUMNS if column.name in results.schema.names]
+    rows = (row for batch in results.batches(results.shards, names) for row in batch.to_pylist())
+    for number, of_row in itertools.groupby(rows, key=itemgetter("row")):
+        yield number, [row | {SETTING: begin + row[SETTING]} for row in of_row]
+
+
+def _record(row: Row) -> dict[str, Any] | None:
+    try:
+        return row.record()
+    except Reject:
+        return None
+
+
+def _settings(job: Job) -> list[Setting]:
+    assert isinstance(job.task, Sweep)
+    return list(job.task.settings)
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def _write(spec: JobSpec, out: Path, name: str, content: bytes) -> None:
+    with on_disk(out), owners.writing(spec.output.shared):
+        owners.check_links(out, [layout.SWEEP])
+        (out / layout.SWEEP).mkdir(exist_ok=True)
+        safeopen.replace(out / name, content, durable=True)
 
 
 # --- before it
@@ -112,8 +206,7 @@ class Forecast:
 
     @property
     def settings(self) -> list[Setting]:
-        assert isinstance(self.job.task, Sweep)
-        return list(self.job.task.settings)
+        return _settings(self.job)
 
 
 def forecast(spec: JobSpec) -> Iterator[Forecast]:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import tomllib
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
-from conftest import MODEL, demo_records
+from conftest import CONVERSATIONS, MODEL, demo_records
 from faulty import worker_here
 from processes import Watch, dataset, until
 
@@ -161,15 +163,15 @@ def test_several_models_have_a_folder_each_and_what_is_done_stays_done(command, 
     each = [flag for model in models for flag in ("--sweep-model", model)]
     done = at_once(*command(), *each)
     assert done.exit_code == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
     assert [row["response"] for row in responses(tmp_path / "out" / "a")] == [
         row["response"] for row in responses(tmp_path / "out" / "b")
     ]
     (tmp_path / "out" / "b" / "part-00000-of-00001.parquet").unlink()
     again = at_once(*command(), *each)
-    assert [line.split(":")[0] for line in again.stdout.splitlines()] == ["all done already", "done", "this run"]
+    told = [line.split(":")[0] for line in again.stdout.splitlines()]
+    assert [word for word in told if word != "look"][:3] == ["all done already", "done", "this run"]
     refused = at_once(*command())
-    assert (refused.exit_code, "holds something else (a, b)" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "holds something else (_sweep, a, b)" in refused.stderr) == (2, True)
 
 
 def test_it_is_shown_before_anything_is_generated(command, batchgen, tmp_path):
@@ -232,3 +234,73 @@ def test_one_job_file_serves_a_plain_run_too(tmp_path, source, batchgen, at_once
     assert done.stdout.startswith("done: 36 rows, 35 responses")
     job.write_text(f"{text}[sweep]\nrows = 3\ntemperature = [0.1, 0.2]\n")
     assert at_once("run", job).stdout.startswith("all done already")
+
+
+# --- what it comes to
+
+
+def test_the_settings_are_compared_and_the_best_is_there_to_paste(command, at_once, tmp_path):
+    done = at_once(*command(), "--metrics-reference", "expected", "--metrics-best", "chrf")
+    assert done.exit_code == 0, done.stderr
+    out = tmp_path / "out"
+    summary = json.loads((out / "_sweep" / "summary.json").read_text())
+    assert (summary["outs"], summary["best"], summary["samples"]) == (["."], "chrf", 2)
+    assert summary["axes"] == {"temperature": [0.0, 0.7], "top_p": [0.85, 1.0]}
+    assert {"chrf", "logprob", "agreement"} <= {metric["name"] for metric in summary["metrics"]}
+    found = responses(out)
+    table = pq.read_table(out / "_sweep" / "metrics.parquet").to_pylist()
+    assert [(row["row"], row["setting"]) for row in table] == sorted({(row["row"], row["setting"]) for row in found})
+    for row in table:
+        means = [
+            each["mean_logprob"] for each in found if (each["row"], each["setting"]) == (row["row"], row["setting"])
+        ]
+        assert row["logprob"] == pytest.approx(sum(means) / len(means))
+    best = tomllib.loads((out / "_sweep" / "best.toml").read_text())
+    assert best["sampling"] == {
+        key: value
+        for key, value in summary["settings"][summary["best_setting"]]["sampling"].items()
+        if value is not None
+    }
+    assert best["sampling"]["n"] == 1  # the job's own
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("*")] and max(map(len, lines[3:-1])) <= 100
+    assert lines[-1].endswith("_sweep/best.toml, _sweep/summary.json, _sweep/metrics.parquet")
+
+
+def test_other_metrics_of_the_same_responses_are_measured_without_an_engine(command, at_once, batchgen, tmp_path):
+    at_once(*command())
+    (tmp_path / "mine.py").write_text("def words(row, response):\n    return len(row['expected'])\n")
+    again = batchgen(*command(), "--metrics-scorer", f"{tmp_path}/mine.py:words")
+    assert again.exit_code == 0, again.stderr
+    summary = json.loads((tmp_path / "out" / "_sweep" / "summary.json").read_text())
+    assert summary["best"] == "words"
+    refused = batchgen(*command(), "--metrics-best", "nothing")
+    assert (refused.exit_code, "nothing" in refused.stderr) == (2, True)
+
+
+def test_several_models_are_compared_on_the_same_rows(command, at_once, models, tmp_path):
+    each = [flag for model in models for flag in ("--sweep-model", model)]
+    assert at_once(*command(), *each).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_sweep", "a", "b"]
+    summary = json.loads((tmp_path / "out" / "_sweep" / "summary.json").read_text())
+    assert summary["outs"] == ["a", "b"]
+    assert summary["axes"]["model"] == [str(model) for model in models]
+    named = [(each["number"], each["out"], each["setting"], each["name"][:2]) for each in summary["settings"]]
+    assert named == [(number, number // 3, number % 3, "ab"[number // 3] + ":") for number in range(6)]
+    for first, second in zip(summary["settings"][:3], summary["settings"][3:], strict=True):
+        means = [{name: value["mean"] for name, value in each["values"].items()} for each in (first, second)]
+        assert means[0] == means[1]  # the same model under two names
+
+
+@pytest.mark.slow
+def test_two_temperatures_are_told_apart(batchgen_here, tmp_path):
+    """At 1.0 the demo model is right in 99 of 100, at 1.5 in 93 (manual/checks.md)."""
+    flags = ["--sweep", "temperature=1,1.5", "--sweep-rows", 600, "--sweep-samples", 2, "--top-p", 1]
+    metrics = ["--metrics-reference", "expected", "--metrics-best", "exact"]
+    command = ["sweep", CONVERSATIONS, "--model", MODEL, "--output", tmp_path / "out", "--max-tokens", 96]
+    done = batchgen_here(*command, *flags, *metrics)
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "_sweep" / "summary.json").read_text())
+    assert summary["best_setting"] == 0
+    difference = summary["settings"][1]["values"]["exact"]["to_best"]
+    assert difference["low"] <= difference["mean"] <= difference["high"] < 0
