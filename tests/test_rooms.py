@@ -117,7 +117,7 @@ def test_the_walk_finds_imports_wherever_they_stand(tmp_path, monkeypatch):
 
 # Tests of a contract, of a behaviour or of a whole room, which no one file has.
 BEHAVIOURS = {
-    "input": {"bad_input", "fuzz", "strangers"},
+    "input": {"bad_input", "fuzz", "picked", "strangers"},
     "model": {"hostile_models"},
     "prompt": {"forged_turns"},
 }
