@@ -131,9 +131,9 @@ def _which(answer: "Answer") -> str:
     if not answer.settings:
         return _numbered("sample", answer.samples) if answer.samples else ""
     if not any(answer.samples):
-        return _numbered("setting", answer.settings)
-    named = zip(answer.settings, answer.samples, strict=True)
-    return ", ".join(f"setting {setting} sample {sample}" for setting, sample in named)
+        return "; ".join(answer.names) or _numbered("setting", answer.settings)
+    settings = answer.names or [f"setting {number}" for number in answer.settings]
+    return "; ".join(f"{setting}, sample {sample}" for setting, sample in zip(settings, answer.samples, strict=False))
 
 
 def _numbered(what: str, numbers: list[int]) -> str:

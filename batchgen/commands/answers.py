@@ -28,7 +28,7 @@ from ..input.plan import Shard, changed_files
 from ..job import own_check
 from ..job.sampling import FINISH_REASONS
 from ..job.spec import nearest
-from ..output import journal, record, segments, shard, store
+from ..output import journal, layout, record, segments, shard, store
 from ..output.journal import Journal
 from ..run.open_shard import OpenShard
 from ..run.prepare import Job, prepare
@@ -54,7 +54,7 @@ class Answer(msgspec.Struct, omit_defaults=True, kw_only=True):
     tokens: of the response, or of the text that was scored
     tries: how often it was generated
     samples, settings: which of the row's responses it is; several that are equal may be one, and then these lists have
-        an entry for each. settings: of a sweep
+        an entry for each. settings: of a sweep; names: theirs, as far as they are known
     path, source: of a segment
     logprob: sum over the tokens of a text that was scored
     """
@@ -67,6 +67,7 @@ class Answer(msgspec.Struct, omit_defaults=True, kw_only=True):
     tries: int = 1
     samples: list[int] = []
     settings: list[int] = []
+    names: list[str] = []
     path: str = ""
     source: str | None = None
     logprob: float | None = None
@@ -97,8 +98,8 @@ class Item(msgspec.Struct, omit_defaults=True, kw_only=True):
             what = answer.text, answer.reasoning, answer.finish_reason, *answer.failed_checks
             key = what if answer.samples else (place,)
             if same := made.get(key):
-                samples, settings = same.samples + answer.samples, same.settings + answer.settings
-                answer = msgspec.structs.replace(same, samples=samples, settings=settings)
+                which = {name: getattr(same, name) + getattr(answer, name) for name in ("samples", "settings", "names")}
+                answer = msgspec.structs.replace(same, **which)
             made[key] = answer
         return msgspec.structs.replace(self, answers=list(made.values()))
 
@@ -231,6 +232,20 @@ class Answers:
             self._warn(f"{left_out}: {error}")
             return None
 
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Of the settings of a sweep, by their numbers: they are there once it is done. Raises JobError."""
+        self.out.check_links(layout.SWEEP)
+        try:
+            settings = msgspec.json.decode(self.out.read(layout.SETTINGS), type=list[_Named])
+        except FileNotFoundError:
+            return {}
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise JobError(
+                f"{self.out.where(layout.SETTINGS)}: damaged ({error}); run the same command again"
+            ) from None
+        return {setting.number: setting.name for setting in settings}
+
     # --- rows of a shard
 
     def rows(self, planned: Shard, wanted: Wanted) -> Iterable[int]:
@@ -309,6 +324,8 @@ class Answers:
             made: dict[str, Any] = {name: value for name, value in first.items() if name in _ITEM and value is not None}
             is_scored = "scores" in first
             made["answers"] = list(map(_scored, first["scores"]) if is_scored else map(_response, [first, *more]))
+            for each in made["answers"]:
+                each["names"] = [name for number in each.get("settings", ()) if (name := self._names.get(number))]
             made["columns"] = {name: first[name] for name in self._passed if name in first}
             try:
                 yield msgspec.convert({**made, "unfinished": unfinished}, Item)
@@ -362,6 +379,13 @@ class Answers:
                         yield _of_translation(done, unfinished=True)
                     else:
                         yield from self._of_output(_as_read(made, job.task.schema), unfinished=True)
+
+
+class _Named(msgspec.Struct):
+    """What names a setting."""
+
+    number: int
+    name: str
 
 
 # --- output rows as answers

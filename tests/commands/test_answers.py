@@ -215,6 +215,15 @@ def test_samples_are_shown_with_their_numbers(instantly, write_rows, batchgen):
     assert sorted(re.findall(r"\d+", " ".join(named))) == ["0", "1", "2"]
 
 
+def test_equal_answers_of_a_sweep_are_shown_once_with_the_names_of_their_settings(instantly, write_rows, batchgen):
+    out = instantly([write_rows([{"text": "May 1"}])], sweep={"method": "grid", "vary": {"temperature": [0.5, 1.0]}})
+    assert "\n  settings 0, 1: " in batchgen("show", out).stdout
+    (out / "_sweep").mkdir()
+    settings = [{"number": number, "name": name, "more": 1} for number, name in enumerate(["cold", "hot\x1b[1m"])]
+    (out / "_sweep" / "settings.json").write_text(json.dumps(settings))
+    assert "\n  cold; hot\\x1b[1m: " in batchgen("show", out).stdout
+
+
 def test_a_translation_is_shown_by_its_segments(tmp_path, write_rows, batchgen):
     path = write_rows([{"a": ["Hello.", "See you."]}, {"a": ["Hello.", "fails"]}])
     work(job_of([path], tmp_path / "out", ["a[*]"]), Translator(says))
