@@ -72,18 +72,21 @@ def first_job(written: "Written") -> None:
 
 def outcome(done: "Outcome") -> None:
     totals = done.totals
-    if done.counts is None:
+    if done.trial:
+        console.say(f"trial: {done.trial} are done in {done.out}; without --limit the same command does the others")
+    elif done.counts is None:
         console.say(f"nothing left to do here: other workers hold the last shards of {done.out}")
     else:
         state = "done" if totals.rows else "all done already"
         console.say(f"{state}: {done.counts} in {done.out}")
-    if totals.rows:
+    rows = totals.rows + (totals.open_rows if done.trial else 0)  # of a trial the last shard is not finished
+    if rows:
         seconds = max(done.seconds - done.engine_start, 1e-9)
         kind = "response" if totals.response_tokens else "prompt"  # scores have no responses
         tokens = totals.response_tokens or totals.prompt_tokens
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
         console.say(
-            f"this run: {totals.rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
+            f"this run: {rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
             f"{done.engine_start:,.1f} s; then {tokens / seconds:,.0f} {kind} tokens/s"
         )
@@ -91,7 +94,7 @@ def outcome(done: "Outcome") -> None:
         console.say(f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}")
     if done.counts and done.counts.endings:
         console.say(f"ended: {done.counts.endings}")
-    if done.counts and done.counts.responses:
+    if (done.counts and done.counts.responses) or done.trial:
         console.say(f"look: batchgen show {shlex.quote(str(done.out))}")
 
 
@@ -168,10 +171,11 @@ def exported(results: "Results", to: object) -> None:
 def forecast(seen: "Forecast") -> None:
     job, tokens = seen.job, seen.tokens
     new = "" if seen.new_rows is None else f", {seen.new_rows:,} of them new"
+    first = f"; what follows is of the first {job.rows:,}" if job.rows < job.plan.rows else ""
     lengths = ", ".join(f"{name} {value:,}" for name, value in seen.percentiles().items())
     facts(
         {
-            "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}",
+            "rows": f"{job.plan.rows:,} in {len(job.plan.latest):,} files{new}{first}",
             "rejects": f"{seen.rejects.total():,}{by_reason(dict(sorted(seen.rejects.items())))}",
             **({} if seen.texts else {"shapes": _counted(seen.shapes) or "none"}),
             **({"quantization": shown(seen.quantization)} if seen.quantization else {}),

@@ -51,7 +51,7 @@ class _Here:
         job = self._prepared()
         worker = Worker(job, self.engine, Claims(job.out, job.spec.output.stale), self._hear)
         with mock.patch.object(journal, "SYNC_EVERY", 0):
-            worker.run(job.plan.shards)
+            worker.run(job.shards)
         self.totals = worker.totals
 
     def _prepared(self) -> Job:

@@ -172,7 +172,7 @@ def _prompts(forecast: Forecast) -> Iterator[Prompted | Reject]:
     """Every row's prompt, or why it has none; of a translation the prompts of its segments, whose texts are counted."""
     job = forecast.job
     paths = field_paths(job.spec)
-    for _, work in work_of(job.task, job.reader(), job.plan.shards):
+    for _, work in itertools.islice(work_of(job.task, job.reader(), job.plan.shards), job.rows):
         if isinstance(work, Translation):
             forecast.texts = forecast.texts or Texts()
             yield from forecast.texts.add(work, paths)

@@ -73,6 +73,7 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
     tables = msgspec.to_builtins(old)
     tables["output"].pop("path")
     tables["output"].pop("shared")  # who handed the old folder over does not say so of the new one
+    tables["input"].pop("limit")
     tables["input"].pop("skip")  # its rows may be what is tried again
     if "path" in flags.get("model", {}):
         tables["model"].pop("revision")  # the other model's

@@ -78,6 +78,12 @@ class InputTable(_Table, frozen=True):
     adapter: Annotated[str, Meta(description="column that names the row's adapter; '' for none")] = ""
     format: Annotated[InputFormat, Meta(description="shape of the records; auto decides for each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="drop an answer at the end of a conversation")] = False
+    limit: (
+        Annotated[
+            int, Meta(ge=1, description="only the first rows, as a trial; without it the run goes on with the rest")
+        ]
+        | None
+    ) = None
     incremental: Annotated[bool, Meta(description="continue with new files and with lines appended to old ones")] = (
         False
     )

@@ -35,6 +35,7 @@ class OpenShard:
     rejects: their lines, by row number
     in_engine: requests
     resumed: answers that were in a journal; rows_resumed: finished rows that are made of them, or parts of rows
+    is_cut: a trial leaves out some of its rows, so that it cannot be finished yet
     same: by key, requests that wait for the one that is generated for all of them
     known: by key, answers that further requests get at once
     """
@@ -52,10 +53,11 @@ class OpenShard:
     rows_resumed: float = 0.0
     same: dict[Hashable, list[Request]] = field(default_factory=dict)
     known: dict[Hashable, Entry] = field(default_factory=dict)
+    is_cut: bool = False
 
     @property
     def is_complete(self) -> bool:
-        return self.all_read and not self.waiting and not self.in_engine
+        return self.all_read and not self.is_cut and not self.waiting and not self.in_engine
 
     @property
     def rows_done(self) -> int:

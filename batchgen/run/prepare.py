@@ -84,6 +84,32 @@ class Job:
         """The task without what earlier jobs have: to see which rows can be answered at all."""
         return replace(self.task, memory=lambda key: None) if isinstance(self.task, Translate) else self.task
 
+    @property
+    def shards(self) -> list[Shard]:
+        """Those that a run is to work on: of a trial, up to the one with the last of its rows."""
+        end = self.end
+        return [planned for planned in self.plan.shards if end is None or planned.row_numbers[0] < end]
+
+    @cached_property
+    def end(self) -> int | None:
+        """The number of the first row that a trial leaves out; None if it leaves none out."""
+        left = self.spec.input.limit
+        for planned in self.plan.shards if left is not None else ():
+            assert left is not None
+            if left < len(planned.row_numbers):
+                return planned.row_numbers[left]
+            left -= len(planned.row_numbers)
+        return None
+
+    @property
+    def rows(self) -> int:
+        """How many rows a run is to work on."""
+        return min(self.plan.rows, self.spec.input.limit or self.plan.rows)
+
+    def is_cut(self, shard: Shard) -> bool:
+        """Whether a trial leaves out some rows of a shard."""
+        return self.end is not None and shard.row_numbers[-1] >= self.end
+
     def reader(self, running: bool = False) -> Reader:
         """What reads the rows of its shards. running: see Reader."""
         limits = RowLimits(self.spec.limits.row_bytes, self.spec.limits.row_values)

@@ -88,7 +88,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
-    worker.run(job.plan.shards)
+    worker.run(job.shards)
 
 
 def _listen(told: IO[bytes], poison: PoisonItems) -> None:

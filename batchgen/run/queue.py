@@ -1,6 +1,7 @@
 """What to generate next: claims and reads shards, prepares their rows, and resumes from earlier journals."""
 
 import dataclasses
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -164,6 +165,7 @@ class Queue:
         for warning in warnings:
             self._warn(warning)
         opened = OpenShard(shard, job.task, journal, {entry.name: entry for entry in entries})
+        opened.is_cut = job.is_cut(shard)
         self.open.append(opened)
         self._reading = opened, work_of(job.task, self._reader, [shard], self._watched)
 
@@ -194,9 +196,11 @@ class Queue:
         return bool(found)
 
     def _watched(self, shard: Shard, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows of a shard, each marked while it is being prepared; rows that ended workers carry a fault."""
+        """The rows of a shard, up to the end of a trial, each marked while it is prepared; rows that ended workers
+        carry a fault."""
         self._mark.set(shard.row_numbers[0])
-        for row in rows:
+        end = self._job.end
+        for row in rows if end is None else itertools.takewhile(lambda row: row.number < end, rows):
             self._alive()
             self._mark.set(row.number)
             poisoned = str(row.number) in self._poison.poisoned

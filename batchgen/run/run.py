@@ -38,7 +38,8 @@ LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an
 @dataclass(frozen=True)
 class Outcome:
     """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
-    workers are still at it; first_reject: where it is, and why; seconds: of this run, and of its engine starts."""
+    workers are still at it; first_reject: where it is, and why; seconds: of this run, and of its engine starts;
+    trial: the rows that it was to do, if they are done and others are not."""
 
     out: Store
     max_rejects: int | None = None
@@ -47,6 +48,7 @@ class Outcome:
     seconds: float = 0.0
     engine_start: float = 0.0
     first_reject: str = ""
+    trial: str = ""
 
 
 def run(spec: JobSpec, discard: bool = False) -> Outcome:
@@ -127,14 +129,20 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     _warn_of_skip(job, missing)
     if not missing:
         return _outcome(job, _closed(job, presence))
+    asked = {planned.index for planned in job.shards}
+    missing = [planned for planned in missing if planned.index in asked]
+    if not missing:
+        return _outcome(job, None)
     if success.is_there(job.out):  # from before shards were set aside or the input grew
         require_engine(job.spec.engine)
         success.remove(job.out)
     warn_of_choice()
     _warn_of_other_versions(job)
-    rows_done = job.plan.rows - sum(len(planned.row_numbers) for planned in missing)
+    rows_done = sum(len(planned.row_numbers) for planned in job.shards) - sum(
+        len(planned.row_numbers) for planned in missing
+    )
     environments, text = divide(job, len(missing))
-    progress = Progress(console.stderr(), job.plan.rows, rows_done)
+    progress = Progress(console.stderr(), job.rows, rows_done)
     if text:
         progress.write(f"batchgen: {text}")
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
@@ -142,7 +150,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         supervisor.run()
     except Stopped as why:
         done = rows_done + max(supervisor.rows, _rows_done(job, supervisor) if supervisor.lost else 0)
-        text = f"{why} ({done:,} of {job.plan.rows:,} rows are done)"
+        text = f"{why} ({done:,} of {job.rows:,} rows are done)"
         time_is_up = why.why is Stopping.TIME_UP
         if job.spec.output.requeue and (supervisor.signals or time_is_up):
             again = slurm.requeue(time_is_up, progress=supervisor.totals.responses > 0)
@@ -163,7 +171,11 @@ def _outcome(
     rejects = (line for planned in job.plan.shards for line in shard.read_rejects(job.out, planned))
     line = next(rejects, None) if counts and counts.rejected else None
     first = f"{locate(job.plan, line['row'])}: {line['reason']}: {line['detail'][:SENTENCE]}" if line else ""
-    return Outcome(job.out, job.spec.output.max_rejects, totals or Totals(), counts, seconds, engine_start, first)
+    whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
+    is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
+    trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""
+    max_rejects = job.spec.output.max_rejects
+    return Outcome(job.out, max_rejects, totals or Totals(), counts, seconds, engine_start, first, trial)
 
 
 def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
