@@ -17,7 +17,7 @@ import msgspec
 from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
-from .host import console, safeopen, terminal
+from .host import bucket, console, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
 if TYPE_CHECKING:
@@ -123,7 +123,16 @@ def cli() -> None:
     """
 
 
-out_folder = click.argument("out", type=click.Path(path_type=Path))
+class PlaceOrUri(click.ParamType):
+    """A folder, or a place in a bucket, whose two slashes a path would make one of."""
+
+    name = "folder or URI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        return value if bucket.is_uri(value) else Path(value)
+
+
+out_folder = click.argument("out", type=PlaceOrUri())
 job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 
 
@@ -253,7 +262,7 @@ def sweep_command(
 @out_folder
 @click.option("--only", required=True, metavar="REASONS", help="finish reasons and reject reasons, comma-separated")
 @job_flags(defaults=False)
-def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any) -> None:
+def retry_command(out: str | Path, only: str, engine: tuple[str, ...], **options: Any) -> None:
     """Make a new output folder with only those rows of OUT that ended for one of REASONS.
 
     Everything else is as in the job of OUT, except for the flags given. Rows keep their number and id. The same
@@ -271,7 +280,7 @@ def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any)
 
 
 @cli.command("submit", short_help="Run a job on a Slurm cluster.")
-@click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.argument("job_file", metavar="JOB.toml", type=PlaceOrUri())
 @click.argument("run_flags", metavar="[-- RUN FLAGS]", nargs=-1)
 @click.option("--array", metavar="N", help="how many tasks work on the job (or indices, as Slurm writes them)")
 @click.option("--time", metavar="LIMIT", help="time limit of each task, as Slurm writes it: 4:00:00")
@@ -285,7 +294,7 @@ def retry_command(out: Path, only: str, engine: tuple[str, ...], **options: Any)
 @click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="any other option of sbatch, without dashes")
 @click.option("--dry-run", is_flag=True, help="check the job and print the batch script; submit nothing")
 def submit_command(
-    job_file: Path,
+    job_file: str | Path,
     run_flags: tuple[str, ...],
     job_name: str | None,
     mail: str | None,
@@ -312,14 +321,15 @@ def submit_command(
     from .run.prepare import prepare
 
     with exit_codes():
-        arguments = [str(current_folder() / job_file), "--requeue", *run_flags]
+        where = job_file if isinstance(job_file, str) else current_folder() / job_file
+        arguments = [str(where), "--requeue", *run_flags]
         spec = _spec_of_run(arguments)
         chosen = {key: value for key, value in given.items() if value is not None} | submit.settings(sbatch)
         if "array" in chosen:
             chosen["array"] = submit.array_of(chosen["array"])
         around = submit.Around(submit.lines(setup), container)
         job = prepare(spec)
-        options = submit.run_options(job, job_name or job_file.stem, chosen)
+        options = submit.run_options(job, job_name or Path(job_file).stem, chosen)
         check_engine()
         if dry_run:
             show.say(submit.script(options, ["run", *arguments], around), nl=False)
@@ -385,7 +395,7 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], prompts: int,
     metavar="FILE",
     help="also write metrics for node_exporter's textfile collector",
 )
-def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | None) -> None:
+def status_command(out: str | Path, watch: bool, as_json: bool, prometheus: Path | None) -> None:
     """Show the state of the job in OUT: shards, rows, rejects, workers, throughput, time left.
 
     It only reads files, so it works on any host that sees OUT. Workers write their numbers every 10 seconds (a sixth
@@ -428,7 +438,7 @@ def status_command(out: Path, watch: bool, as_json: bool, prometheus: Path | Non
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the replay, over that of the job")
 @flags.any_version_flag
 def verify_command(
-    out: Path,
+    out: str | Path,
     replay: int | None,
     replay_seed: int,
     quarantine: bool,
@@ -480,15 +490,15 @@ def verify_command(
 @click.option("--id", help="only the row with this id")
 @click.option("--row", type=click.IntRange(min=0), help="only the row with this number")
 @click.option("--grep", default="", metavar="TEXT", help="only with this text, in the conversation or the answer")
-@click.option("--diff", type=click.Path(path_type=Path), metavar="OUT2", help="what differs in another output")
+@click.option("--diff", type=PlaceOrUri(), metavar="OUT2", help="what differs in another output")
 @click.option("--full", is_flag=True, help="long texts as a whole")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object per row")
 def show_command(
-    out: Path,
+    out: str | Path,
     count: int | None,
     random_rows: int | None,
     seed: int,
-    diff: Path | None,
+    diff: str | Path | None,
     full: bool,
     as_json: bool,
     **wanted: Any,
@@ -530,7 +540,7 @@ def show_command(
 @out_folder
 @click.option("--only", default="", metavar="REASONS", help="only these reject reasons, comma-separated")
 @click.option("--segments", is_flag=True, help="of a translation: the segments that no try got right")
-def rejects_command(out: Path, only: str, segments: bool) -> None:
+def rejects_command(out: str | Path, only: str, segments: bool) -> None:
     """List the rejected rows of OUT: where each one is in the input, why it was rejected, and the row itself.
 
     \b
@@ -568,7 +578,7 @@ def rejects_command(out: Path, only: str, segments: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="replace what is there, once the new one is complete")
 @click.option("--public", is_flag=True, help="on the hub: let everybody see a dataset that is made there")
 def export_command(
-    out: Path, to: str, format: str | None, columns: str, partial: bool, overwrite: bool, public: bool
+    out: str | Path, to: str, format: str | None, columns: str, partial: bool, overwrite: bool, public: bool
 ) -> None:
     """Write the results of the job in OUT as one Parquet file, as JSON lines, CSV or TSV, as chats that trainers read
     (messages, prompt-completion), as lines of OpenAI's batch output files, or as a Hugging Face dataset folder with its
@@ -601,10 +611,10 @@ def export_command(
 
 
 @cli.command("report", short_help="Make a page about results, to look at in a browser.")
-@click.argument("outs", metavar="OUT [OUT2]...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("outs", metavar="OUT [OUT2]...", nargs=-1, required=True, type=PlaceOrUri())
 @click.option("--to", required=True, type=click.Path(path_type=Path), help="the HTML file to write")
 @click.option("--overwrite", is_flag=True, help="replace what is there, even if it is no such page")
-def report_command(outs: tuple[Path, ...], to: Path, overwrite: bool) -> None:
+def report_command(outs: tuple[str | Path, ...], to: Path, overwrite: bool) -> None:
     """Make one HTML file about the results in OUT, or about several outputs side by side: what the job was, what became
     of its rows, lengths, failed checks, rejects, and samples to search, filter and sort.
 
@@ -720,18 +730,22 @@ def bench_peers_command(
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="of a row, about")
 @click.option("--response-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="of each row")
 @click.option("--model", default="", help="folder of the model whose tokenizer it uses  [default: the demo model]")
+@click.option("--output", default="", help="folder or URI in which the job gets its output  [default: in TMPDIR]")
 @json_file
-def bench_host_command(rows: int, prompt_tokens: int, response_tokens: int, model: str, json_file: Path | None) -> None:
+def bench_host_command(
+    rows: int, prompt_tokens: int, response_tokens: int, model: str, output: str, json_file: Path | None
+) -> None:
     """Run a job whose engine answers at once: parsing, rendering, tokenizing, journal, decoding, Parquet.
 
     \b
     Example:
       batchgen bench host --rows 1000000
+      batchgen bench host --output s3://my-bucket/bench
     """
     with exit_codes():
         from .commands import bench
 
-        _report(bench.measure_host(rows, prompt_tokens, response_tokens, model), json_file)
+        _report(bench.measure_host(rows, prompt_tokens, response_tokens, model, output), json_file)
 
 
 @bench_group.command("input", short_help="Counting and planning a big file.")

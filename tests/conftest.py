@@ -4,11 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from types import SimpleNamespace
 from unittest import mock
 
+import buckets
 import memory
 import pytest
 from click.testing import CliRunner
@@ -21,6 +25,7 @@ from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
+from batchgen.output.bucket import BucketStore
 from batchgen.output.claims import Claims
 from batchgen.output.store import FolderStore, Store, at
 from batchgen.run.prepare import Job, prepare
@@ -234,7 +239,31 @@ def folder(tmp_path) -> FolderStore:
     return folder
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URI of a bucket on an S3 server on loopback, to which the environment has the keys; or that which
+    BATCHGEN_TEST_BUCKET names. In a process of its own: vLLM, as it starts an engine, looks at all modules of its
+    process, and trips over the server's."""
+    if given := os.environ.get("BATCHGEN_TEST_BUCKET"):
+        yield given
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", buckets.MOTO], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True
+    ) as moto:
+        endpoint = f"http://{moto.stdout.readline().strip()}"
+        with mock.patch.dict(os.environ, buckets.environment(endpoint)):
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/talks", method="PUT")).close()
+            yield "s3://talks"
+        moto.stdin.close()
+
+
+@pytest.fixture
+def bucket(s3) -> BucketStore:
+    """A place in a bucket that nothing is in."""
+    return at(f"{s3}/{uuid.uuid4().hex}/out")
+
+
+@pytest.fixture(params=["folder", "memory", "bucket"])
 def store(request, tmp_path) -> Store:
     """A store of each kind."""
-    return request.getfixturevalue("folder") if request.param == "folder" else memory.MemoryStore(tmp_path)
+    return memory.MemoryStore(tmp_path) if request.param == "memory" else request.getfixturevalue(request.param)

@@ -22,7 +22,7 @@ from batchgen.engine.types import Engine
 from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
 from batchgen.model.model import Model
-from batchgen.output import journal, opening, shard
+from batchgen.output import opening, shard, store
 from batchgen.output.claims import Claims
 from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
@@ -50,7 +50,7 @@ class _Here:
     def run(self) -> None:
         job = self._prepared()
         worker = Worker(job, self.engine, Claims(job.out, job.spec.output.stale), self._hear)
-        with mock.patch.object(journal, "SYNC_EVERY", 0):
+        with mock.patch.object(store, "SYNCED", 0):
             worker.run(job.shards)
         self.totals = worker.totals
 

@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class Appending:
     def append(self, data: bytes) -> None:
         self._store.write(self._name, self._store.read(self._name, 1 << 40) + data)
 
-    def sync(self) -> None:
+    def keep(self, at_once: bool = False) -> None:
         pass
 
     def close(self) -> None:
@@ -28,6 +28,8 @@ class Appending:
 
 class MemoryStore:
     location = "memory://out"
+    keeps_every = 1.0
+    pause = 0.02
 
     def __init__(self, logs: Path):
         self.objects: dict[str, bytes] = {}
@@ -60,6 +62,9 @@ class MemoryStore:
     def log(self, name: str) -> Path:
         return self._logs / name.replace("/", "-")
 
+    def keep_log(self, log: Path) -> None:
+        pass
+
     # --- looks
 
     def exists(self, name: str) -> bool:
@@ -79,6 +84,33 @@ class MemoryStore:
         start = f"{folder}/" if folder else ""
         with self._lock:
             return sorted({name.removeprefix(start).split("/")[0] for name in self.objects if name.startswith(start)})
+
+    def listed(self, folder: str, begin: str, cuts: Sequence[str] = (), missing_ok: bool = False) -> list[str]:
+        return [name for name in self.names(folder) if name.startswith(begin)]
+
+    def sizes(self, folder: str, begin: str, cuts: Sequence[str] = ()) -> dict[str, int]:
+        start = f"{folder}/" if folder else ""
+        return {name: len(self.objects[start + name]) for name in self.listed(folder, begin)}
+
+    def noted(self, name: str) -> list[bytes]:
+        return [self.read(name)]
+
+    def notes(self, names: Sequence[str]) -> dict[str, list[bytes]]:
+        return {name: [self.objects[name]] for name in names if name in self.objects}
+
+    def publish(
+        self, name: str, content: bytes | memoryview, beside: Mapping[str, bytes | memoryview], note: tuple[str, bytes]
+    ) -> bool:
+        with self._lock:
+            if name in self.objects:
+                return self.objects[name] == content
+            for each, its_content in beside.items():
+                self.remove(each)
+                if its_content:
+                    self.write(each, its_content)
+            self.write(*note)
+            self.write(name, content)
+            return True
 
     def entries(self, folder: str) -> list[Entry]:
         with self._lock:
@@ -126,7 +158,7 @@ class MemoryStore:
                 self.write(name, new)
             return True
 
-    def appender(self, name: str, head: bytes) -> Appending:
+    def appender(self, name: str, head: bytes, every: float) -> Appending:
         self.create(name, head)
         return Appending(self, name)
 

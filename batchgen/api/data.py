@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import JobError, on_disk
-from ..host import safeopen
+from ..host import bucket, safeopen
 
 ROWS = 10_000  # of a Parquet row group, and of a Hugging Face dataset at a time
 _DIGEST = 8  # bytes
@@ -98,6 +98,11 @@ def _parquet(tables: Iterator[pa.Table]) -> bytes:
 def _write(content: bytes, output: str, ending: str) -> str:
     """Where it lies; the same data of the same job lies there already."""
     digest = hashlib.blake2b(content, digest_size=_DIGEST).hexdigest()
+    if bucket.is_uri(output):
+        folder, _, name = output.rstrip("/").rpartition("/")
+        name = f"{name}.input-{digest}{ending}"
+        bucket.Bucket(folder).create(name, content)
+        return f"{folder}/{name}"
     path = Path(output).absolute()
     path = path.with_name(f"{path.name}.input-{digest}{ending}")
     with on_disk(path):

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from pyarrow import fs
 
 from ..commands.rejects import rejected
 from ..commands.verify import open_finished
 from ..errors import JobError
+from ..host import bucket
 from ..input.cursor import EVERY_COLUMN
 from ..input.rows import Reader
 from ..job.spec import JobSpec, nearest
@@ -60,7 +62,7 @@ class Results:
     @cached_property
     def counts(self) -> Counts:
         """The accounting of what is finished: rows, responses, rejects, tokens."""
-        return shard.total(self._store, self._shards)
+        return shard.Survey(self._store, self._shards).total(self._shards)
 
     def __len__(self) -> int:
         """Output rows: responses, translated records or scores."""
@@ -75,7 +77,11 @@ class Results:
     def dataset(self) -> ds.Dataset:
         """As an Arrow dataset, which reads as little as is asked of it. Raises JobError if nothing is finished."""
         self._check()
-        return ds.dataset([shard.where(self._store, planned) for planned in self._shards], format="parquet")
+        files = [shard.where(self._store, planned) for planned in self._shards]
+        if not bucket.is_uri(self.path):
+            return ds.dataset(files, format="parquet")
+        system, place = fs.FileSystem.from_uri(self.path)
+        return ds.dataset([file.replace(self.path, place, 1) for file in files], filesystem=system, format="parquet")
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """columns: some of them, in this order; None for all"""

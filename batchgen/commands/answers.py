@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,6 +29,7 @@ from ..job.sampling import FINISH_REASONS
 from ..job.spec import nearest
 from ..output import journal, layout, record, segments, shard, store
 from ..output.journal import Journal
+from ..output.store import Place
 from ..run.open_shard import OpenShard
 from ..run.prepare import Job, prepare
 from ..task.flow import work_of
@@ -182,7 +182,7 @@ class Answers:
     warn: told why answers that may be there cannot be shown
     """
 
-    def __init__(self, out: Path, warn: Callable[[str], None]):
+    def __init__(self, out: Place, warn: Callable[[str], None]):
         self.out = store.at(out)
         self.record, self.spec = open_finished(self.out)
         self.is_translation = bool(self.spec.translate.fields)
@@ -279,11 +279,12 @@ class Answers:
         try:
             if not shard.is_finished(self.out, planned):
                 return self._journaled(planned, rows)
-            if what := shard.damage(self.out, planned):
+            survey = shard.survey_of(self.out, planned)
+            if what := survey.damage(planned):
                 raise JobError(f"{shard.where(self.out, planned)}: {what}; run batchgen verify {self.out}")
         except FileNotFoundError:  # of a job that is just being removed
             return iter(())
-        if shard.is_foreign(self.out, planned, self._made_by[self.record.plan.files[planned.file].growth]):
+        if survey.is_foreign(planned, self._made_by[self.record.plan.files[planned.file].growth]):
             raise JobError(
                 f"{shard.where(self.out, planned)}: is a shard of another job; run batchgen verify {self.out}"
             )

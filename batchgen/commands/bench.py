@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..engine.torch_fit import require_fit
 from ..engine.types import Engine
 from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
 from ..errors import JobError, MachineError, Reject, warn
-from ..host import environment, garbage
+from ..host import bucket, environment, garbage
 from ..host.lifeline import die_with_parent
 from ..input.plan import plan_input
 from ..input.rows import Reader, read_rows
@@ -140,7 +141,7 @@ def stages(engine_class: type) -> Iterator[dict[str, float]]:
         (Generate, "output", "decode"),
         (journal.Journal, "append", "journal"),
         (journal.Journal, "flush", "journal"),
-        (journal.Journal, "sync", "journal's sync"),
+        (journal.Journal, "keep", "journal's sync"),
         (shard, "commit", "shard"),
     ]
     with contextlib.ExitStack() as stack:
@@ -200,13 +201,13 @@ class Round(NamedTuple):
 
 
 def pipeline(
-    spec: JobSpec, runner: Engine, scratch: Path, heard: Callable[[Report], None] = lambda report: None
+    spec: JobSpec, runner: Engine, scratch: str | Path, heard: Callable[[Report], None] = lambda report: None
 ) -> tuple[Round, Counts]:
     """From the input file to committed shards, in a folder of its own that is gone afterwards; and its accounting.
 
     Reports are written as a worker writes them, but to nobody.
     """
-    with tempfile.TemporaryDirectory(dir=scratch) as out, open(os.devnull, "wb", buffering=0) as nobody:
+    with _emptied(scratch) as out, open(os.devnull, "wb", buffering=0) as nobody:
 
         def report(what: Report) -> None:
             nobody.write(msgspec.json.encode(what) + b"\n")
@@ -215,7 +216,7 @@ def pipeline(
         with stages(type(runner)) as seconds:
             seconds["reports"] = 0.0
             cpu, begin = time.process_time(), time.perf_counter()
-            output = msgspec.structs.replace(spec.output, path=str(Path(out) / "out"))
+            output = msgspec.structs.replace(spec.output, path=f"{out}/out")
             job = prepare(msgspec.structs.replace(spec, output=output))
             prepared = time.perf_counter() - begin
             opening.open_job(job.out, job.record)
@@ -227,6 +228,21 @@ def pipeline(
     named["all else"] = max(0.0, elapsed - sum(named.values()))
     parts = {stage: round(value, 3) for stage, value in named.items()}
     return Round(elapsed, cpu, counts.prompt_tokens, counts.response_tokens, stages=parts), counts
+
+
+@contextlib.contextmanager
+def _emptied(scratch: str | Path) -> Iterator[str]:
+    """A place in a folder or bucket that is empty before and gone afterwards."""
+    if not bucket.is_uri(scratch):
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            yield folder
+        return
+    place = f"{str(scratch).rstrip('/')}/{uuid.uuid4().hex}"
+    try:
+        yield place
+    finally:
+        used = bucket.Bucket(place)
+        used.delete([found.name for found in used.below()])
 
 
 # --- the engine: bare, and with all of batchgen around it
@@ -512,8 +528,9 @@ def weight_bytes(model: Model, size: int) -> int | None:
 # --- the host's own work
 
 
-def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str = "") -> Figures:
-    """Rows per second of all that is not the engine, on a JSONL file made for it in TMPDIR. Raises JobError."""
+def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str = "", output: str = "") -> Figures:
+    """Rows per second of all that is not the engine, on a JSONL file made for it in TMPDIR; output: where the results
+    go meanwhile, if not there too. Raises JobError."""
     with tempfile.TemporaryDirectory(prefix="batchgen-bench-") as scratch:
         path = Path(scratch) / "rows.jsonl"
         spec = load(
@@ -540,7 +557,7 @@ def measure_host(rows: int, prompt_tokens: int, response_tokens: int, model: str
         per_step = math.ceil(MAX_NUM_SEQS / response_tokens)
         runner = InstantEngine(loaded, {}, loaded.context, per_step)
         garbage.collect_rarely()  # as a worker does
-        done, counts = pipeline(spec, runner, Path(scratch), look)
+        done, counts = pipeline(spec, runner, output or scratch, look)
         peak = max(resident_mb(peak=True), *growth)  # the kernel's own may lag behind by some pages
         return {
             "rows_per_second": round(counts.responses / done.seconds, 1),

@@ -16,12 +16,13 @@ from ..host.safeopen import sync_folder
 from ..input.plan import COMPRESSION_BY_ENDING
 from ..job.output_path import check_output_path
 from ..output import owners, store
+from ..output.store import Place
 from . import push
 from .export_formats import HF_NAMES, OF_RESPONSES, STDOUT, WRITERS
 from .results import Results, records_of, results_of
 
 
-def export_to_hub(out: Path, uri: str, columns: str, partial: bool, overwrite: bool, public: bool) -> Results:
+def export_to_hub(out: Place, uri: str, columns: str, partial: bool, overwrite: bool, public: bool) -> Results:
     """Pushes the finished results of a job to the Hugging Face hub, as the dataset folder that `hf` makes.
 
     uri: hf://datasets/ORG/NAME; public: of a repository that is made for it; the others as of `export`. Raises JobError
@@ -36,7 +37,7 @@ def export_to_hub(out: Path, uri: str, columns: str, partial: bool, overwrite: b
     return results
 
 
-def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
+def export(out: Place, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
     """Writes the finished results of a job to a file, or to a folder if `format` is hf. It appears whole or not at all.
 
     to: `-` is stdout, where lines appear as they are made; format: of export_formats.WRITERS, or empty, if the ending
@@ -53,7 +54,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
         WRITERS[format](results, to)
         return results
     with on_disk(to.parent):
-        check_output_path("--to", str(to))
+        check_output_path("--to", str(to), in_bucket=False)
         owners.check_link(f"--to {to}", to)
         if to.exists() and not (to.is_file() or to.is_dir()):
             raise JobError(f"--to {to}: is not a file, which alone can appear whole or not at all; for stdout give -")
@@ -65,7 +66,7 @@ def export(out: Path, to: Path, format: str, columns: str, partial: bool, overwr
     return results
 
 
-def _asked_of(out: Path, format: str, columns: str, partial: bool) -> Results:
+def _asked_of(out: Place, format: str, columns: str, partial: bool) -> Results:
     """Raises JobError where a format cannot hold what the job makes."""
     results = results_of(store.at(out), columns, partial)
     is_translated = bool(results.spec.translate.fields)
@@ -97,7 +98,7 @@ def _format_of(to: Path) -> str:
 
 def _check_place(results: Results, to: Path, wants_folder: bool, overwrite: bool) -> None:
     """Raises JobError where an export would do harm or cannot be."""
-    out = Path(results.out.location).resolve()
+    out = Path(results.out.location).resolve()  # of a bucket, nothing that is on this disk
     if not to.parent.is_dir():
         raise JobError(f"{to.parent}: no such folder; make it first")
     if out in (to, *to.parents):

@@ -1,17 +1,17 @@
 """What of a job went wrong: its rejected rows, and the segments of a translation that no try got right."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import JobError
 from ..input.plan import locator
 from ..output import segments, shard, store
+from ..output.store import Place
 from ..task.segment_rows import SegmentRow
 from .verify import open_finished
 
 
-def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def rejected(out: Place, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where the row is, its reject line) of every rejected row, or of those with the given reasons."""
     folder = store.at(out)
     record, _ = open_finished(folder)
@@ -20,7 +20,7 @@ def rejected(out: Path, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
     return ((place(line["row"]), line) for line in lines if not only or line["reason"] in only)
 
 
-def failed_segments(out: Path) -> Iterator[tuple[str, SegmentRow]]:
+def failed_segments(out: Place) -> Iterator[tuple[str, SegmentRow]]:
     """(where the row is that has it first, the segment) of every segment that fails a check, of the shards that are
     there. Raises JobError if the job is no translation."""
     folder = store.at(out)

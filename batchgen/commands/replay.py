@@ -25,7 +25,7 @@ from ..job.trust import refuse_risks
 from ..output import record, segments, shard, store
 from ..output.memory import Memory, sources_of
 from ..output.record import JobRecord
-from ..output.store import Store
+from ..output.store import Place, Store
 from ..run.prepare import Job, prepare
 from ..run.run import run, run_job
 from ..task.output_columns import SETTING, from_column
@@ -50,7 +50,7 @@ class Replay:
     what: str = "responses"
 
 
-def check_engine(out: Path, given: dict[str, Any]) -> None:
+def check_engine(out: Place, given: dict[str, Any]) -> None:
     """Whether a replay may and can run here: whoever made a folder must not say what code does. given: [engine] of the
     command line. Raises JobError."""
     place = store.at(out)
@@ -60,7 +60,7 @@ def check_engine(out: Path, given: dict[str, Any]) -> None:
     refuse_risks(recorded, record.where(place), given)
 
 
-def replay(out: Path, items: int, seed: int, given: dict[str, Any]) -> Replay:
+def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
     """Generates random items of a finished job again and compares the responses; of a translation, the segments of
     random rows, and of scores these. Raises what `run` raises.
 

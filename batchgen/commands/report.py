@@ -7,19 +7,20 @@ from ..errors import JobError, on_disk
 from ..host import safeopen
 from ..job.output_path import check_output_path
 from ..output import owners
+from ..output.store import Place
 from ..report import make
 from ..report.page import is_page
 
 _HEAD = 4096  # bytes in which a page says that it is one
 
 
-def report(outs: Sequence[Path], to: Path, overwrite: bool = False) -> int:
+def report(outs: Sequence[Place], to: Path, overwrite: bool = False) -> int:
     """Writes the page about these output folders to a file, which appears whole or not at all. Gives its bytes.
 
     overwrite: replace a file that is no such page. Raises JobError or Stopped.
     """
     with on_disk(to.parent):
-        check_output_path("--to", str(to))
+        check_output_path("--to", str(to), in_bucket=False)
         owners.check_link(f"--to {to}", to)
         _check_place(outs, to, overwrite)
         content = make.page_of(outs)
@@ -27,7 +28,7 @@ def report(outs: Sequence[Path], to: Path, overwrite: bool = False) -> int:
     return len(content)
 
 
-def _check_place(outs: Sequence[Path], to: Path, overwrite: bool) -> None:
+def _check_place(outs: Sequence[Place], to: Path, overwrite: bool) -> None:
     """Raises JobError where a page would do harm or cannot be."""
     place = to.resolve()
     for out in outs:

@@ -70,14 +70,14 @@ def results_of(out: Store, columns: str, partial: bool) -> Results:
         )
     if not shards:
         raise JobError(f"{out}: no shard is finished; there is nothing to export")
-    opening.check_shards(out, record)
+    survey = opening.check_shards(out, record)
     for each in shards:
-        _refuse(out, each, shard.damage(out, each))
+        _refuse(out, each, survey.damage(each))
     schema = _schema(out, shards[0])
     for each in shards[1:]:
         _refuse(out, each, "" if _schema(out, each) == schema else "its columns are not those of the first shard")
     schema = pa.schema([schema.field(name) for name in _picked(columns, schema.names)])
-    return Results(out, record, spec, shards, missing, schema, shard.total(out, shards), about.made_by(out, shards))
+    return Results(out, record, spec, shards, missing, schema, survey.total(shards), about.made_by(out, shards))
 
 
 def records_of(results: Results, format: str, columns: str) -> Results:

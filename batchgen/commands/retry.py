@@ -16,7 +16,7 @@ from ..output import record as records
 from ..output import shard, store
 from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
-from ..output.store import Store
+from ..output.store import Place, Store
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run_job
 from ..task.output_columns import always
@@ -35,7 +35,7 @@ def check_reasons(only: str) -> list[str]:
     return reasons
 
 
-def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
+def retry(out: Place, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
     """Generates the rows of `out` that ended for one of these reasons, in a new output folder.
 
     Rows keep number, id and thus seed, so that old and new can be joined. Raises what `run` raises.
@@ -52,7 +52,7 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
         raise JobError("--shard-rows: a retry keeps the shards of its job")
     refuse_risks(old.engine, records.where(place), flags.get("engine", {}))
     spec = _changed(old, flags)
-    if Path(spec.output.path).resolve() == out.resolve():
+    if _is_same(spec.output.path, place.location):
         raise JobError(f"--output {out}: a retry needs a folder of its own")
     if changed := changed_files(record.plan, trust_times=True, growing=grows(record)):
         raise JobError(f"{changed[0]}: is not what the job of {out} read; its rows cannot be found again")
@@ -66,6 +66,10 @@ def retry(out: Path, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
         return job
 
     return run_job(prepared)
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one.rstrip("/") == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
@@ -83,10 +87,10 @@ def _changed(old: JobSpec, flags: dict[str, dict[str, Any]]) -> JobSpec:
 
 def _rows_that_ended(out: Store, record: JobRecord, spec: JobSpec, reasons: list[str]) -> set[int]:
     finished = shard.finished(out, record.plan)
-    made_by = records.fingerprints(record)
+    made_by, survey = records.fingerprints(record), shard.Survey(out, finished)
     for planned in finished:
         fingerprint = made_by[record.plan.files[planned.file].growth]
-        if what := shard.damage(out, planned) or shard.wrong_content(out, planned, fingerprint, always(spec)):
+        if what := survey.damage(planned) or shard.wrong_content(out, planned, fingerprint, always(spec)):
             raise JobError(f"{shard.where(out, planned)}: {what}; {set_aside_by(out)}")
     rows: set[int] = set()
     for planned in finished:

@@ -3,12 +3,10 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
-from ..errors import JobError
 from ..host import safeopen
 from ..input.plan import Shard
 from ..output import claims, journal, presence, record, shard, store, success
@@ -17,12 +15,9 @@ from ..output.counts import Counts
 from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
 from ..output.record import JobRecord
-from ..output.store import Store
+from ..output.store import Place, Store
 
 WATCH_EVERY = 2.0  # seconds
-# 10,000 small files: on a local disk one thread is as fast; where each takes a round trip of 1 ms, 32 threads make
-# 12 s to 1 s.
-READERS, FILES_AT_A_TIME = 32, 64
 STATES = ("starting", "running", "stopped", "done", "unknown")
 WORKER_STATES = ("starting", "running", "draining", "dead", "silent", "unknown")
 
@@ -94,7 +89,7 @@ class Status(msgspec.Struct, kw_only=True):
         return [worker for worker in self.workers if worker.is_alive]
 
 
-def watch(out: Path) -> Iterator[Status]:
+def watch(out: Place) -> Iterator[Status]:
     """The status of a job every 2 seconds, until it is done. Raises JobError if there is no job."""
     known: dict[int, Counts] = {}
     while True:
@@ -105,7 +100,7 @@ def watch(out: Path) -> Iterator[Status]:
         time.sleep(WATCH_EVERY)
 
 
-def look(out: Path, known: dict[int, Counts] | None = None) -> Status:
+def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
     """The status of a job. Raises JobError if there is no job.
 
     known: the counts of shards that an earlier look has read; those of this one are added.
@@ -176,31 +171,9 @@ def _state(done: bool, workers: list[Worker]) -> str:
 
 def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Finished:
     """The sum over finished shards; what had to be read for it is added to `known`, by the shard's number."""
-    new = [planned for planned in shards if planned.index not in known]
-    parts = [new[start : start + FILES_AT_A_TIME] for start in range(0, len(new), FILES_AT_A_TIME)]
-    with ThreadPoolExecutor(READERS) as readers:
-        for read in readers.map(lambda part: _read_counts(out, part), parts):
-            known.update(read)
+    known.update(shard.counts_of(out, [planned for planned in shards if planned.index not in known]))
     readable = [known[planned.index] for planned in shards if planned.index in known]
     return Finished(**msgspec.structs.asdict(sum(readable, Counts()).whole), unreadable=len(shards) - len(readable))
-
-
-class _Checksums(msgspec.Struct):
-    """The part of a shard's checksums that status needs. `run` and `verify` check their digest."""
-
-    counts: Counts
-
-
-_CHECKSUMS = msgspec.json.Decoder(_Checksums)
-
-
-def _read_counts(out: Store, shards: list[Shard]) -> dict[int, Counts]:
-    """By shard, but for those that are damaged or gone."""
-    read = {}
-    for planned in shards:
-        with contextlib.suppress(FileNotFoundError, ValueError, JobError):
-            read[planned.index] = _CHECKSUMS.decode(shard.checksums(out, planned)).counts
-    return read
 
 
 def _overall(out: Store, tokens: int) -> float | None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..errors import Reject, RejectReason
@@ -15,7 +14,7 @@ from ..output import opening, owners, record, shard, store, success
 from ..output.counts import Counts
 from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
-from ..output.store import Store
+from ..output.store import Place, Store
 from ..run.prepare import Job, prepare
 from ..run.run import close
 from ..task.flow import work_of
@@ -64,7 +63,7 @@ def grows(job: JobRecord) -> bool:
     return bool(job.spec["input"].get("incremental") or job.plan.growth)
 
 
-def verify(out: Path, writing: Writing = Writing()) -> Verdict:
+def verify(out: Place, writing: Writing = Writing()) -> Verdict:
     """Reads every shard and the whole input, and changes nothing but what it is told to.
 
     Raises JobError if input or model cannot be read, or if it is to write in a folder that is not ours.
@@ -86,9 +85,9 @@ def _verify(out: Store, writing: Writing) -> Verdict:
         return verdict
     job = prepare(spec, begun=begun)
     verdict.problems += [f"{path}: is no shard of this job; move it away" for path in opening.strangers(out, begun)]
-    reader = job.reader()
+    reader, survey = job.reader(), shard.Survey(out, begun.plan.shards)
     for planned in begun.plan.shards:
-        _verify_shard(job, planned, reader, verdict, writing.quarantine)
+        _verify_shard(job, planned, survey, reader, verdict, writing.quarantine)
     if verdict.problems:
         return verdict
     verdict.digest = shard.digest_of_all(out, begun.plan.shards)
@@ -99,16 +98,18 @@ def _verify(out: Store, writing: Writing) -> Verdict:
     return verdict
 
 
-def _verify_shard(job: Job, planned: Shard, reader: Reader, verdict: Verdict, quarantine: bool) -> None:
+def _verify_shard(
+    job: Job, planned: Shard, survey: shard.Survey, reader: Reader, verdict: Verdict, quarantine: bool
+) -> None:
     out = job.out
     path = shard.where(out, planned)
-    if not shard.is_finished(out, planned):
+    if not survey.is_there(planned):
         verdict.problems.append(f"{path}: missing; run the job again")
         return
-    if shard.is_foreign(out, planned, job.fingerprint_of(planned)):
+    if survey.is_foreign(planned, job.fingerprint_of(planned)):
         verdict.problems.append(f"{path}: is a shard of another job; move it away and run the job again")
         return
-    if what := shard.damage(out, planned) or shard.wrong_content(
+    if what := survey.damage(planned) or shard.wrong_content(
         out, planned, job.fingerprint_of(planned), always(job.spec)
     ):
         verdict.problems.append(f"{path}: {what}; {_set_aside(out, planned) if quarantine else set_aside_by(out)}")

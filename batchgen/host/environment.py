@@ -31,7 +31,7 @@ _DANGEROUS = frozenset(["VLLM_ALLOW_INSECURE_SERIALIZATION"])
 # A prepared model is complete on disk, so no engine needs the hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-# Workers read the input, so for remote input they get the keys to it.
+# Workers read the input and write the output, so for those in a bucket they get the keys to it.
 _OF_ANY_REMOTE = tuple("SSL_CERT_ REQUESTS_CA_BUNDLE CURL_CA_BUNDLE FSSPEC_".split())
 _OF_SCHEME = {
     **dict.fromkeys(("s3", "s3a"), ("AWS_",)),
@@ -42,10 +42,10 @@ _OF_SCHEME = {
 }
 
 
-def of_worker(inputs: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of our environment (or of `given`) that a worker gets which reads these paths and URIs."""
+def of_worker(places: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of our environment (or of `given`) that a worker gets which uses these paths and URIs."""
     given = os.environ if given is None else given
-    schemes = {path.partition("://")[0].lower() for path in inputs if "://" in path} - {"file"}
+    schemes = {path.partition("://")[0].lower() for path in places if "://" in path} - {"file"}
     keys = tuple(prefix for scheme in schemes for prefix in (*_OF_SCHEME.get(scheme, ()), *_OF_ANY_REMOTE))
     named = {name.strip() for name in given.get(PASS, "").split(",")}
 

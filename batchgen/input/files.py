@@ -297,7 +297,7 @@ def _find_one(path: str, asked: _Asked) -> list[_Found]:
     inner = local(path)
     links: list[str] = []
     if inner is None:
-        files = _find_remote(path)
+        files = _find_remote(path, asked.out)
     else:
         with reading(path):
             files = _find_local(path, inner, asked, links)
@@ -492,7 +492,8 @@ def _looks_like_data(path: str) -> bool:
 # --- other file systems
 
 
-def _find_remote(path: str) -> list[_Found]:
+def _find_remote(path: str, out: str | None = None) -> list[_Found]:
+    """out: the job's own output, which is never input; nor are those of others."""
     with reading(path):
         system, inner = _open_system(path)
         if path.startswith(("http://", "https://")):  # a link, which names one file
@@ -502,7 +503,14 @@ def _find_remote(path: str) -> list[_Found]:
         if info.type == fs.FileType.File:
             return [_Found(_full_name(path, inner, info.path))]
         if info.type == fs.FileType.Directory:
-            files = [file for file in _list(system, inner) if not _is_hidden(file[len(inner) :])]
+            listed = _list(system, inner)
+            outputs = [os.path.dirname(file) for file in listed if os.path.basename(file) == "_job.json"]
+            outputs += [out.partition("://")[2]] if out and "://" in out else []
+            files = [
+                file
+                for file in listed
+                if not _is_hidden(file[len(inner) :]) and not any(file.startswith(f"{each}/") for each in outputs)
+            ]
         elif _is_glob(inner):
             files = _remote_glob(system, inner)
         else:

@@ -21,7 +21,8 @@ MEANS = {
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset(
-        "path max_rejects abort_if_rejected workers drain stall max_restarts stale stop_at requeue shared".split()
+        "path max_rejects abort_if_rejected workers drain stall max_restarts stale journal_every stop_at requeue "
+        "shared".split()
     ),
     "check": frozenset(),
     "score": frozenset(),

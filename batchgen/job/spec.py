@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import posixpath
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -14,7 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import JobError, on_disk, plain, shown
-from ..host import clock, credentials
+from ..host import bucket, clock, credentials
+from ..host.bucket import Bucket
 from . import own_check
 from .output_path import check_output_path
 from .row_limits import ROW_BYTES, ROW_VALUES
@@ -23,6 +25,7 @@ from .trust import refuse_risks
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
+LONGEST = 1 << 20  # bytes of a job file in a bucket
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 DEFAULT_ADAPTER = "default"  # the name of an adapter that is given without one: rows that name none are answered by it
 
@@ -154,7 +157,7 @@ class PromptTable(_Table, frozen=True):
 class OutputTable(_Table, frozen=True):
     """`[output]`: where results go, and how the run behaves."""
 
-    path: Annotated[str, Meta(description="output folder")]
+    path: Annotated[str, Meta(description="output folder, or s3://, gs://, az:// in a bucket")]
     shard_rows: Annotated[int, Meta(ge=1, le=1_000_000, description="input rows per shard")] = 4096
     columns: Annotated[
         list[str],
@@ -182,6 +185,13 @@ class OutputTable(_Table, frozen=True):
     stall: Annotated[float, Meta(gt=0, description="seconds without a token before the engine is restarted")] = 300.0
     max_restarts: Annotated[int, Meta(ge=0, description="engine restarts in a row without a response in between")] = 10
     stale: Annotated[float, Meta(gt=0, description="seconds without a heartbeat before a worker counts as dead")] = 60.0
+    journal_every: (
+        Annotated[
+            float,
+            Meta(gt=0, description="seconds until a response is safe; default: 1, in a bucket 10"),
+        ]
+        | None
+    ) = None
     stop_at: Annotated[str, Meta(description="when to stop, with exit 75: HH:MM, an ISO time or epoch seconds")] = ""
     shared: Annotated[bool, Meta(description="a team's folder: other users may own it and write to it")] = False
     requeue: Annotated[bool, Meta(description="under Slurm: requeue the job when its time is up")] = False
@@ -451,13 +461,13 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     """The spec of a job file and flags; a flag overrides the file.
 
     Args:
-        job_file: path of the TOML file, if there is one. Paths in it are relative to its folder.
+        job_file: path or URI of the TOML file, if there is one. Paths in it are relative to its folder.
         flags: table -> key -> value, for the flags that were given. Paths are relative to the current folder.
 
     Raises:
         JobError: it names the file, the key and the nearest valid key.
     """
-    data = _read(Path(job_file)) if job_file else {}
+    data = _read(job_file) if job_file else {}
     where = job_file or "flags"
     _gather_lists(data, where)
     _check_keys(data, where)
@@ -506,17 +516,20 @@ def without_sweep(spec: JobSpec) -> JobSpec:
     return msgspec.structs.replace(spec, **{table: TABLES[table]() for table in OF_SWEEPS})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
+    in_bucket = bucket.is_uri(path)
+    folder, _, name = path.rpartition("/")
     try:
-        data = tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a BOM
+        content = Bucket(folder).get(name, LONGEST)[0] if in_bucket else Path(path).read_bytes()
+        data = tomllib.loads(content.decode("utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}; the README has an example of a job file") from None
-    _refuse_secrets(data, str(path))
-    _make_absolute(data, as_opened(current_folder(), str(path.parent)))
+    _refuse_secrets(data, path)
+    _make_absolute(data, folder if in_bucket else as_opened(current_folder(), str(Path(path).parent)))
     return data
 
 
@@ -529,15 +542,16 @@ def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
         raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
 
 
-def _make_absolute(tables: dict[str, Any], folder: Path) -> None:
-    """Makes paths absolute, relative to `folder`. URIs stay; so do values that are not paths, which msgspec refuses."""
+def _make_absolute(tables: dict[str, Any], folder: Path | str) -> None:
+    """Makes paths absolute, relative to `folder`, which is in a bucket if it is no Path. URIs stay; so do values that
+    are not paths, which msgspec refuses."""
 
     def absolute(path: Any) -> Any:
         if isinstance(path, list):
             return [absolute(part) for part in path]
         if not isinstance(path, str) or "://" in path:
             return path
-        return recordable_path(str(as_opened(folder, path)))
+        return recordable_path(_in_folder(folder, path))
 
     checks = tables.get("check")
     if isinstance(checks, dict) and isinstance(checks.get("checks"), list):
@@ -598,11 +612,25 @@ def recordable_path(path: str) -> str:
         return "file://" + quote(os.fsencode(path), safe="/*")
 
 
-def model_path(path: str, folder: Path) -> str:
-    """The absolute path of a model folder, or the name of a model on the hub if `path` looks like one and there is no
-    such folder."""
-    absolute = str(as_opened(folder, path))
-    return path if is_hub_name(path) and not os.path.isdir(absolute) else absolute
+def _in_folder(folder: Path | str, path: str) -> str:
+    """A path in a folder, or in one in a bucket: those that begin at the root or at home are of this machine."""
+    if isinstance(folder, Path) or path.startswith(("/", "~")):
+        return str(as_opened(Path(folder), path))
+    scheme, _, place = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{place}/{path}')}"
+
+
+def model_path(path: str, folder: Path | str) -> str:
+    """The absolute path or URI of a model folder, or the name of a model on the hub if `path` looks like one and there
+    is no such folder. folder: in which it may be, which is one in a bucket if it is no Path."""
+    if "://" in path:
+        return path
+    absolute = _in_folder(folder, path)
+    if bucket.is_uri(absolute):
+        is_there = not is_hub_name(path) or any(Bucket(absolute).names())
+    else:
+        is_there = os.path.isdir(absolute)
+    return path if is_hub_name(path) and not is_there else absolute
 
 
 def is_hub_name(path: str) -> bool:

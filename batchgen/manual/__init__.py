@@ -14,6 +14,7 @@ PAGES = {
     "sweeping": "the same rows with several settings, compared: [sweep], metrics and how sure they are",
     "translating": "texts inside of records translated, everything else kept; segments, protection, memory",
     "output": "the folder, its columns, how to read it, how much disk it takes",
+    "buckets": "results on S3, Google Cloud Storage or Azure; credentials, promises, costs",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
     "checking": "plan, status, show, verify, rejects, retry",

@@ -1,4 +1,4 @@
-"""Finding a model's files: in a local folder, or on the hub (they are downloaded to huggingface_hub's cache)."""
+"""Finding a model's files: in a local folder, on the hub or in a bucket, from where they are downloaded to a cache."""
 
 import os
 import re
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import JobError, is_of_network
-from ..host import terminal
+from ..host import bucket, terminal
 from ..job.spec import is_hub_name
+from . import bucket_models
 
 # Names and patterns of files. These batchgen 0.2 recorded for models outside the series.
 FILES_OF_0_2 = (
@@ -51,7 +52,8 @@ def find(path: str, revision: str = "") -> Found:
     """The folder of a model, which is downloaded if needed.
 
     Args:
-        path: a folder, or the name of a model on the hub (job.spec.model_path tells them apart).
+        path: a folder, the URI of one in a bucket, or the name of a model on the hub (job.spec.model_path tells them
+            apart).
         revision: a branch, tag or commit on the hub. A commit that is in the cache is used without asking the hub.
 
     Raises:
@@ -59,6 +61,8 @@ def find(path: str, revision: str = "") -> Found:
     """
     if is_hub_name(path):
         return _on_hub(path, revision or "main")
+    if bucket.is_uri(path):
+        return _in_bucket(path, revision)
     folder = Path(path)
     if not folder.is_dir():
         raise JobError(f"{path}: no such model folder; a model on the hub is named org/name")
@@ -67,6 +71,13 @@ def find(path: str, revision: str = "") -> Found:
             f"[model] revision: {path} is a folder; leave {revision} out, or give the model's name on the hub"
         )
     return Found(folder.resolve(), folder.resolve().name)
+
+
+def _in_bucket(uri: str, revision: str) -> Found:
+    if revision:
+        raise JobError(f"[model] revision: {uri} is in a bucket; leave {revision} out")
+    folder = bucket_models.folder_of(uri, [*FILES, "*.safetensors", "*.bin"])
+    return Found(folder, folder.name)
 
 
 def refuse_images(files: Collection[str], name: str) -> None:

@@ -58,6 +58,9 @@ class Claims:
         """Claims a shard, or what else goes by a name, if nobody who is alive holds it."""
         claim = layout.claim(shard)
         holder = self._read(claim)
+        if holder == self._me and shard not in self._held:  # asked for once, and granted after it was given up
+            self._held.add(shard)
+            return True
         if holder is not None and (holder == self._me or self.is_alive(holder.decode(errors="replace"))):
             return False
         if taken := self._out.swap(claim, holder, self._me):

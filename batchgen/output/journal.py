@@ -1,4 +1,5 @@
-"""The journal: every finished item of a shard, on disk within a second of its last token.
+"""The journal: every finished item of a shard, on disk within a second of its last token, in a bucket within ten
+(`[output] journal_every`).
 
 A journal consists of records: length and CRC-32, both 4 bytes little-endian, then the payload. The CRC covers the
 length too. The first payload is the job's fingerprint and, from 0.3 on, what drew the tokens, all parted by NULs; each
@@ -11,26 +12,25 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from ..errors import on_disk
-from ..host import clock
 from ..job.sampler import UNKNOWN, Sampler, joined
 from ..task.task import Entry
 from . import layout
 from .quarantine import quarantine
-from .store import Appender, Store
+from .store import READERS, Appender, Store
 
-SYNC_EVERY = 0.5  # seconds; the promise is one second, the rest is for the disk
 LONGEST = 1 << 29  # bytes of a record; a million tokens with 20 log probabilities each have 0.3 GB
 _HEAD = struct.Struct("<II")
 
 
 def names(out: Store, shard: int) -> list[str]:
     """Every journal of a shard, of whatever worker."""
-    return [f"{layout.JOURNALS}/{name}" for name in out.names(layout.JOURNALS) if layout.is_journal_of(name, shard)]
+    return [f"{layout.JOURNALS}/{name}" for name in out.listed(layout.JOURNALS, layout.journals(shard))]
 
 
 def shards(out: Store) -> set[int]:
@@ -51,7 +51,7 @@ def rows_done(out: Store, shard: int, fingerprint: str, samples: int) -> int:
     """How many rows of a shard have at least `samples` samples in its journals, further tries that they may get left
     aside."""
     with on_disk(out):
-        entries = (entry for name in names(out, shard) for entry in read(out, name, fingerprint)[0])
+        entries = (entry for name in names(out, shard) for entry in read(out, name, fingerprint).entries)
         found = {(entry.row, entry.sample) for entry in entries}
     return sum(number >= samples for number in Counter(row for row, _ in found).values())
 
@@ -64,9 +64,19 @@ def remove(out: Store, shard: int) -> None:
 class Journal:
     """Writes one worker's journal of one shard. It is made at the first entry. Raises Stopped as the store does."""
 
-    def __init__(self, out: Store, shard: int, worker: str, fingerprint: str, sampler: Sampler = UNKNOWN):
-        """sampler: what draws that which is going to be appended."""
+    def __init__(
+        self,
+        out: Store,
+        shard: int,
+        worker: str,
+        fingerprint: str,
+        sampler: Sampler = UNKNOWN,
+        every: float | None = None,
+    ):
+        """sampler: what draws that which is going to be appended; every: seconds within which it is kept, if not those
+        of the store."""
         self._out = out
+        self._every = every or out.keeps_every
         self._shard = shard
         self._name = layout.journal(shard, worker)
         self._fingerprint = fingerprint
@@ -75,8 +85,6 @@ class Journal:
         self._begun = False
         self._file: Appender | None = None
         self._pending: list[bytes] = []
-        self._synced = clock.monotonic()
-        self._dirty = False
 
     def resume(self) -> tuple[list[Entry], list[str]]:
         """All whole entries of the shard's earlier journals, and a warning for each of these that is damaged: its
@@ -84,16 +92,15 @@ class Journal:
         kept: list[Entry] = []
         warnings: list[str] = []
         with on_disk(self._out):
-            for name in names(self._out, self._shard):
-                entries, damage = read(self._out, name, self._fingerprint)
+            for name, (entries, damage, drew) in self._earlier():
                 kept += entries
                 if entries:
-                    self._drew.add(drawn_by(self._out, name) or self._sampler)
+                    self._drew.add(drew or self._sampler)
                 if damage:
                     for entry in entries:
                         self.append(entry)
                     self.flush()
-                    self.sync(at_once=True)
+                    self.keep(at_once=True)
                     aside = quarantine(self._out, name)
                     warnings.append(f"{self._out.where(name)}: {damage}; moved to {self._out.where(aside)}")
             for drew in self._drew - {self._sampler}:
@@ -101,24 +108,31 @@ class Journal:
                 warnings.append(f"{self._out.where(layout.JOURNALS)}: {begun}")
         return kept, warnings
 
+    def _earlier(self) -> Iterator[tuple[str, "Read"]]:
+        """Each of them with what is in it. Read side by side: in a bucket a shard may have hundreds."""
+        found = names(self._out, self._shard)
+        if not found:
+            return
+        with ThreadPoolExecutor(READERS) as readers:
+            yield from zip(
+                found, readers.map(lambda name: read(self._out, name, self._fingerprint), found), strict=True
+            )
+
     def append(self, entry: Entry) -> None:
         self._pending.append(_record(msgspec.msgpack.encode(entry)))
 
     def flush(self) -> None:
-        """Hands on what was appended: a kill of this process loses nothing of it."""
+        """Hands on what was appended: on a disk, a kill of this process loses nothing of it."""
         if not self._pending:
             return
         file = self._file or self._create()
         file.append(b"".join(self._pending))
         self._pending.clear()
-        self._dirty = True
 
-    def sync(self, at_once: bool = False) -> None:
-        """Puts it on the disk, if that was not done for a while: a power loss loses nothing of it."""
-        if self._file and self._dirty and (at_once or clock.monotonic() - self._synced >= SYNC_EVERY):
-            self._file.sync()
-            self._dirty = False
-            self._synced = clock.monotonic()
+    def keep(self, at_once: bool = False) -> None:
+        """Has the store keep it in time (Appender.keep)."""
+        if self._file:
+            self._file.keep(at_once)
 
     def close(self) -> None:
         if self._file:
@@ -135,7 +149,7 @@ class Journal:
         self._begun = True
         sampler = self.sampler
         head = [self._fingerprint, *([sampler.runner, sampler.noise] if sampler.is_recorded else [])]
-        self._file = self._out.appender(self._name, _record("\0".join(head).encode()))
+        self._file = self._out.appender(self._name, _record("\0".join(head).encode()), self._every)
         return self._file
 
 
@@ -144,32 +158,35 @@ def _record(payload: bytes) -> bytes:
     return length + zlib.crc32(length + payload).to_bytes(4, "little") + payload
 
 
-def read(out: Store, name: str, fingerprint: str) -> tuple[list[Entry], str]:
-    """The whole entries of one journal, and what is wrong after the last of them, if anything. Raises
-    FileNotFoundError.
+class Read(NamedTuple):
+    """The whole entries of one journal; what is wrong after the last of them, if anything; and what drew them, if it
+    says so."""
+
+    entries: list[Entry]
+    damage: str = ""
+    drew: Sampler | None = None
+
+
+def read(out: Store, name: str, fingerprint: str) -> Read:
+    """Raises FileNotFoundError.
 
     A journal of another job (one whose spec was changed before anything was finished) has no entries of this one.
     """
     entries: list[Entry] = []
+    drew = None
     try:
         with out.open(name) as stream:
             for number, payload in enumerate(_payloads(stream)):
                 if number:
                     entries.append(msgspec.msgpack.decode(payload, type=Entry))
-                elif payload.partition(b"\0")[0] != fingerprint.encode():
-                    return [], ""
+                    continue
+                made_by, *drawn = payload.decode(errors="replace").split("\0")
+                if made_by != fingerprint:
+                    return Read([])
+                drew = Sampler(drawn[0], drawn[1]) if len(drawn) == 2 else None
     except (ValueError, msgspec.DecodeError) as error:
-        return entries, f"{error}; {len(entries)} whole entries kept"
-    return entries, ""
-
-
-def drawn_by(out: Store, name: str) -> Sampler | None:
-    """What drew the entries of a journal, if it says so. Raises FileNotFoundError."""
-    with out.open(name) as stream:
-        match next(_payloads(stream)).decode(errors="replace").split("\0"):
-            case [_, runner, noise]:
-                return Sampler(runner, noise)
-    return None
+        return Read(entries, f"{error}; {len(entries)} whole entries kept", drew)
+    return Read(entries, drew=drew)
 
 
 def count(out: Store) -> int:

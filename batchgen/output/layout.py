@@ -15,6 +15,10 @@ one out.
     _state/grown/FINGERPRINT.json              what the job of that fingerprint grew by (growth.py)
     _state/quarantine/                         damaged files, for people to look at
     _state/engine*.log                         what engines and workers print
+
+In a bucket the same, but for what cannot be there: a journal is several objects, `….journal.000007`; the content of
+`checksums` is in their names, `….json/CONTENT`; and each host and process has logs of its own,
+`_state/logs/HOST.PID/engine.log`.
 """
 
 from typing import TYPE_CHECKING
@@ -41,6 +45,8 @@ JOURNALS = "_state/journal"
 CHECKSUMS = "_state/checksums"
 GROWN = "_state/grown"
 QUARANTINE = "_state/quarantine"
+CLOCK = "_state/clock"  # written to see when that is
+KEPT_LOGS = "_state/logs"
 
 FROM_THE_START = (STATE, CLAIMS, RUNS, WORKERS, JOURNALS, CHECKSUMS)
 WHEN_NEEDED = (REJECTS, SEGMENTS, SWEEP, GROWN, QUARANTINE)
@@ -50,16 +56,19 @@ DECIDING = "job"  # the claim of a run that decides which job the folder is
 
 
 def part(shard: "Shard") -> str:
-    return f"{_stem(shard)}.parquet"
+    return f"{stem(shard)}.parquet"
+
+
+PARTS = "part-"  # what the name of every shard begins with
 
 
 def is_part(name: str) -> bool:
     """Whether a file of the folder has the name of a shard, whatever job's it is."""
-    return name.startswith("part-") and name.endswith(".parquet")
+    return name.startswith(PARTS) and name.endswith(".parquet")
 
 
 def rejects(shard: "Shard") -> str:
-    return f"{REJECTS}/{_stem(shard)}.jsonl"
+    return f"{REJECTS}/{stem(shard)}.jsonl"
 
 
 def segments(shard: "Shard") -> str:
@@ -74,7 +83,8 @@ def checksums_of(part: str) -> str:
     return f"{CHECKSUMS}/{part.removesuffix('.parquet')}.json"
 
 
-def _stem(shard: "Shard") -> str:
+def stem(shard: "Shard") -> str:
+    """What the names of all that is of this shard begin with."""
     return f"part-{shard.index:0{shard.digits}}-of-{shard.of:05}"
 
 
@@ -82,9 +92,14 @@ def journal(shard: int, worker: str) -> str:
     return f"{JOURNALS}/part-{shard:05}.{worker}.journal"
 
 
-def is_journal_of(name: str, shard: int) -> bool:
-    """Whether a file in JOURNALS is of this shard, of whatever worker."""
-    return name.startswith(f"part-{shard:05}.")
+def journals(shard: int) -> str:
+    """What the name of a file in JOURNALS begins with that is of this shard, of whatever worker."""
+    return f"part-{shard:05}."
+
+
+def segment(journal: str, number: int) -> str:
+    """A part of a journal, where nothing can be appended to."""
+    return f"{journal}.{number:06}"
 
 
 def journaled_shard(name: str) -> int | None:
@@ -112,3 +127,8 @@ def log(worker: int, user: int | None = None) -> str:
     """What the worker of this number, from 1 on, and its engine print. user: where several share a folder, so that
     nobody writes to another one's log."""
     return f"{STATE}/engine{'' if user is None else f'.{user}'}{'' if worker == 1 else f'-{worker}'}.log"
+
+
+def kept_log(file: str, host: str, process: int) -> str:
+    """A log of this host, where those of all hosts are kept."""
+    return f"{KEPT_LOGS}/{host}.{process}/{file}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import JobError
+from ..host import bucket
 from ..input.plan import Shard
 from ..job.drift import fingerprint
 from ..task.segment_rows import SegmentRow
@@ -55,11 +56,12 @@ class _Entries(NamedTuple):
 def sources_of(paths: Iterable[str]) -> list[Source]:
     """The outputs of earlier translations, finished or not, by their folders. Only checksums are read. Raises JobError
     if one is none."""
-    return [_source_at(Path(path)) for path in paths]
+    return [_source_at(path) for path in paths]
 
 
-def _source_at(path: Path) -> Source:
-    owners.check_link(str(path), path)
+def _source_at(path: str) -> Source:
+    if not bucket.is_uri(path):
+        owners.check_link(path, Path(path))
     out = store.at(path)
     job = record.job_of(out)
     if TABLE not in job.results:
@@ -69,13 +71,13 @@ def _source_at(path: Path) -> Source:
     return source_of(out, job, job.plan.shards)
 
 
-def source_of(out: Store, job: JobRecord, shards: Iterable[Shard]) -> Source:
+def source_of(out: Store, job: JobRecord, shards: Sequence[Shard]) -> Source:
     """Those of these shards of a job that are finished. Raises JobError."""
     made_by = record.fingerprints(job)
-    names, parts = set(out.names()), {}
+    survey, parts = shard.Survey(out, shards), {}
     for planned in shards:
-        if layout.part(planned) in names:
-            sums = _checksums(out, planned)
+        if survey.is_there(planned):
+            sums = _checksums(survey, out, planned)
             if sums.fingerprint != made_by[job.plan.files[planned.file].growth]:
                 raise JobError(f"{shard.where(out, planned)}: is a shard of another job; run batchgen verify {out}")
             if sums.segments:
@@ -83,9 +85,9 @@ def source_of(out: Store, job: JobRecord, shards: Iterable[Shard]) -> Source:
     return Source(out, job.settings, parts)
 
 
-def _checksums(out: Store, planned: Shard) -> shard.Checksums:
+def _checksums(survey: shard.Survey, out: Store, planned: Shard) -> shard.Checksums:
     try:
-        return shard.read_checksums(out, planned)
+        return survey.checksums(planned)
     except (FileNotFoundError, ValueError) as error:
         what = f"its checksums are gone or damaged ({error})"
         raise JobError(f"{shard.where(out, planned)}: {what}; run batchgen verify {out}") from None

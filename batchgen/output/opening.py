@@ -160,10 +160,11 @@ def _clear(out: Store) -> None:
 # --- later
 
 
-def check_shards(out: Store, job: JobRecord) -> None:
+def check_shards(out: Store, job: JobRecord, survey: shard.Survey | None = None) -> shard.Survey:
     """Refuses shards of other jobs: what has a shard's name but is none of the plan's, or was not made by this job.
-    Raises JobError or Stopped."""
-    names = part_names(out)
+    Raises JobError or Stopped. survey: of just now; the one that was made if there was none is returned."""
+    survey = survey or shard.Survey(out, job.plan.shards)
+    names = survey.names
     known = {layout.part(planned): planned for planned in job.plan.shards}
     if any(name not in known for name in names):  # the job may have grown meanwhile
         job = check_owner(out, job.fingerprint)
@@ -174,9 +175,10 @@ def check_shards(out: Store, job: JobRecord) -> None:
         if planned is None:
             raise JobError(f"{path}: is no shard of this job; move it away, or name another output folder")
         with on_disk(out):
-            is_foreign = shard.is_foreign(out, planned, made_by[job.plan.files[planned.file].growth])
+            is_foreign = survey.is_foreign(planned, made_by[job.plan.files[planned.file].growth])
         if is_foreign:
             raise JobError(f"{path}: is a shard of another job; move it away, or name another output folder")
+    return survey
 
 
 def strangers(out: Store, job: JobRecord) -> list[str]:

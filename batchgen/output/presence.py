@@ -18,7 +18,6 @@ from .store import Entry, Store
 
 FILE_SYSTEM, THIS_HOST = "file system", "this host"
 STALE = 60.0  # seconds of silence after which one is dead that does not say itself how many
-WAIT = 0.02  # seconds between two looks at the claim
 _OPENING = "opening"  # of a run that waits for its turn
 
 
@@ -43,7 +42,7 @@ class Presence:
     def deciding(self) -> Iterator[None]:
         """While it lasts no other run opens the folder."""
         while not self._claims.take(layout.DECIDING):
-            time.sleep(WAIT)
+            time.sleep(self._out.pause)
         try:
             yield
         finally:
@@ -75,8 +74,8 @@ class Presence:
         ]
 
     def tidy(self) -> None:
-        """Removes the heartbeats of the dead and, where nobody else is at work, what was left half-written by those
-        that were killed."""
+        """After the last shard: removes the heartbeats of the dead and, where nobody else is at work, what those that
+        were killed have left: claims, journals, and what is half-written."""
         for place in (layout.RUNS, layout.WORKERS):
             living = {name for name, _ in self._alive(place)}
             names = (entry.name for entry in self._out.entries(place))
@@ -84,6 +83,9 @@ class Presence:
         with self.deciding():
             if not self.others():
                 self._out.remove_unfinished()
+                self._out.empty(layout.JOURNALS)
+                claims = (name for name in self._out.names(layout.CLAIMS) if name != layout.DECIDING)
+                self._out.remove(*(f"{layout.CLAIMS}/{name}" for name in claims))
 
     def _alive(self, place: str) -> list[tuple[str, Heartbeat | None]]:
         """Names and last heartbeats of those in a folder that are not known to be dead. The store's clock is read off

@@ -1,9 +1,11 @@
 """`_job.json`: which job an output folder is, and all that decides what its shards hold."""
 
 import bisect
+import errno
 import functools
 import itertools
 import operator
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -141,17 +143,24 @@ def spec_of(out: Store, record: JobRecord) -> JobSpec:
 def _read_root(out: Store) -> JobRecord | None:
     """`_job.json` as it is. Runs that let the job grow write it too, and a slow one may write an old one."""
     out.check_links(layout.STATE)
-    others = [name for name in out.names(missing_ok=True) if name not in (layout.STATE, layout.HUGGING_FACE)]
-    try:
-        content = out.read(layout.JOB, safeopen.RECORD)
-    except FileNotFoundError as error:  # after the listing: one that another run has just made is not something else
-        if layout.JOB in others:  # it has just vanished, most likely with the whole folder
-            raise refused(error, where(out)) from None
-        if others:
+    content = _root_content(out)
+    if content is None:
+        others = [name for name in out.names(missing_ok=True) if name not in (layout.STATE, layout.HUGGING_FACE)]
+        if layout.JOB in others:  # another run has just made it
+            content = _root_content(out)
+            if content is None:  # it has just vanished, most likely with the whole folder
+                raise refused(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), where(out))
+        elif others:
             listed = ", ".join(others[:3])
-            raise JobError(f"{out}: holds something else ({listed}); name a new or empty folder") from None
+            raise JobError(f"{out}: holds something else ({listed}); name a new or empty folder")
+    return None if content is None else _decoded(out, content)
+
+
+def _root_content(out: Store) -> bytes | None:
+    try:
+        return out.read(layout.JOB, safeopen.RECORD)
+    except FileNotFoundError:
         return None
-    return _decoded(out, content)
 
 
 def _decoded(out: Store, content: bytes) -> JobRecord:

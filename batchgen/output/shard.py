@@ -32,6 +32,7 @@ DRAWN = ("runner", "noise")  # facts that are a Sampler
 PART_BYTES = 4 << 30  # of passed-through values that are written at once
 DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
 RAW = 4096  # bytes of a rejected row that its line shows
+PIECE = 1000  # shards of one piece of a listing: buckets list as many names at a time
 LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
 
 
@@ -93,15 +94,39 @@ def _whole(text: str) -> str:
     return re.sub(r"(\\x[89a-f][0-9a-f]){1,3}$", "", text)
 
 
-def total(out: Store, shards: Iterable[Shard]) -> Counts:
-    """The accounting of finished shards, added up. Raises Stopped if a part of it is damaged or gone."""
-    return sum((read_counts(out, planned) for planned in shards), Counts()).whole
+class _JustCounts(msgspec.Struct):
+    """The part of a shard's checksums that tells how far a job is."""
+
+    counts: Counts
+
+
+_JUST_COUNTS = msgspec.json.Decoder(_JustCounts)
+
+
+def counts_of(out: Store, shards: Sequence[Shard]) -> dict[int, Counts]:
+    """The accounting of finished shards, by their numbers, in a hurry: its digest is not looked at. Without that of
+    those where it is damaged or gone."""
+    noted = out.notes([layout.checksums(planned) for planned in shards])
+    found = {}
+    for planned in shards:
+        with contextlib.suppress(FileNotFoundError, ValueError, JobError):
+            match noted.get(layout.checksums(planned)):
+                case [only]:
+                    found[planned.index] = _JUST_COUNTS.decode(only).counts
+                case [*several] if several:
+                    found[planned.index] = _fitting(out, layout.part(planned), several).counts
+    return found
 
 
 def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
     """The shards of a job that are there, in order. missing_ok: none are where no folder is."""
-    names = set(out.names(missing_ok=missing_ok))
+    names = set(out.listed("", layout.PARTS, cuts(plan), missing_ok))
     return [shard for shard in plan.shards if layout.part(shard) in names]
+
+
+def cuts(plan: Plan) -> list[str]:
+    """Names of shards that part a listing of them."""
+    return [layout.part(shard) for shard in plan.shards[PIECE::PIECE]]
 
 
 def is_finished(out: Store, shard: Shard) -> bool:
@@ -140,7 +165,8 @@ def commit(
 ) -> None:
     """Makes a shard final: first its rejects, segments and checksums, then its Parquet file.
 
-    Nothing in it depends on time, so whoever commits the same shard writes the same bytes.
+    Nothing in it depends on time, so whoever commits the same shard writes the same bytes, unless the engine's noise
+    depends on what runs beside a request.
 
     answers: its output rows, in order
     segmented: what became of its segments, in order of their first use
@@ -153,8 +179,6 @@ def commit(
     audit = segments.as_parquet(segmented, _metadata(about)) if segmented else b""
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     out.check_links(layout.REJECTS, layout.SEGMENTS)
-    _write_or_remove(out, layout.rejects(shard), rejected)
-    _write_or_remove(out, layout.segments(shard), audit)
     sums = Checksums(
         _digest(content),
         _digest(rejected) if rejects else None,
@@ -165,16 +189,9 @@ def commit(
         _digest(audit) if segmented else msgspec.UNSET,
         facts.get("device", ""),
     )
-    out.write(layout.checksums(shard), sealed(sums))
-    out.write(layout.part(shard), content)
-
-
-def _write_or_remove(out: Store, name: str, content: bytes | memoryview) -> None:
-    """Nothing is written where there is nothing to say; the same job may have, before its spec was changed."""
-    if content:
-        out.write(name, content)
-    elif out.exists(name):
-        out.remove(name, durable=True)
+    # Nothing is left beside it where there is nothing to say; the same job may have, before its spec was changed.
+    beside = {layout.rejects(shard): rejected, layout.segments(shard): audit}
+    out.publish(layout.part(shard), content, beside, (layout.checksums(shard), sealed(sums)))
 
 
 def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any]) -> memoryview:
@@ -220,11 +237,6 @@ def digest_in(out: Store, name: str) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def checksums(out: Store, shard: Shard) -> bytes:
-    """As they were written. Raises FileNotFoundError."""
-    return out.read(layout.checksums(shard))
-
-
 def seconds_of_all(out: Store) -> float:
     """From the job's first moment to its last commit, both by the store's clock; 0 if that is not known."""
     try:
@@ -237,35 +249,91 @@ def seconds_of_all(out: Store) -> float:
 
 def read_checksums(out: Store, shard: Shard) -> Checksums:
     """Raises FileNotFoundError, or ValueError if they are damaged."""
-    return unsealed(checksums(out, shard), Checksums)
+    return _fitting(out, layout.part(shard), out.noted(layout.checksums(shard)))
 
 
-def read_counts(out: Store, shard: Shard) -> Counts:
-    """A finished shard's accounting. Raises Stopped if it is damaged or gone."""
-    try:
-        with on_disk(out):
-            return read_checksums(out, shard).counts
-    except ValueError as error:
-        raise Stopped(f"{where(out, shard)}: its checksums are damaged ({error}); run the same command again") from None
+def _fitting(out: Store, part: str, noted: list[bytes]) -> Checksums:
+    """Of what several workers may have noted of a shard, what fits the one that is there. Raises ValueError if they are
+    damaged."""
+    sums = [unsealed(each, Checksums) for each in noted]
+    if len(sums) > 1:
+        digest = digest_in(out, part)
+        sums = [each for each in sums if each.parquet == digest] or sums
+    return sums[0]
 
 
-def damage(out: Store, shard: Shard) -> str:
-    """What can be seen to be wrong with a finished shard without reading all of it; empty if nothing."""
-    try:
-        sums = read_checksums(out, shard)
-    except (FileNotFoundError, ValueError) as error:
-        return f"its checksums are gone or damaged ({error})"
-    try:
-        has = size(out, shard)
-    except FileNotFoundError:
-        return "it is gone"
-    if has != sums.size:
-        return f"it has {has} bytes, not {sums.size}"
-    if sums.rejects and not out.exists(layout.rejects(shard)):
-        return "its rejects are gone"
-    if sums.segments and not out.exists(layout.segments(shard)):
-        return "its segments are gone"
-    return ""
+def survey_of(out: Store, shard: Shard) -> "Survey":
+    """Of one shard alone."""
+    return Survey(out, [shard], layout.stem(shard))
+
+
+class Survey:
+    """What can be seen of many shards without reading them: in a bucket, by some listings."""
+
+    def __init__(self, out: Store, shards: Sequence[Shard], begin: str = layout.PARTS):
+        """begin: of the names that are looked at."""
+        self._out = out
+        pieces = [layout.part(planned) for planned in shards[PIECE::PIECE]]
+        self._sizes = out.sizes("", begin, pieces)
+        self._noted = out.notes([layout.checksums(planned) for planned in shards if self.is_there(planned)])
+        self._beside = {
+            f"{folder}/{name}"
+            for folder in (layout.REJECTS, layout.SEGMENTS)
+            for name in out.listed(folder, begin, pieces, missing_ok=True)
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that has the name of a shard, whatever job's it is."""
+        return [name for name in self._sizes if layout.is_part(name)]
+
+    def is_there(self, shard: Shard) -> bool:
+        return layout.part(shard) in self._sizes
+
+    def checksums(self, shard: Shard) -> Checksums:
+        """Raises FileNotFoundError, or ValueError if they are damaged."""
+        if noted := self._noted.get(layout.checksums(shard)):
+            return _fitting(self._out, layout.part(shard), noted)
+        return read_checksums(self._out, shard)
+
+    def damage(self, shard: Shard) -> str:
+        """What can be seen to be wrong with a finished shard; empty if nothing."""
+        try:
+            sums = self.checksums(shard)
+        except (FileNotFoundError, ValueError) as error:
+            return f"its checksums are gone or damaged ({error})"
+        if not self.is_there(shard):
+            return "it is gone"
+        if (has := self._sizes[layout.part(shard)]) != sums.size:
+            return f"it has {has} bytes, not {sums.size}"
+        if sums.rejects and layout.rejects(shard) not in self._beside:
+            return "its rejects are gone"
+        if sums.segments and layout.segments(shard) not in self._beside:
+            return "its segments are gone"
+        return ""
+
+    def is_foreign(self, shard: Shard, fingerprint: str) -> bool:
+        """Whether what has the shard's name was made by another job. Its checksums tell, if they are its own; one whose
+        size is another was put there, and tells itself. One that this job made and that is damaged is none."""
+        try:
+            sums = self.checksums(shard)
+        except (FileNotFoundError, ValueError):
+            sums = None
+        if sums and sums.size == self._sizes.get(layout.part(shard)):
+            return (sums.fingerprint or _made_by(self._out, shard) or fingerprint) != fingerprint
+        return (_made_by(self._out, shard) or fingerprint) != fingerprint
+
+    def total(self, shards: Iterable[Shard]) -> Counts:
+        """Their accounting, added up. Raises Stopped if a part of it is damaged or gone."""
+        return sum(map(self._counts, shards), Counts()).whole
+
+    def _counts(self, shard: Shard) -> Counts:
+        try:
+            with on_disk(self._out):
+                return self.checksums(shard).counts
+        except ValueError as error:
+            what = f"its checksums are damaged ({error})"
+            raise Stopped(f"{where(self._out, shard)}: {what}; run the same command again") from None
 
 
 def wrong_content(out: Store, shard: Shard, fingerprint: str, required: pa.Schema) -> str:
@@ -312,18 +380,6 @@ def _is_of_type(found: pa.DataType, required: pa.DataType) -> bool:
     return pa.types.is_struct(found) if pa.types.is_struct(required) else found == required
 
 
-def is_foreign(out: Store, shard: Shard, fingerprint: str) -> bool:
-    """Whether what has the shard's name was made by another job. Its checksums tell, if they are its own; one whose
-    size is another was put there, and tells itself. One that this job made and that is damaged is none."""
-    try:
-        sums = read_checksums(out, shard)
-    except (FileNotFoundError, ValueError):
-        sums = None
-    if sums and sums.size == size(out, shard):
-        return (sums.fingerprint or _made_by(out, shard) or fingerprint) != fingerprint
-    return (_made_by(out, shard) or fingerprint) != fingerprint
-
-
 def _made_by(out: Store, shard: Shard) -> str:
     """The fingerprint in a shard; empty if it cannot be read."""
     try:
@@ -336,7 +392,7 @@ def _made_by(out: Store, shard: Shard) -> str:
 def responses(out: Store, part: str) -> int:
     """How many a shard has of whatever job, by its checksums; 0 if they are gone or damaged."""
     try:
-        return unsealed(out.read(layout.checksums_of(part)), Checksums).counts.responses
+        return _fitting(out, part, out.noted(layout.checksums_of(part))).counts.responses
     except (FileNotFoundError, ValueError):
         return 0
 
@@ -366,14 +422,15 @@ def sampler(footer: pq.FileMetaData) -> Sampler:
         return UNKNOWN
 
 
-def engines(out: Store, shards: Iterable[Shard]) -> tuple[Counter[Sampler], Counter[str]]:
+def engines(out: Store, shards: Sequence[Shard]) -> tuple[Counter[Sampler], Counter[str]]:
     """What drew the tokens of finished shards, and the devices that these were made on, each with the number of shards.
     One that is damaged or gone counts for neither. Raises Stopped."""
     samplers: Counter[Sampler] = Counter()
     devices: Counter[str] = Counter()
+    survey = Survey(out, shards)
     for each in shards:
         with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # the disk's own are Stopped
-            sums = read_checksums(out, each)
+            sums = survey.checksums(each)
             match sums.sampler:
                 case [runner, noise]:
                     drew, device = Sampler(runner, noise), sums.device

@@ -1,11 +1,11 @@
 """Where a job's output lies, as the rest of this room sees it: objects by name, whatever keeps them.
 
-`Store` is all that is asked of it; `FolderStore` is a folder on a disk or a network share. Names are relative, with `/`
-between their parts; `layout.py` has them all.
+`Store` is all that is asked of it; `FolderStore` is a folder on a disk or a network share, `BucketStore` (bucket.py) a
+place in an object store. Names are relative, with `/` between their parts; `layout.py` has them all.
 
-What a store refuses (a full disk, a share that is gone) stops the run, resumable: every method raises Stopped then. It
-raises JobError if what has the name is no file of ours: a link, a pipe, or far too long. FileNotFoundError and
-FileExistsError leave a method only where its docstring says so.
+What a store refuses (a full disk, a share that is gone, a service that does not answer) stops the run, resumable: every
+method raises Stopped then. It raises JobError if what has the name is no file of ours: a link, a pipe, or far too long.
+FileNotFoundError and FileExistsError leave a method only where its docstring says so.
 """
 
 import contextlib
@@ -14,16 +14,22 @@ import fcntl
 import os
 import tempfile
 import uuid
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..errors import JobError, refused
-from ..host import safeopen
+from ..errors import JobError, refused, warn
+from ..host import bucket, clock, mounts, safeopen
 from . import layout, owners
 
+STALE = 60.0  # seconds of silence after which a worker counts as dead, where no job says how many
+SYNCED = 0.5  # of the time within which what was appended is to be on the disk; the rest is for the disk
+# 10,000 small files: on a local disk one thread is as fast; where each takes a round trip of 1 ms, 32 threads make
+# 12 s to 1 s.
+READERS, FILES_AT_A_TIME = 32, 64
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -48,15 +54,23 @@ class Appender(Protocol):
     """An object that is written bit by bit, by one process alone. Raises Stopped, as its store does."""
 
     def append(self, data: bytes) -> None:
-        """Hands it on: a kill of this process loses nothing of it."""
+        """Hands it on: where a file takes it, a kill of this process loses nothing of it."""
 
-    def sync(self) -> None:
-        """Returns when all that was appended outlasts a power loss."""
+    def keep(self, at_once: bool = False) -> None:
+        """Sees to it that all that was appended outlasts a power loss, within the time that the appender was made with.
+        at_once: it does so when this returns. Does not wait for a network otherwise."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """What was not kept may be lost."""
 
 
 class Store(Protocol):
+    """keeps_every: seconds within which what is appended is kept, if a job does not say how many; pause: seconds
+    between two looks at what another process may change."""
+
+    keeps_every: float
+    pause: float
+
     # --- the place
 
     def __str__(self) -> str:
@@ -87,6 +101,9 @@ class Store(Protocol):
     def log(self, name: str) -> Path:
         """A file of this machine, for what writes by a file descriptor."""
 
+    def keep_log(self, log: Path) -> None:
+        """Has the store keep what such a file holds now."""
+
     # --- looks
 
     def exists(self, name: str) -> bool: ...
@@ -100,6 +117,13 @@ class Store(Protocol):
     def names(self, folder: str = "", missing_ok: bool = False) -> list[str]:
         """Of all that lies in a folder, in order. missing_ok: nothing lies in one that is not there."""
 
+    def listed(self, folder: str, begin: str, cuts: Sequence[str] = (), missing_ok: bool = False) -> list[str]:
+        """The same of what begins with `begin`, at the cost of that alone. cuts: names that part it into pieces which
+        may be listed side by side, in order."""
+
+    def sizes(self, folder: str, begin: str, cuts: Sequence[str] = ()) -> dict[str, int]:
+        """The same, in bytes, by name; none if the folder is not there."""
+
     def entries(self, folder: str) -> list[Entry]:
         """Every small object of a folder, in order, but for what cannot be one of ours; none if it is not there."""
 
@@ -109,6 +133,14 @@ class Store(Protocol):
     def open(self, name: str) -> AbstractContextManager[BufferedReader]:
         """An object of any length, seekable. Raises FileNotFoundError."""
 
+    def noted(self, name: str) -> list[bytes]:
+        """What was noted under a name (see `publish`): of several writers, what each of them has, in no order. Raises
+        FileNotFoundError if it is nothing."""
+
+    def notes(self, names: Sequence[str]) -> dict[str, list[bytes]]:
+        """The same of many names of one folder, in order, by name; without those that have nothing, or what cannot be
+        ours."""
+
     # --- changes
 
     def write(self, name: str, content: bytes | memoryview) -> None:
@@ -117,6 +149,19 @@ class Store(Protocol):
     def create(self, name: str, content: bytes | memoryview) -> None:
         """The same where nothing has the name. Raises FileExistsError; of several that try at once all but one get it
         (see safeopen.replace for file systems without hard links)."""
+
+    def publish(
+        self, name: str, content: bytes | memoryview, beside: Mapping[str, bytes | memoryview], note: tuple[str, bytes]
+    ) -> bool:
+        """Makes an object final: first what lies beside it, and its note, then itself, each whole or not at all.
+
+        Whoever finds the object finds the others that its writer has put there. Where several publish one name at
+        once, all have the same; if they have not, a store that can tell (a bucket; a folder cannot) keeps what the
+        first has, and gives the others False.
+
+        beside: by name; nothing is left under a name whose content is empty. note: a name, and up to 500 bytes that are
+        found with the name by listing where that is cheaper than reading (`noted`)
+        """
 
     def swap(self, name: str, old: bytes | None, new: bytes | None) -> bool:
         """Puts `new` in the place of `old`, or does nothing and returns False if that is not what is there. None:
@@ -131,8 +176,9 @@ class Store(Protocol):
         """Writes again what has the same length each time, even on a full disk. It need not outlast a power loss, and
         who reads in that moment may find a part of the old and a part of the new."""
 
-    def appender(self, name: str, head: bytes) -> Appender:
-        """A new object that begins with `head`."""
+    def appender(self, name: str, head: bytes, every: float) -> Appender:
+        """A new object that begins with `head`, or several whose names begin with this one, each with the head. every:
+        seconds within which what is appended is kept."""
 
     def move(self, name: str, to: str) -> None:
         """Durable. Raises FileNotFoundError if somebody else was faster."""
@@ -147,8 +193,16 @@ class Store(Protocol):
         """Removes what writers that were killed have left half-written. Nobody may be writing."""
 
 
-def at(place: str | Path) -> "FolderStore":
-    """The store of a place that a user names."""
+Place = str | Path  # of an output, as a user names it: a folder, or the URI of one in a bucket
+
+
+def at(place: Place, stale: float = STALE) -> Store:
+    """The store of a place. stale: seconds of silence after which a worker there counts as dead: no request may take as
+    long. Raises JobError, or Stopped, if it is a bucket that cannot be opened."""
+    if bucket.is_uri(place):
+        from .bucket import BucketStore
+
+        return BucketStore(str(place), stale)
     return FolderStore(Path(place))
 
 
@@ -158,6 +212,9 @@ class FolderStore:
     A folder that vanishes while it is in use (an unmounted share) is not made again, on the disk beneath it: only
     `prepare` makes folders with their parents.
     """
+
+    keeps_every = 1.0
+    pause = 0.02
 
     def __init__(self, path: Path):
         self._path = path
@@ -173,6 +230,11 @@ class FolderStore:
         return str(self._path / name)
 
     def prepare(self, shared: bool) -> None:
+        if program := mounts.bucket_at(self._path):
+            warn(
+                f"{self}: lies in a bucket that {program} mounts, where two workers may take one shard and a kill may "
+                "cost more than a second; name it by its URI (s3://, gs://, az://), which needs no mount"
+            )
         with self._stopping():
             owners.check_folders(self._path, shared, layout.FROM_THE_START)
             for each in (*reversed(self._path.parents), self._path, *map(self._at, layout.FROM_THE_START)):
@@ -200,6 +262,9 @@ class FolderStore:
 
     def log(self, name: str) -> Path:
         return self._at(name)
+
+    def keep_log(self, log: Path) -> None:
+        pass  # it lies there
 
     # --- looks
 
@@ -234,11 +299,16 @@ class FolderStore:
                 if missing_ok:
                     return []
                 raise
-            except NotADirectoryError:
-                if folder:
-                    raise
-                file = next(each for each in (self._path, *self._path.parents) if each.exists())
-                raise JobError(f"{file}: is a file; name a folder for the output") from None
+
+    def listed(self, folder: str, begin: str, cuts: Sequence[str] = (), missing_ok: bool = False) -> list[str]:
+        return [name for name in self.names(folder, missing_ok) if name.startswith(begin)]
+
+    def sizes(self, folder: str, begin: str, cuts: Sequence[str] = ()) -> dict[str, int]:
+        found = {}
+        for name in self.listed(folder, begin, missing_ok=True):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = self.stat(f"{folder}/{name}" if folder else name).size
+        return found
 
     def entries(self, folder: str) -> list[Entry]:
         found = []
@@ -265,6 +335,21 @@ class FolderStore:
             self._check_folder_of(name)
             yield stream
 
+    def noted(self, name: str) -> list[bytes]:
+        return [self.read(name)]
+
+    def notes(self, names: Sequence[str]) -> dict[str, list[bytes]]:
+        def read(some: Sequence[str]) -> dict[str, list[bytes]]:
+            found = {}
+            for name in some:
+                with contextlib.suppress(FileNotFoundError, JobError):
+                    found[name] = self.noted(name)
+            return found
+
+        parts = [names[start : start + FILES_AT_A_TIME] for start in range(0, len(names), FILES_AT_A_TIME)]
+        with ThreadPoolExecutor(READERS) as readers:
+            return {name: noted for part in readers.map(read, parts) for name, noted in part.items()}
+
     # --- changes
 
     def write(self, name: str, content: bytes | memoryview) -> None:
@@ -281,6 +366,18 @@ class FolderStore:
             self._check_folder_of(name, make=True)
             safeopen.replace(path, content, temporary=temporary, durable=True, new=new)
 
+    def publish(
+        self, name: str, content: bytes | memoryview, beside: Mapping[str, bytes | memoryview], note: tuple[str, bytes]
+    ) -> bool:
+        for each, its_content in beside.items():
+            if its_content:
+                self.write(each, its_content)
+            elif self.exists(each):
+                self.remove(each, durable=True)
+        self.write(*note)
+        self.write(name, content)
+        return True
+
     def swap(self, name: str, old: bytes | None, new: bytes | None) -> bool:
         path = self._at(name)
         with self._stopping(name):
@@ -296,8 +393,8 @@ class FolderStore:
             finally:
                 os.close(file)
 
-    def appender(self, name: str, head: bytes) -> "_File":
-        return _File(self, name, head)
+    def appender(self, name: str, head: bytes, every: float) -> "_File":
+        return _File(self, name, head, every)
 
     def move(self, name: str, to: str) -> None:
         with self._stopping(name, FileNotFoundError):
@@ -340,6 +437,9 @@ class FolderStore:
         except OSError as error:
             if not error.errno:  # Arrow's, of the bytes that it has read
                 raise
+            if isinstance(error, NotADirectoryError) and not self._path.is_dir():
+                file = next(each for each in (self._path, *self._path.parents) if each.exists())
+                raise JobError(f"{file}: is a file; name a folder for the output") from None
             raise refused(error, self.where(name)) from error
 
     def _check_folder_of(self, name: str, make: bool = False) -> None:
@@ -396,8 +496,10 @@ def _take_away(path: Path, content: bytes) -> bool:
 class _File:
     """The appender of a folder."""
 
-    def __init__(self, store: FolderStore, name: str, head: bytes):
-        self._store, self._name = store, name
+    def __init__(self, store: FolderStore, name: str, head: bytes, every: float):
+        self._store, self._name, self._every = store, name, every
+        self._synced = clock.monotonic()
+        self._is_dirty = False
         with store._stopping(name):
             self._file = safeopen.create(store._at(name))
             try:
@@ -410,10 +512,14 @@ class _File:
     def append(self, data: bytes) -> None:
         with self._store._stopping(self._name):
             _write_all(self._file, data)
+        self._is_dirty = True
 
-    def sync(self) -> None:
-        with self._store._stopping(self._name):
-            os.fsync(self._file)
+    def keep(self, at_once: bool = False) -> None:
+        if self._is_dirty and (at_once or clock.monotonic() - self._synced >= self._every * SYNCED):
+            with self._store._stopping(self._name):
+                os.fsync(self._file)
+            self._is_dirty = False
+            self._synced = clock.monotonic()
 
     def close(self) -> None:
         with self._store._stopping(self._name):

@@ -153,10 +153,10 @@ def open_outcome(place: Any, kind_of: Callable[[JobSpec], Kind], is_joined: bool
     out = store.at(place)
     job = record.job_of(out)
     spec = record.spec_of(out, job)
-    opening.check_shards(out, job)
+    survey = opening.check_shards(out, job)
     shards = shard.finished(out, job.plan)
     for planned in shards:
-        if damage := shard.damage(out, planned):
+        if damage := survey.damage(planned):
             raise JobError(f"{shard.where(out, planned)}: {damage}; {set_aside_by(out)}")
     rows = sum(file.rows for file in job.plan.files)
     found = Outcome(
@@ -166,9 +166,9 @@ def open_outcome(place: Any, kind_of: Callable[[JobSpec], Kind], is_joined: bool
         spec,
         shards,
         len(job.plan.shards) - len(shards),
-        shard.total(out, shards),
+        survey.total(shards),
         about.made_by(out, shards),
-        _rejects(out, job, shards),
+        _rejects(out, job, shards, survey),
         Tally(is_joined, rows),
         kind_of(spec),
     )
@@ -207,13 +207,13 @@ def _damaged(out: Store, planned: Shard, error: Exception) -> JobError:
     return JobError(f"{shard.where(out, planned)}: {why}; run batchgen verify {out}")
 
 
-def _rejects(out: Store, job: JobRecord, shards: Sequence[Shard]) -> list[RejectGroup]:
+def _rejects(out: Store, job: JobRecord, shards: Sequence[Shard], survey: shard.Survey) -> list[RejectGroup]:
     """By number. Only shards that have some of a reason that lacks examples are read."""
     place = locator(job.plan)
     numbers: Counter[str] = Counter()
     examples: dict[str, dict[str, RejectExample]] = {}
     for planned in shards:
-        here = shard.read_counts(out, planned).rejects
+        here = survey.total([planned]).rejects
         numbers.update(here)
         if any(_lacks(examples.get(reason, {})) for reason in here):
             for line in shard.read_rejects(out, planned):

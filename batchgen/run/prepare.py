@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -135,7 +134,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     plan: one that was made before, to be taken as it is; begun: the job that this is, whatever is in the folder now;
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
-    out = store.at(Path(spec.output.path).absolute())
+    out = store.at(spec.output.path, spec.output.stale)
     if spec.translate.fields:
         spec = translation.resolved(spec)
     if spec.score.mode != "off":

@@ -160,7 +160,8 @@ class Queue:
         """Opens a shard with the answers that earlier journals hold."""
         self._fence.check()
         job = self._job
-        journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard), self._sampler)
+        every = job.spec.output.journal_every
+        journal = Journal(job.out, shard.index, self._claims.worker, job.fingerprint_of(shard), self._sampler, every)
         entries, warnings = journal.resume()
         for warning in warnings:
             self._warn(warning)

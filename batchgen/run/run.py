@@ -106,10 +106,11 @@ def _done_already(job: Job) -> Counts | None:
     moved = old.spec["output"]["path"] != job.out.location
     if record.spec_of(job.out, old) != job.spec or (moved and job.out.is_writable()):
         return None  # the record is to say where things lie now
-    if missing_shards(job) or any(shard.damage(job.out, planned) for planned in job.plan.shards):
+    survey = shard.Survey(job.out, job.plan.shards)
+    if any(not survey.is_there(planned) or survey.damage(planned) for planned in job.plan.shards):
         return None
-    opening.check_shards(job.out, old)
-    counts = shard.total(job.out, job.plan.shards)
+    opening.check_shards(job.out, old, survey)
+    counts = survey.total(job.plan.shards)
     return counts if success.says(job.out, _as_success(job, counts)) else None
 
 
@@ -123,8 +124,7 @@ def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: 
 
 def _at_work(job: Job, presence: Presence) -> Outcome:
     begin = time.monotonic()
-    opening.check_shards(job.out, job.record)
-    _set_damaged_aside(job)
+    _set_damaged_aside(job, opening.check_shards(job.out, job.record))
     missing = missing_shards(job)
     _warn_of_skip(job, missing)
     if not missing:
@@ -220,11 +220,11 @@ def missing_shards(job: Job) -> list[Shard]:
     return [planned for planned in job.plan.shards if planned.index not in done]
 
 
-def _set_damaged_aside(job: Job) -> None:
+def _set_damaged_aside(job: Job, survey: shard.Survey) -> None:
     """Shards that were cut off or lost a part go to quarantine, to be made again. `batchgen verify` looks closer."""
-    for planned in shard.finished(job.out, job.plan):
+    for planned in filter(survey.is_there, job.plan.shards):
         with contextlib.suppress(FileNotFoundError):  # another worker set it aside already
-            if what := shard.damage(job.out, planned):
+            if what := survey.damage(planned):
                 success.remove(job.out)
                 aside = shard.set_aside(job.out, planned)
                 warn(f"{shard.where(job.out, planned)}: {what}; moved to {aside}, to be made again")
@@ -246,8 +246,7 @@ def close(job: Job) -> Counts:
     A run that lets the job grow removes `_SUCCESS`, before and after: either it finds the one written here, or its
     growth is found here.
     """
-    opening.check_shards(job.out, job.record)
-    counts = shard.total(job.out, job.plan.shards)
+    counts = opening.check_shards(job.out, job.record).total(job.plan.shards)
     content = _as_success(job, counts)
     if not success.says(job.out, content):
         success.write(job.out, content)

@@ -5,7 +5,7 @@ import selectors
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -295,6 +295,8 @@ class Supervisor:
         lost = end is None or end.kind in (ExitKind.DIED, ExitKind.BUG) or end.why is Stopping.NOT_DRAINED
         self.lost |= lost
         slot.remove(worker, lost)
+        with suppress(Stopped, JobError):  # the reason for the end is the one to tell
+            self._job.out.keep_log(slot.log)
         if end is None:
             end = death.of_process(worker.process.returncode)
             end.row = worker.row

@@ -198,7 +198,7 @@ class Worker:
         for opened in self._queue.open:
             opened.journal.flush()
         for opened in self._queue.open:
-            opened.journal.sync(at_once)
+            opened.journal.keep(at_once)
 
     def _commit(self) -> None:
         for opened in [opened for opened in self._queue.open if opened.is_complete]:

@@ -58,7 +58,9 @@ class WorkerProcess:
         read, write = os.pipe()
         record, mark = _in_memory(msgspec.json.encode(job.record)), Mark.new()
         own_mark = Mark(mark)
-        inherited = environment.of_worker(file.path for file in job.plan.files)
+        inherited = environment.of_worker(
+            [*(file.path for file in job.plan.files), job.out.location, job.spec.model.path]
+        )
         try:
             with logs.appending(log) as stream:
                 log_begin = stream.tell()

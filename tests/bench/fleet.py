@@ -258,7 +258,13 @@ class CountingStore(MemoryStore):
             self._put(name, new)
         return True
 
-    def appender(self, name: str, head: bytes) -> "Segments":
+    def publish(self, name, content, beside, note) -> bool:
+        for each, its_content in (*beside.items(), note, (name, content)):
+            if its_content:
+                self.write(each, its_content)
+        return True
+
+    def appender(self, name: str, head: bytes, every: float) -> "Segments":
         return Segments(self, name, head)
 
     def remove(self, *names: str, durable: bool = False) -> None:
@@ -286,7 +292,7 @@ class Segments:
             self._content, self._pending = self._content + self._pending, b""
             self._store.write(self._name, self._content)
 
-    def sync(self) -> None:
+    def keep(self, at_once: bool = False) -> None:
         """In time, by the timer."""
 
     def close(self) -> None:
@@ -335,7 +341,7 @@ class Job:
     task: Task = dataclasses.field(default_factory=Task)
     record: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(fingerprint="0", versions={}))
     spec: SimpleNamespace = dataclasses.field(
-        default_factory=lambda: SimpleNamespace(output=SimpleNamespace(drain=30.0, stall=1e9))
+        default_factory=lambda: SimpleNamespace(output=SimpleNamespace(drain=30.0, stall=1e9, journal_every=None))
     )
     model: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(name="", revision=""))
     digests: dict = dataclasses.field(default_factory=dict)

@@ -88,7 +88,7 @@ def test_a_shard_that_two_samplers_drew_says_so_and_so_does_whoever_goes_on_afte
     both = Sampler("V1 and V2", "Philox and SplitMix64")
     assert ours.sampler == both
     ours.close()
-    assert journal.drawn_by(folder, layout.journal(0, "second")) == both
+    assert journal.read(folder, layout.journal(0, "second"), "f" * 32).drew == both
     third = Journal(folder, 0, "third", "f" * 32, V2)
     third.resume()
     assert third.sampler == both
@@ -102,7 +102,7 @@ def test_a_journal_of_the_same_sampler_is_gone_on_with_without_a_word(folder):
 
 def test_a_journal_of_an_older_version_counts_as_drawn_by_the_engine_that_goes_on(folder):
     begun(folder, "first")
-    assert journal.drawn_by(folder, layout.journal(0, "first")) is None
+    assert journal.read(folder, layout.journal(0, "first"), "f" * 32).drew is None
     ours, warnings = gone_on(folder, ON_CPU)
     assert (ours.sampler, warnings) == (ON_CPU, [])
 

@@ -40,7 +40,7 @@ def write(out, entries, worker="w", shard=0, fingerprint=FINGERPRINT):
 
 
 def read(path, fingerprint=FINGERPRINT):
-    return journal.read(at(path.parent), path.name, fingerprint)
+    return journal.read(at(path.parent), path.name, fingerprint)[:2]
 
 
 def paths_of(out, shard):
@@ -62,7 +62,7 @@ def test_flushed_entries_are_there_for_another_process_at_once(out):
     ours = Journal(at(out), 0, "w", FINGERPRINT)
     code = (
         "import sys; from batchgen.output.journal import *; from batchgen.output.store import at; "
-        "print(read(at('/'), sys.argv[1], sys.argv[2]))"
+        "print(read(at('/'), sys.argv[1], sys.argv[2])[:2])"
     )
     for count, entry in enumerate(ENTRIES, 1):
         ours.append(entry)
@@ -167,7 +167,7 @@ def test_what_was_flushed_is_synced_within_the_promised_second(out, monkeypatch)
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(now[0]))
     for tick in range(20):
         now[0] = tick / 10
-        ours.sync()
+        ours.keep()
     ours.close()
     assert synced
     assert synced[0] <= 1
@@ -180,14 +180,16 @@ def test_earlier_journals_are_resumed_and_damaged_ones_set_aside_with_all_they_h
         for entry in entries:
             earlier.append(entry)
         earlier.flush()
+        earlier.keep(at_once=True)
         earlier.close()
-    damaged = layout.journal(0, "two")
+    [_, _, damaged] = journal.names(store, 0)
     store.write(damaged, store.read(damaged)[:-1])
     ours = Journal(store, 0, "w", FINGERPRINT)
     kept, [warning] = ours.resume()
     ours.close()
+    [_, _, again] = journal.names(store, 0)
     assert kept == ENTRIES[:-1]
     assert warning.startswith(f"{store.where(damaged)}: cut off at byte ")
     assert f"; {len(ENTRIES) - 2} whole entries kept; moved to " in warning
-    assert journal.names(store, 0) == [layout.journal(0, worker) for worker in ("one", "other", "w")]
-    assert journal.read(store, layout.journal(0, "w"), FINGERPRINT) == (ENTRIES[1:-1], "")
+    assert again.startswith(layout.journal(0, "w"))
+    assert journal.read(store, again, FINGERPRINT)[:2] == (ENTRIES[1:-1], "")

@@ -99,7 +99,7 @@ def test_segments_that_an_earlier_spec_left_are_replaced_or_removed(out):
 
 
 def test_checksums_of_a_shard_without_segments_are_as_they_always_were(out):
-    of_first, of_second = (json.loads(shard.checksums(at(out), planned)) for planned in (FIRST, SECOND))
+    of_first, of_second = (json.loads(at(out).read(layout.checksums(planned))) for planned in (FIRST, SECOND))
     assert of_first.keys() - of_second.keys() == {"segments"}
 
 
@@ -122,9 +122,9 @@ def test_another_job_in_the_folder_begins_without_them(out):
 
 
 def test_segments_that_are_gone_are_damage(out):
-    assert shard.damage(at(out), FIRST) == ""
+    assert shard.Survey(at(out), [FIRST]).damage(FIRST) == ""
     path_of(out).unlink()
-    assert shard.damage(at(out), FIRST) == "its segments are gone"
+    assert shard.Survey(at(out), [FIRST]).damage(FIRST) == "its segments are gone"
 
 
 def test_segments_that_changed_are_wrong_content(out):

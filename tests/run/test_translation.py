@@ -117,7 +117,7 @@ def test_segments_that_fail_are_counted_apart_from_records(tmp_path, batchgen_he
     (path := tmp_path / "in.jsonl").write_text('{"text": "Hello.\\nfails"}\n{"text": "fails"}\n{"text": "Hello."}\n')
     job = job_of([path], tmp_path / "out", ["text"], output={"shard_rows": 2})
     work(job, Translator(fails))
-    assert str(shard.total(job.out, job.plan.shards)) == (
+    assert str(shard.Survey(job.out, job.plan.shards).total(job.plan.shards)) == (
         "3 rows, 3 records, 0 rejects, 3 segments, 2 further tries, 1 segments in 2 records that no try got right"
     )
     shown = batchgen_here("status", tmp_path / "out", "--prometheus", tmp_path / "prom").stdout
