@@ -130,7 +130,7 @@ def comparison(seen: "Summary", out: str) -> None:
         _settings(seen, seen.settings[seen.best_setting])
     for note in seen.notes:
         say(f"note: {shown(note)}")
-    say(f"in {shown(out)}: {', '.join(name for name in (layout.BEST, layout.SUMMARY, layout.METRICS))}")
+    say(f"in {shown(out)}: {', '.join(name for name in (layout.REPORT, layout.BEST, layout.SUMMARY, layout.METRICS))}")
 
 
 def _settings(seen: "Summary", best: "MeasuredSetting") -> None:

@@ -23,7 +23,7 @@ def load(job_file: str | None = None, **tables: Any) -> JobSpec:
     if "path" in source:
         output = given.get("output", {}).get("path") or _output_of(job_file)
         source["path"] = data.paths_of(source["path"], output)
-    return specs.load(job_file, given)
+    return specs.without_sweep(specs.load(job_file, given))
 
 
 def _table(name: str, value: Any) -> dict[str, Any]:

@@ -140,11 +140,11 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
 
 
 def _left_behind(out: Store, job: JobRecord, done: list[Shard], live: list[Worker]) -> int:
-    """Rows that have all their answers in journals of shards that nobody works on. How many answers a translated row
-    needs no journal says."""
+    """Rows that have all their answers in journals of shards that nobody works on. How many answers a row of a
+    translation or of a sweep needs no journal says."""
     here = {planned.index for planned in done} | {index for worker in live for index in worker.shards}
     begun = journal.shards(out) - here
-    if not begun or job.settings["translate"]["fields"]:
+    if not begun or job.settings["translate"]["fields"] or job.settings["sweep"]["method"]:
         return 0
     made_by, samples = record.fingerprints(job), job.spec["sampling"].get("n", 1)
     rows = 0

@@ -24,6 +24,7 @@ from ..metrics import measure as metrics
 from ..metrics.best import best_toml
 from ..metrics.summary import MeasuredSetting, Summary
 from ..output import layout, owners, record, store
+from ..report.make import page_of
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run
 from ..task.flow import work_of
@@ -103,7 +104,7 @@ def sweep(spec: JobSpec, discard: bool) -> Iterator[Done]:
         outcome = run(part.spec, discard)
         begun = record.job_of(outcome.out)
         done = Done(part, outcome, prepare(record.spec_of(outcome.out, begun), begun=begun))
-        _write(spec, Path(outcome.out.location), layout.SETTINGS, _json(done.settings))
+        _write(done, layout.SETTINGS, _json(done.settings))
         yield done
 
 
@@ -119,10 +120,17 @@ def compare(spec: JobSpec, finished: Sequence[Done]) -> Summary:
     )
     table = pa.BufferOutputStream()
     pq.write_table(measured.table, table, compression="zstd")
-    out = Path(spec.output.path).absolute()
-    _write(spec, out, layout.METRICS, table.getvalue().to_pybytes())
-    _write(spec, out, layout.SUMMARY, _json(measured.summary))
-    _write(spec, out, layout.BEST, best_toml(measured.summary).encode())
+    files = {
+        layout.METRICS: table.getvalue().to_pybytes(),
+        layout.SUMMARY: _json(measured.summary),
+        layout.BEST: best_toml(measured.summary).encode(),
+        layout.REPORT: page_of([done.outcome.out.location for done in finished]),
+    }
+    for name, content in files.items():
+        if finished[0].part.out == THIS:
+            _write(finished[0], name, content)
+        else:
+            _write_above(spec, name, content)
     return measured.summary
 
 
@@ -178,7 +186,14 @@ def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
-def _write(spec: JobSpec, out: Path, name: str, content: bytes) -> None:
+def _write(done: Done, name: str, content: bytes) -> None:
+    with owners.writing(done.part.spec.output.shared):
+        done.outcome.out.write(name, content)
+
+
+def _write_above(spec: JobSpec, name: str, content: bytes) -> None:
+    """Into the folder that holds those of several models, and is no output folder itself."""
+    out = Path(spec.output.path).absolute()
     with on_disk(out), owners.writing(spec.output.shared):
         owners.check_links(out, [layout.SWEEP])
         (out / layout.SWEEP).mkdir(exist_ok=True)
