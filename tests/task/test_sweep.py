@@ -5,6 +5,7 @@ import json
 import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
+from llama import llama  # noqa: F401
 
 from batchgen.errors import Reject
 from batchgen.job.spec import load
@@ -145,3 +146,24 @@ def test_the_rows_are_spread_over_the_input(instantly, write_rows):
     found = responses(out)
     assert [row["row"] // 10 for row in found] == [stretch for stretch in range(50) for _ in range(2)]
     assert all(row["id"] == str(row["row"]) for row in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["reject", "clip"])
+def test_prompts_of_a_tokenizer_that_is_not_ours_are_those_of_plain_jobs_too(llama, write_rows, tmp_path, policy):  # noqa: F811
+    """They are made in another process, many rows at a time, and shortened to leave room for max_tokens."""
+    path = write_rows([{"text": "word " * length} for length in (3, 40, 120, 5, 300, 9, 0, *range(20, 40))])
+    tables = {"input": {"path": [str(path)]}, "model": {"path": str(llama)}, "output": {"path": str(tmp_path / "new")}}
+    tables |= {"prompt": {"on_overlength": policy}}
+    asked = {"method": "grid", "rows": "all", "max_tokens": [8, 200], "temperature": [0, 1]}
+    swept = works(prepare(load(None, tables | {"sweep": asked})))
+    for number, (most, temperature) in enumerate((m, t) for m in (8, 200) for t in (0, 1)):
+        plain = works(prepare(load(None, tables | {"sampling": {"max_tokens": most, "temperature": temperature}})))
+        assert [isinstance(work, Reject) for work in plain] == [isinstance(work, Reject) for work in swept]
+        for one, other in zip(swept, plain, strict=True):
+            if not isinstance(other, Reject):
+                made = one.made[number]
+                assert (made.prompt, made.truncated, made.sampling) == (other.prompt, other.truncated, other.sampling)
+                [mine] = [request for request in one.requests if request.name.part == number]
+                [theirs] = other.requests
+                assert (mine.prompt_token_ids, mine.seed) == (theirs.prompt_token_ids, theirs.seed)
