@@ -268,10 +268,12 @@ def is_running(pid: int) -> bool:
 
 
 def said(stderr: str) -> list[str]:
-    """The lines on stderr but for those of progress, of which a slow machine has one every 30 s, the one that says how
-    many workers there are, and the one that says that the engine is a test's."""
+    """The lines on stderr but for those of progress, of which a slow machine has one every 30 s, those that a run
+    begins with, and the one that says that the engine is a test's."""
     progress = r"[\d-]+ [\d:]+ ([\d,]+/[\d,]+ rows \(|starting the engine)"
-    unsaid = re.compile(rf"{progress}|batchgen: \d+ workers? \(|batchgen: warning: {VARIABLE}=")
+    unsaid = re.compile(
+        rf"{progress}|batchgen: (\d+ workers? \(|(run|model|input|sampling|output): )|batchgen: warning: {VARIABLE}="
+    )
     return [line for line in stderr.splitlines() if not unsaid.match(line)]
 
 

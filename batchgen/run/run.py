@@ -22,7 +22,7 @@ from ..output.presence import Presence
 from ..output.store import Store
 from ..task.flow import work_of
 from ..task.translate import Translate
-from . import deadline, slurm
+from . import deadline, header, slurm
 from .division import divide
 from .first_look import KEYS
 from .messages import Totals
@@ -144,7 +144,8 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
     environments, text = divide(job, len(missing))
     progress = Progress(console.stderr(), job.rows, rows_done)
     if text:
-        progress.write(f"batchgen: {text}")
+        for line in header.lines(job, text, rows_done):
+            progress.write(f"batchgen: {line}")
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     try:
         supervisor.run()

@@ -44,9 +44,14 @@ def test_the_summary_says_what_was_done(demo):
     assert (ended, look) == ("ended: stop 2,000", f"look: batchgen show {folder / 'out'}")
 
 
+def test_it_begins_with_what_it_is_about_to_do(demo):
+    names = [line.split(": ")[1] for line in demo[1].stderr.splitlines()[:5]]
+    assert names == ["run", "model", "input", "sampling", "output"]
+
+
 def test_vllms_own_lines_go_to_a_file_under_state(demo):
     folder, done = demo
-    assert "vllm" not in (done.stdout + done.stderr).lower()
+    assert "vllm" not in "\n".join([done.stdout, *said(done.stderr)]).lower()
     assert "Resolved architecture: GPTNeoXForCausalLM" in (folder / "out" / "_state" / "engine.log").read_text()
 
 
