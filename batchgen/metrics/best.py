@@ -4,10 +4,14 @@ import json
 import math
 from typing import Any
 
+import msgspec
+
 from ..errors import shown
+from ..job.sampling import JobSampling
 from .summary import MeasuredSetting, Summary, Value
 
 MOST_NAMED = 10  # settings that cannot be told from the best one
+_PLAIN = msgspec.to_builtins(JobSampling())
 
 
 def best_toml(summary: Summary) -> str:
@@ -50,7 +54,12 @@ def _of(value: Value) -> str:
 def _difference(setting: MeasuredSetting, value: Value) -> str:
     assert value.to_best
     mean, low, high = value.to_best.mean, value.to_best.low, value.to_best.high
-    return f"{setting.name}: {mean:+.4g}" + (f" ({low:+.4g} to {high:+.4g})" if low is not None else "")
+    interval = "" if low is None or high is None else f" ({_signed(low)} to {_signed(high)})"
+    return f"{setting.name}: {_signed(mean)}{interval}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}" if value else "0"
 
 
 def _comments(lines: list[str]) -> str:
@@ -58,7 +67,7 @@ def _comments(lines: list[str]) -> str:
 
 
 def _tables(summary: Summary, best: MeasuredSetting) -> list[str]:
-    tables = {"sampling": best.sampling}
+    tables = {"sampling": {key: best.sampling[key] for key in best.sampling if _is_told(best, key)}}
     if len({each.template for each in summary.settings}) > 1:
         tables["prompt"] = {"template": best.template}
     if len({each.model for each in summary.settings}) > 1:
@@ -69,6 +78,11 @@ def _tables(summary: Summary, best: MeasuredSetting) -> list[str]:
         for name, table in tables.items()
         if table
     ]
+
+
+def _is_told(best: MeasuredSetting, key: str) -> bool:
+    """Whether a key of `[sampling]` is to be written: not if it is what a job has that says nothing."""
+    return key in best.changes or best.sampling[key] != _PLAIN.get(key)
 
 
 def _toml(value: Any) -> str:

@@ -196,7 +196,9 @@ def _notes(table: MetricsTable, judge: Judge, cells: _Cells) -> list[str]:
     if (scorer := judge.scorer) and scorer.faults:
         found.append(f"{scorer.name} has no value for {scorer.faults:,} responses; the first: {scorer.first_fault}")
     values = cells.values()
-    found += [f"{name} has no value for any row" for name in table.use if name not in values]
+    own = [name for name in values if scorer and scorer.owns(name)]
+    missing = [name for name in table.use if name not in values and not (scorer and name == scorer.name and own)]
+    found += [f"{name} has no value for any row" for name in missing]
     if table.best and table.best not in values:
         found.append(f"{table.best} has no value for any row, so that no setting is chosen")
     return found

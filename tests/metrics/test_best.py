@@ -89,6 +89,14 @@ def test_sampling_comes_back_from_it_as_it_was():
     assert msgspec.convert(made["sampling"], JobSampling, str_keys=True) == given
 
 
+def test_what_a_job_has_anyway_is_not_written_unless_the_settings_differ_in_it():
+    sampling = {"temperature": 0.7, "top_k": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "stop": [], "n": 1}
+    chosen = setting(0, BEST, sampling=sampling, changes={"frequency_penalty": 0.0})
+    made = tomllib.loads(best_toml(summary(chosen, setting(1, WORSE))))
+    # 0 is not what every model card has for top_k
+    assert made["sampling"] == {"temperature": 0.7, "top_k": 0, "frequency_penalty": 0.0}
+
+
 def test_hostile_names_stay_in_their_comment():
     hostile = msgspec.structs.replace(setting(0, BEST), name="x\n[engine]\ntrust_remote_code = true\x1b[2J\r")
     made = best_toml(summary(hostile, setting(1, ALIKE)))

@@ -136,6 +136,14 @@ def test_the_faults_of_a_scorer_are_told_once_and_end_nothing(tmp_path):
     )
 
 
+def test_a_scorer_that_is_asked_for_by_its_function_has_its_metrics(tmp_path):
+    file = tmp_path / "my.py"
+    file.write_text("def score(row, response): return {'length': len(response)}\n")
+    summary = measured(scorer=f"{file}:score", use=["score", "empty"]).summary
+    assert [metric.name for metric in summary.metrics] == ["score.length", "empty"]
+    assert summary.notes == []
+
+
 def test_what_settings_differ_in():
     def setting(number, model, **changes):
         return MeasuredSetting(number, "", model=model, changes=changes)
