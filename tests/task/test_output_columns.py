@@ -34,7 +34,7 @@ def sampling_of(given: dict) -> Sampling:
 
 def test_the_job_file_offers_the_optional_columns_but_those_that_other_keys_ask_for():
     optional = [column.name for column in COLUMNS if column.is_optional]
-    by_other_tables = ["reasoning", "tries", "failed_checks", "logprobs", "adapter"]
+    by_other_tables = ["setting", "reasoning", "tries", "failed_checks", "logprobs", "adapter"]
     assert [name for name in optional if name not in by_other_tables] == [*get_args(OptionalColumn)]
     assert set(by_other_tables) <= set(optional)
     tables = {"input": {"path": ["in"]}, "model": {"path": "m"}, "sampling": {"logprobs": 0}}
