@@ -54,7 +54,7 @@ InputFormat = Literal[
     "text",
 ]
 PromptFormat = Literal["auto", "speaker", "speaker-nl", "raw", "chat-template"]
-OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids", "mean_logprob", "source"]
+OptionalColumn = Literal["prompt", "prompt_token_ids", "response_token_ids", "source", "mean_logprob"]
 
 
 class _Table(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
