@@ -359,9 +359,22 @@ def _spec_of_run(arguments: list[str]) -> JobSpec:
 @click.option(
     "--show", "prompts", type=click.IntRange(min=0), default=0, help="print this many prompts, with their ids"
 )
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="the pace of the run, to say how long it takes  [default: what its folder has measured]",
+)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 @job_flags()
-def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], prompts: int, as_json: bool, **options: Any) -> None:
+def plan_command(
+    inputs: tuple[str, ...],
+    engine: tuple[str, ...],
+    prompts: int,
+    tokens_per_second: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Read, render and tokenize the whole input of a job: rows, rejects to come, prompt lengths, shards.
 
     Takes what `run` takes, and writes nothing.
@@ -375,7 +388,7 @@ def plan_command(inputs: tuple[str, ...], engine: tuple[str, ...], prompts: int,
         spec = flags.spec_of(inputs, engine, options)
         from .commands import plan
 
-        forecast = plan.plan(spec)
+        forecast = plan.plan(spec, tokens_per_second)
         items = plan.show(forecast, prompts)
         if as_json:
             document = msgspec.json.encode(plan.document(forecast, items))

@@ -19,6 +19,7 @@ from .output.counts import Counts, by_reason
 if TYPE_CHECKING:  # for their types alone: importing them for good would make `batchgen --help` slow
     from .commands.doctor import Place, Report
     from .commands.init import Written
+    from .commands.outlook import Outlook
     from .commands.plan import Forecast
     from .commands.replay import Replay
     from .commands.results import Results
@@ -188,6 +189,7 @@ def forecast(seen: "Forecast") -> None:
             "prompt format": f"{job.generate.format}, context {job.context:,} tokens",
             "shards": f"{len(job.plan.shards):,} of {job.spec.output.shard_rows:,} rows",
             **({"workers": seen.workers} if seen.workers else {}),
+            **(_outlook(seen.outlook) if seen.outlook else {}),
             "fingerprint": job.record.fingerprint,
         },
         width=14,
@@ -196,6 +198,23 @@ def forecast(seen: "Forecast") -> None:
     most = max((count for _, _, count in bars), default=1)
     for start, end, count in bars:
         say(f"{start:7,} -{end:6,} {'#' * round(40 * count / most):40} {count:,}")
+
+
+def _outlook(seen: "Outlook") -> dict[str, str]:
+    if not seen.requests:
+        return {}
+    most = "" if seen.is_measured else "at most "
+    work = f"{seen.requests:,} requests, {most}{seen.tokens:,} tokens"
+    if seen.seconds is None:
+        time = f"{work}; at what pace, --tokens-per-second says, or a run"
+    else:
+        time = f"{most}{_duration(seen.seconds)}: {work} at {seen.tokens_per_second:,.0f} tokens/s"
+    free = "" if seen.free is None else f"; {_gib(seen.free)} are free there"
+    return {"time": time, "disk": f"about {_size(seen.bytes)}{free}"}
+
+
+def _size(size: int) -> str:
+    return _gib(size) if size >= 1 << 29 else f"{size / (1 << 20):,.1f} MiB"
 
 
 def _counted(counted: "Counter[str]") -> str:

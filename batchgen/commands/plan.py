@@ -22,6 +22,8 @@ from ..task.flow import work_of
 from ..task.generate import Prompted
 from ..task.score import Scored
 from ..task.translate import Translation
+from . import outlook
+from .outlook import Outlook
 from .plan_translation import Texts
 
 # vLLM's prefix cache keeps prompts in blocks of 16 tokens; a block counts as shared with all that stands before it.
@@ -42,6 +44,9 @@ class Forecast:
     forged: rows whose text holds what begins a turn, or a control token
     first_forged: the first of them, and what it holds
     texts: of a translation
+    requests, most_tokens, asked_tokens: of all rows, with the most tokens that their responses may have, and those of
+        all their prompts
+    outlook: what the job will still take
     workers: that a run would start on this machine, and what they would share; empty if it has no vLLM
     """
 
@@ -56,7 +61,11 @@ class Forecast:
     forged: int = 0
     first_forged: tuple[int, str] | None = None
     workers: str = ""
+    requests: int = 0
+    most_tokens: int = 0
+    asked_tokens: int = 0
     texts: Texts | None = None
+    outlook: Outlook | None = None
 
     @property
     def tokens(self) -> int:
@@ -87,8 +96,8 @@ class Forecast:
         return [(start, start + width - 1, counted[number]) for number, start in enumerate(starts)]
 
 
-def plan(spec: JobSpec) -> Forecast:
-    """Renders and tokenizes every row. Raises JobError."""
+def plan(spec: JobSpec, tokens_per_second: float | None = None) -> Forecast:
+    """Renders and tokenizes every row. tokens_per_second: that the job is going to have. Raises JobError."""
     job = prepare(spec)
     old = record.read_job(job.out)
     if old and old.plan == job.plan:  # of a new plan `prepare` has told
@@ -107,6 +116,8 @@ def plan(spec: JobSpec) -> Forecast:
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)
             _look_for_forged(forecast, made)
+    asked = forecast.requests, forecast.most_tokens, forecast.asked_tokens
+    forecast.outlook = outlook.of(job, *asked, tokens_per_second)
     if found := forecast.texts:
         for path in field_paths(spec):
             if not found.fields[str(path)]:
@@ -161,6 +172,7 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "workers": forecast.workers,
         "fingerprint": job.record.fingerprint,
         "translation": forecast.texts.document() if forecast.texts else None,
+        "outlook": forecast.outlook._asdict() if forecast.outlook else None,
         "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
         "prompts": [
             {"row": made.row, "id": made.id, "text": made.prompt, "ids": made.prompt_token_ids} for made in prompts
@@ -173,6 +185,10 @@ def _prompts(forecast: Forecast) -> Iterator[Prompted | Reject]:
     job = forecast.job
     paths = field_paths(job.spec)
     for _, work in itertools.islice(work_of(job.task, job.reader(), job.plan.shards), job.rows):
+        for request in () if isinstance(work, Reject) else work.requests:
+            forecast.requests += 1
+            forecast.most_tokens += request.sampling.max_tokens
+            forecast.asked_tokens += len(request.prompt_token_ids)
         if isinstance(work, Translation):
             forecast.texts = forecast.texts or Texts()
             yield from forecast.texts.add(work, paths)
