@@ -74,7 +74,7 @@ class Judge:
         except Reject:  # the record is not at hand, and the output has not all of its columns
             pass
         turns = output.get("conversation")
-        return str(turns[-1]["text"] or "") if turns else ""
+        return str(turns[-1].get("text") or "") if turns else ""
 
 
 def _texts(value: Any) -> tuple[str, ...]:

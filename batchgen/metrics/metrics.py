@@ -293,16 +293,20 @@ def choose(table: MetricsTable, tools: Tools, scorer: Scorer | None) -> Chosen:
     if scorer and scorer.name in METRICS:
         raise JobError(f"[metrics] scorer: there is a metric {scorer.name} already; give your function another name")
     lacking = _lacking(tools)
-    asked = list(dict.fromkeys([*table.use, table.best] if table.use and table.best else table.use))
-    for key, names in (("use", asked), ("best", [table.best] if table.best else [])):
+    best = [table.best] if table.best else []
+    for key, names in (("use", table.use), ("best", best)):
         for name in names:
             _require(f"[metrics] {key}", name, lacking, scorer)
     if table.best in METRICS and not METRICS[table.best].better:
         raise JobError(f"[metrics] best: neither more nor less of {table.best} is better")
-    names = [name for name in asked if name in METRICS] if asked else list(METRICS)
-    kinds = {name: METRICS[name] for name in names if not _missing(name, lacking)}
-    left_out = {name: _missing(name, lacking) for name in names if name not in kinds}
-    return Chosen(kinds, [f"{name} is left out: {why}" for name, why in left_out.items() if why not in _NOT_ASKED])
+    asked = dict.fromkeys([*table.use, *best] if table.use else METRICS)
+    reasons = {name: _missing(name, lacking) for name in asked if name in METRICS}
+    left_out: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        if why and why not in _NOT_ASKED:
+            left_out.setdefault(why, []).append(name)
+    notes = [f"left out: {', '.join(names)}: {why}" for why, names in left_out.items()]
+    return Chosen({name: METRICS[name] for name, why in reasons.items() if not why}, notes)
 
 
 def _require(key: str, name: str, lacking: dict[Needs, str], scorer: Scorer | None) -> None:

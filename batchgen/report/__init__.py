@@ -6,6 +6,7 @@
     responses.py, segments.py, scores.py   one pass over the shards of each kind of job
     joined.py    samples of several outputs side by side
     sweep.py     a comparison of settings
+    measured.py  outputs measured beside each other, as settings are
     svg.py       charts
     page.py      the page, with page.css and page.js
 
