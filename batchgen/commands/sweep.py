@@ -24,6 +24,7 @@ from ..metrics import measure as metrics
 from ..metrics.best import best_toml
 from ..metrics.summary import MeasuredSetting, Summary
 from ..output import layout, owners, record, store
+from ..output.store import FolderStore
 from ..report.make import page_of
 from ..run.prepare import Job, prepare
 from ..run.run import Outcome, run
@@ -78,7 +79,7 @@ def _of_model(spec: JobSpec, path: str, name: str) -> JobSpec:
     """revision is that of [model] path, and no other's"""
     revision = spec.model.revision if path == spec.model.path else ""
     model = msgspec.structs.replace(spec.model, path=path, revision=revision)
-    output = msgspec.structs.replace(spec.output, path=str(Path(spec.output.path) / name))
+    output = msgspec.structs.replace(spec.output, path=f"{spec.output.path.rstrip('/')}/{name}")
     return msgspec.structs.replace(spec, model=model, output=output)
 
 
@@ -192,8 +193,12 @@ def _write(done: Done, name: str, content: bytes) -> None:
 
 
 def _write_above(spec: JobSpec, name: str, content: bytes) -> None:
-    """Into the folder that holds those of several models, and is no output folder itself."""
-    out = Path(spec.output.path).absolute()
+    """Into the place that holds those of several models, and is no output folder itself."""
+    above = store.at(spec.output.path)
+    if not isinstance(above, FolderStore):
+        above.write(name, content)
+        return
+    out = Path(above.location)
     with on_disk(out), owners.writing(spec.output.shared):
         owners.check_links(out, [layout.SWEEP])
         (out / layout.SWEEP).mkdir(exist_ok=True)

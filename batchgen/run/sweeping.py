@@ -8,7 +8,7 @@ from ..errors import JobError
 from ..input.plan import Plan, spread_rows
 from ..job.sampling import item_seed
 from ..job.settings import TEMPLATE, Setting, settings_of
-from ..job.spec import JobSpec, OptionalColumn
+from ..job.spec import JobSpec, OptionalColumn, SweepTable
 from ..output.record import JobRecord
 from ..task import tries
 
@@ -48,13 +48,9 @@ def pick_rows(plan: Plan, spec: JobSpec) -> Plan:
 
 def picks_same_rows(spec: JobSpec, old: JobRecord) -> bool:
     """Whether the plan of the job that is in a folder has the rows that this one wants of the same input."""
-
-    def wanted(sweep: dict[str, Any], seed: int) -> Any:
-        rows = sweep.get("rows", 200) if sweep.get("method") else "all"
-        return rows, seed if rows != "all" else 0
-
-    now = wanted(msgspec.structs.asdict(spec.sweep), spec.sampling.seed)
-    return now == wanted(old.spec.get("sweep", {}), old.spec["sampling"].get("seed", 0))
+    before = msgspec.convert(old.spec.get("sweep", {}), SweepTable, str_keys=True)
+    wanted, were = (table.rows if table.method else "all" for table in (spec.sweep, before))
+    return wanted == were and (wanted == "all" or spec.sampling.seed == old.spec["sampling"]["seed"])
 
 
 def templates(spec: JobSpec) -> list[str]:
@@ -66,10 +62,11 @@ def templates(spec: JobSpec) -> list[str]:
 
 def results_of(spec: JobSpec, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The tables of a sweep's results that are not those of a plain job: what every setting changes is none of the
-    job's own, and may be another there. The order of the lists is that of the settings."""
+    job's own, and may be another there, but for the seed, which also draws rows and settings. The order of the lists
+    is that of the settings."""
     asked = spec.sweep
     changed = [set(setting) for setting in asked.also] + ([set(asked.vary)] if asked.vary else [])
-    by_all = set.intersection(*changed) if changed else set()
+    by_all = set.intersection(*changed) - {"seed"} if changed else set()
     order = {"order": list(asked.vary)} if len(asked.vary) > 1 else {}
     return {
         "sampling": {key: value for key, value in results["sampling"].items() if key not in by_all},
