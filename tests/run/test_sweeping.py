@@ -304,3 +304,13 @@ def test_two_temperatures_are_told_apart(batchgen_here, tmp_path):
     assert summary["best_setting"] == 0
     difference = summary["settings"][1]["values"]["exact"]["to_best"]
     assert difference["low"] <= difference["mean"] <= difference["high"] < 0
+
+
+def test_a_sweep_may_be_in_a_bucket(command, at_once, bucket, models, tmp_path):
+    given = command()
+    given[given.index("--output") + 1] = bucket.location
+    done = at_once(*given, *(flag for model in models for flag in ("--sweep-model", model)))
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(bucket.read("_sweep/summary.json"))["outs"] == ["a", "b"]
+    assert json.loads(bucket.read("a/_sweep/settings.json"))[0]["number"] == 0
+    assert bucket.exists("b/_SUCCESS") and bucket.exists("_sweep/best.toml")
