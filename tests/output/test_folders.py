@@ -219,8 +219,8 @@ def unknown_key(out: Path) -> str:
 
 
 def unknown_table(out: Path) -> str:
-    change(out, spec={**records.read_job(at(out)).spec, "sweep": {}})
-    return "made by a newer batchgen: its job has a table [sweep], which this one"
+    change(out, spec={**records.read_job(at(out)).spec, "tomorrow": {}})
+    return "made by a newer batchgen: its job has a table [tomorrow], which this one"
 
 
 @every_command
