@@ -57,7 +57,7 @@ class FirstRows:
                 f"{rejected:,} of the first {self._rows:,} rows are rejected{by_reason(self._rejects)}, and [output] "
                 f"abort_if_rejected allows {most:.0%}; {self._worst()}"
             )
-        if self._rows == ROWS and self._rejects and max(self._rejects.values()) > MOST * ROWS:
+        if most is None and self._rows == ROWS and self._rejects and max(self._rejects.values()) > MOST * ROWS:
             self._warn(f"most of the first {ROWS:,} rows are rejected; {self._worst()}")
 
     def _worst(self) -> str:

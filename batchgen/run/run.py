@@ -24,7 +24,7 @@ from ..task.flow import work_of
 from ..task.translate import Translate
 from . import deadline, header, slurm
 from .division import divide
-from .first_look import KEYS
+from .first_look import KEYS, ROWS, FirstRows
 from .messages import Totals
 from .prepare import Job, prepare
 from .progress import Progress
@@ -72,10 +72,15 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
 
 
 def _check_for_answers(job: Job) -> None:
-    """Raises JobError if all rows of a job that begins here would be rejected: a wrong shape or column, most often, and
-    no reason to load a model. A `max_rejects` that allows them all says that it is meant."""
+    """Raises JobError if all rows of a job that begins here would be rejected, or more than `abort_if_rejected` allows:
+    a wrong shape or column, most often, and no reason to load a model. A `max_rejects` that allows them all says that
+    it is meant."""
     if job.plan.growth or shard.finished(job.out, job.plan, missing_ok=True):
         return
+    if job.spec.output.abort_if_rejected is not None:
+        look = FirstRows(job, warn)
+        for row, work in itertools.islice(work_of(job.task_alone, job.reader(running=True), job.plan.shards), ROWS):
+            look.take(row, work if isinstance(work, Reject) else None)
     if isinstance(job.task, Translate):
         reader = job.reader(running=True)
         rows = itertools.chain.from_iterable(map(reader.read, job.plan.shards))
