@@ -254,6 +254,8 @@ def sweep_command(
             finished.append(done)
         if all(done.outcome.counts for done in finished):
             show.comparison(sweep.compare(spec, finished), spec.output.path)
+        else:
+            console.say("other workers are still at it: run the same command again to compare the settings")
     for done in finished:
         _check_rejects(done.outcome)
 
