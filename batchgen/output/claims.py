@@ -67,9 +67,10 @@ class Claims:
             self._held.add(shard)
         return taken
 
-    def is_free(self, shard: int | str) -> bool:
-        """Whether nobody holds it, alive or dead."""
-        return self._read(layout.claim(shard)) is None
+    def holder(self, shard: int | str) -> str | None:
+        """The worker that holds it, alive or dead; None if none does."""
+        holder = self._read(layout.claim(shard))
+        return None if holder is None else holder.decode(errors="replace")
 
     def release(self, shard: int | str) -> None:
         """Gives a shard back; a claim that somebody took over meanwhile stays theirs."""

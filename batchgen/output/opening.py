@@ -34,11 +34,17 @@ def open_job(out: Store, job: JobRecord, presence: Presence | None = None, disca
             out.prepare(shared)
             with Presence(out, job.spec["output"]["stale"]) as presence:
                 return open_job(out, job, presence, discard)
-    if _joins(out, job, presence):
+    version = _version_of_record(out)
+    old = record.read_job(out) if version else None
+    if (old.fingerprint if old else None) != job.after:
+        return False
+    is_as_it_is_to_be = old and old.fingerprint == job.fingerprint and not _is_to_be_written(out, old, job)
+    if is_as_it_is_to_be and _joins(out, version, presence):
+        out.check(job.spec["output"]["shared"])
         return True
-    with presence.deciding():
-        old = record.read_job(out)
-        if (old.fingerprint if old else None) != job.after:
+    with presence.deciding(lambda: _version_of_record(out) == version) as is_our_turn:
+        old = record.read_job(out) if is_our_turn else None
+        if not is_our_turn or (old.fingerprint if old else None) != job.after:
             return False
         try:
             if old is None:
@@ -57,23 +63,22 @@ def open_job(out: Store, job: JobRecord, presence: Presence | None = None, disca
     return True
 
 
-def _joins(out: Store, job: JobRecord, presence: Presence) -> bool:
-    """Goes on with the same job without a turn, if there is nothing to write: in turns, with a plan of 100,000 shards
-    to read in each, 1,000 runs that start together would take an hour.
+def _joins(out: Store, version: Hashable, presence: Presence) -> bool:
+    """Goes on with the same job without a turn, as nothing is to be written: in turns, with a plan of 100,000 shards to
+    read in each, 1,000 runs that start together would take half an hour. False if somebody has written meanwhile, or
+    was killed while deciding.
 
-    Nobody may be deciding meanwhile. Whoever comes to decide once we are at work sees us; who was deciding then holds
-    the claim still, or has written `_job.json`.
+    version: of `_job.json`, as it was read. Whoever comes to decide once we are at work sees us; who was deciding then
+    holds the claim still, or has written.
     """
-    version = _version_of_record(out)
-    old = record.read_job(out) if version else None
-    if old is None or old.fingerprint != job.fingerprint or _is_to_be_written(out, old, job):
-        return False
-    presence.opened()
-    if presence.is_anyone_deciding() or _version_of_record(out) != version:
+    while _version_of_record(out) == version:
+        presence.opened()
+        if presence.is_nobody_deciding() and _version_of_record(out) == version:
+            return True
         presence.waits()
-        return False
-    out.check(job.spec["output"]["shared"])
-    return True
+        if not presence.waited_for_decision():
+            return False
+    return False
 
 
 def _version_of_record(out: Store) -> Hashable:

@@ -7,10 +7,11 @@ all those that have opened the folder; those that have not yet are behind it and
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 from ..errors import Stopped, on_disk
+from ..host import clock
 from . import heartbeat, layout
 from .claims import Claims
 from .heartbeat import Activity, Heartbeat
@@ -39,18 +40,30 @@ class Presence:
         self._claims.tell(lambda: Activity(state=self._state))
 
     @contextlib.contextmanager
-    def deciding(self) -> Iterator[None]:
-        """While it lasts no other run opens the folder."""
-        while not self._claims.take(layout.DECIDING):
-            time.sleep(self._out.pause)
+    def deciding(self, still: Callable[[], bool] = lambda: True) -> Iterator[bool]:
+        """While it lasts no other run opens the folder. Yields False, without a turn, if what is to be decided on is
+        not `still` so when the turn comes."""
+        while is_so := still():
+            if self._claims.take(layout.DECIDING):
+                break
+            clock.sleep(self._out.pause)
         try:
-            yield
+            yield is_so
         finally:
-            self._claims.release(layout.DECIDING)
+            if is_so:
+                self._claims.release(layout.DECIDING)
 
-    def is_anyone_deciding(self) -> bool:
-        """Somebody who was killed while deciding counts too."""
-        return not self._claims.is_free(layout.DECIDING)
+    def is_nobody_deciding(self) -> bool:
+        """Somebody who was killed while deciding is somebody."""
+        return self._claims.holder(layout.DECIDING) is None
+
+    def waited_for_decision(self) -> bool:
+        """Waits until nobody decides. False if whoever does is dead."""
+        while (holder := self._claims.holder(layout.DECIDING)) is not None:
+            if not self._claims.is_alive(holder):
+                return False
+            clock.sleep(self._out.pause)
+        return True
 
     def opened(self) -> None:
         """From now on nobody else may take the folder."""

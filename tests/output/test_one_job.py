@@ -1,10 +1,12 @@
 """A folder is one job's: of several jobs that want it the first gets it, and nothing of it is lost or mixed."""
 
+import contextlib
 import json
 import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -305,8 +307,7 @@ def test_who_goes_on_with_the_job_waits_for_no_turn(source, begun, monkeypatch):
 
 @pytest.mark.parametrize("decides", ["still", "already"])
 def test_it_waits_where_another_job_is_getting_the_folder(source, begun, monkeypatch, decides):
-    again, other = job(source, begun), job(source, begun, seed=1)
-    opened = Presence.opened
+    other, opened = job(source, begun, seed=1), Presence.opened
 
     def just_before(presence: Presence) -> None:
         """The other one's turn comes when this one has read the record, and is not at work yet."""
@@ -319,9 +320,33 @@ def test_it_waits_where_another_job_is_getting_the_folder(source, begun, monkeyp
 
     monkeypatch.setattr(Presence, "opened", just_before)
     with Presence(at(begun), 60) as presence:
-        assert not opening._joins(at(begun), again.record, presence)
+        monkeypatch.setattr(presence, "waited_for_decision", lambda: False)  # the other one is dead
+        assert not opening._joins(at(begun), opening._version_of_record(at(begun)), presence)
         [run] = (begun / "_state" / "runs").iterdir()
         assert beat.decode(run.read_bytes()).state == "opening"
+
+
+def test_of_many_that_begin_together_one_writes_and_the_others_join(source, tmp_path, monkeypatch):
+    out, turns = tmp_path / "out", []
+    prepared = [job(source, out) for _ in range(8)]
+    deciding = Presence.deciding
+
+    @contextlib.contextmanager
+    def counted(self, *still):
+        with deciding(self, *still) as is_our_turn:
+            turns.append(is_our_turn)
+            yield is_our_turn
+
+    monkeypatch.setattr(Presence, "deciding", counted)
+
+    def begin(mine: Job) -> None:
+        while not opening.open_job(at(out), mine.record):
+            mine = job(source, out)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, prepared))
+    assert turns.count(True) < 8
+    assert opening.record.read_job(at(out)).fingerprint == prepared[0].record.fingerprint
 
 
 def test_a_journal_without_entries_is_nothing_to_keep(source, tmp_path):
