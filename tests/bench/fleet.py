@@ -6,14 +6,17 @@ Claims, heartbeats, journals, the queue, the loop of a worker and the commits ar
 is the clock, the engine (it sleeps), and the store (it keeps everything in memory, takes the time that a request takes,
 and counts requests). Each worker is a thread, and one of them runs at a time: whichever is due next on the fake clock.
 
-A shard's rows are sampled: it has GROUPS rows here, each of which stands for as many as are needed.
+Rows go in groups of as many as an engine runs at a time: what is a request here stands for TOGETHER of them.
 """
 
 import argparse
+import bisect
 import contextlib
 import dataclasses
 import heapq
+import io
 import itertools
+import os
 import random
 import sys
 import tempfile
@@ -22,9 +25,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
+import msgspec
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,60 +36,59 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from memory import MemoryStore
 
 from batchgen.engine.types import Response
-from batchgen.host import clock
+from batchgen.host import bucket, clock
 from batchgen.input.conversation import Row
 from batchgen.input.plan import Plan, Shard
 from batchgen.job.sampler import NONE
 from batchgen.job.sampling import Sampling
-from batchgen.output import heartbeat, layout, shard
-from batchgen.output.claims import Claims
-from batchgen.output.opening import Fence
-from batchgen.output.store import Entry, Stat
+from batchgen.output import bucket as bucket_store
+from batchgen.output import claims, heartbeat, layout, opening, record, shard
+from batchgen.output.bucket import BucketStore
+from batchgen.output.presence import Presence
+from batchgen.output.record import JobRecord
+from batchgen.output.store import Stat
+from batchgen.run import queue
 from batchgen.run.worker import Worker
 from batchgen.task.task import Name, Request
 
-GROUPS = 32  # rows of a shard, as simulated
-PARALLEL = 2  # of them in the engine at a time
+TOGETHER = 256  # rows that an engine runs at a time
 ROWS_PER_SECOND = 30.0  # of a worker: the 4B model on an H100, some 500 tokens each
 ENGINE_START = 90.0  # seconds
+SPREAD = 60.0  # seconds in which the machines come up
 REPLACED = 300.0  # seconds until another machine is there for one that was taken
 STALE = 60.0
-DAY = 86_400.0
-PATIENCE = 20_000_000  # requests, after which something walks in circles
+READ_SHARD = 5e-6  # seconds: a plan of 244,141 shards, 23 MB, takes 1.1 s
+LISTINGS = 3  # of all shards, by a run that begins
 BYTES = memoryview(b"parquet")
+FINGERPRINT = "0" * 32
+SPEC = {"output": {"stale": STALE, "shared": False}}
+NO_PLAN = SimpleNamespace(growth=0)
+WHO = {"worker": "w", "host": "h", "boot": "b", "started": "0", "stale": STALE, "slurm": {}}
 
 
 class Site(NamedTuple):
-    """What keeps the output. seconds: of a request of each kind; dollars: of 1,000 requests; page: names in a listing;
-    journal_every: seconds between two writes of what a journal was given; limit: requests a second that it stands."""
+    """What keeps the output. seconds: of a request of each kind; dollars: of 1,000 of them; journal_every: seconds
+    within which what a journal was given is kept."""
 
     name: str
     seconds: dict[str, float]
     dollars: dict[str, float]
-    page: int
     journal_every: float
-    limit: dict[str, float]
 
 
-# S3 in us-east-1: its price list, its documented limits per prefix, and usual latencies from a machine in the region.
+# S3 in us-east-1: its price list, and usual latencies from a machine in the region.
 BUCKET = Site(
     "bucket",
     {"PUT": 0.04, "GET": 0.02, "HEAD": 0.02, "LIST": 0.06, "DELETE": 0.02},
     {"PUT": 0.005, "GET": 0.0004, "HEAD": 0.0004, "LIST": 0.005, "DELETE": 0.0},
-    1000,
     10.0,
-    {"PUT": 3500, "GET": 5500},
 )
 # A share on NFS: a look is one round trip, a durable write some three and the disk.
 FOLDER = Site(
-    "folder",
-    {"PUT": 0.005, "GET": 0.001, "HEAD": 0.0005, "LIST": 0.002, "DELETE": 0.001},
-    {},
-    1000,
-    0.5,
-    {"PUT": 2000, "GET": 20_000},
+    "folder", {"PUT": 0.005, "GET": 0.001, "HEAD": 0.0005, "LIST": 0.002, "APPEND": 0.002, "DELETE": 0.001}, {}, 0.5
 )
 SITES = {site.name: site for site in (BUCKET, FOLDER)}
+PAGE = 1000  # names in an answer to LIST
 
 
 class Killed(BaseException):
@@ -113,7 +116,7 @@ class Fleet:
 
     def sleep(self, seconds: float) -> None:
         """Lets the others run until then. A timer's own work takes no time."""
-        if (process := self.running) is None:
+        if (process := self.running) is None or not process.is_this_thread:
             return
         self.at(self.now + seconds, process)
         self.pass_on()
@@ -163,8 +166,14 @@ class Process:
     def __init__(self, fleet: Fleet, work: Callable[[], None]):
         self._fleet, self._work = fleet, work
         self.killed = self.ended = False
-        self._turn = threading.Semaphore(0)
+        self._turn = threading.Lock()  # free while it may run
+        self._turn.acquire()
         self._thread: threading.Thread | None = None
+
+    @property
+    def is_this_thread(self) -> bool:
+        """And not one of those that read side by side."""
+        return threading.current_thread() is self._thread
 
     def wake(self) -> None:
         if self._thread:
@@ -191,112 +200,225 @@ class Process:
         self._fleet.pass_on()
 
 
-class CountingStore(MemoryStore):
-    """A bucket or a share: it counts requests, and takes their time."""
+class Requests:
+    """Counts what a store is asked, and takes the time that it takes."""
 
-    def __init__(self, fleet: Fleet, site: Site, logs: Path):
-        super().__init__(logs)
+    def __init__(self, fleet: Fleet, site: Site):
+        self.number: Counter[str] = Counter()
         self._fleet, self._site = fleet, site
-        self._folders: dict[str, set[str]] = {}
-        self.requests: Counter[str] = Counter()
-        self.at: Counter[tuple[str, int]] = Counter()  # by kind and ten seconds
-        self.now = lambda: fleet.now
+        self._at: Counter[tuple[str, int]] = Counter()  # by kind and ten seconds
+        self._together: float | None = None  # seconds of those that are made side by side
 
-    def _ask(self, kind: str, number: int = 1, side_by_side: int = 1) -> None:
-        self.requests[kind] += number
-        self.at["GET" if kind in ("HEAD", "LIST") else kind, int(self._fleet.now) // 10] += number
-        self._fleet.sleep(self._site.seconds[kind] * -(-number // side_by_side))
+    def ask(self, kind: str, number: int = 1) -> None:
+        self.number[kind] += number
+        self._at["PUT" if kind in ("PUT", "APPEND", "DELETE") else "GET", int(self._fleet.now) // 10] += number
+        seconds = self._site.seconds[kind] * number
+        if self._together is not None:
+            self._together += seconds
+        else:
+            self._fleet.sleep(seconds)
 
-    # --- looks
+    def list(self, names: int) -> None:
+        self.ask("LIST", max(1, -(-names // PAGE)))
+
+    @contextlib.contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        if self._together is not None:
+            yield
+            return
+        self._together = 0.0
+        try:
+            yield
+        finally:
+            seconds, self._together = self._together, None
+        self._fleet.sleep(seconds / bucket.MANY)
+
+    def most(self, kind: str) -> float:
+        """A second, in ten seconds."""
+        return max(number for (asked, _), number in self._at.items() if asked == kind) / 10
+
+
+class Objects:
+    """What is there, in order, by the folder that it is listed with."""
+
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
+        self._versions = itertools.count()
+        self._names: dict[str, list[str]] = {}
+        self.content: dict[str, tuple[bytes, float, int]] = {}
+
+    @staticmethod
+    def _folder(name: str) -> str:
+        return "/".join(name.split("/")[:-1][:2])
+
+    def names(self, folder: str) -> list[str]:
+        return self._names.get(folder, [])
+
+    def get(self, name: str) -> tuple[bytes, float, int]:
+        try:
+            return self.content[name]
+        except KeyError:
+            raise FileNotFoundError(name) from None
+
+    def put(self, name: str, content: bytes) -> None:
+        if name not in self.content:
+            bisect.insort(self._names.setdefault(self._folder(name), []), name)
+        self.content[name] = content, self._fleet.now, next(self._versions)
+
+    def remove(self, name: str) -> None:
+        if self.content.pop(name, None):
+            names = self._names[self._folder(name)]
+            del names[bisect.bisect_left(names, name)]
+
+
+class Bucket:
+    """host.bucket.Bucket on such objects, for the BucketStore of batchgen."""
+
+    lists_from_anywhere = True
+    uri = "s3://out"
+
+    def __init__(self, objects: Objects, requests: Requests):
+        self._objects, self._requests = objects, requests
+
+    def where(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+    def _found(self, name: str) -> bucket.Found:
+        content, modified, version = self._objects.get(name)
+        return bucket.Found(name, len(content), modified, {"e_tag": str(version)})
+
+    def head(self, name: str) -> bucket.Found:
+        self._requests.ask("HEAD")
+        return self._found(name)
+
+    def get(self, name: str, most: int | None = None) -> tuple[bytes, bucket.Found]:
+        self._requests.ask("GET")
+        return self._objects.get(name)[0], self._found(name)
+
+    def open(self, name: str) -> io.BufferedReader:
+        self.head(name)
+        return io.BufferedReader(io.BytesIO(self.get(name)[0]))
+
+    def below(self, folder: str = "", after: str = "", begin: str = "") -> Iterator[bucket.Found]:
+        start = f"{folder}/" if folder else ""
+        names = self._objects.names(folder)
+        place = bisect.bisect_left(names, start + max(after, begin))
+        found = []
+        while place < len(names) and names[place].startswith(start + begin):
+            if names[place] > start + after:
+                found.append(names[place])
+            place += 1
+        self._requests.list(len(found))
+        return (self._found(name) for name in found if name in self._objects.content)
+
+    def names(self, folder: str = "") -> tuple[list[str], list[bucket.Found]]:
+        return [], list(self.below(folder))
+
+    def side_by_side(self, work, parts) -> list:
+        with self._requests.side_by_side():
+            return [work(part) for part in parts]
+
+    def put(self, name: str, content: bytes) -> None:
+        self._requests.ask("PUT")
+        self._objects.put(name, bytes(content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        self._requests.ask("PUT")
+        if is_new := name not in self._objects.content:
+            self._objects.put(name, bytes(content))
+        return is_new
+
+    def swap(self, name: str, version: dict[str, str], content: bytes) -> bool:
+        self._requests.ask("PUT")
+        if is_there := name in self._objects.content and self._found(name).version == version:
+            self._objects.put(name, content)
+        return is_there
+
+    def delete(self, names) -> None:
+        with self._requests.side_by_side():
+            for name in names:
+                self._requests.ask("DELETE")
+                self._objects.remove(name)
+
+
+class Share(MemoryStore):
+    """As much of a folder on a network share as a worker asks for."""
+
+    def __init__(self, objects: Objects, requests: Requests, logs: Path):
+        super().__init__(logs)
+        self._objects, self._requests = objects, requests
 
     def exists(self, name: str) -> bool:
-        self._ask("HEAD")
-        return name in self.objects
+        self._requests.ask("HEAD")
+        return name in self._objects.content
 
     def stat(self, name: str, fresh: bool = False) -> Stat:
-        self._ask("HEAD")
-        return super().stat(name)
-
-    def read(self, name: str, most: int = 0) -> bytes:
-        self._ask("GET")
-        return self._of(name)
+        self._requests.ask("GET" if fresh else "HEAD")
+        content, modified, version = self._objects.get(name)
+        return Stat(len(content), modified, version)
 
     def names(self, folder: str = "", missing_ok: bool = False) -> list[str]:
-        names = sorted(self._folders.get(folder, ()))
-        self._ask("LIST", max(1, -(-len(names) // self._site.page)), side_by_side=16)
-        return names
+        names = self._objects.names(folder)
+        self._requests.list(len(names))
+        return [name.rpartition("/")[2] for name in names]
 
-    def entries(self, folder: str) -> list[Entry]:
-        names = self.names(folder)
-        self._ask("GET", max(1, len(names)), side_by_side=16)
-        paths = [(name, f"{folder}/{name}") for name in names]
-        return [Entry(name, self.objects[path], self._written[path][0]) for name, path in paths if path in self.objects]
+    def read(self, name: str, most: int = 0) -> bytes:
+        self._requests.ask("GET")
+        return self._objects.get(name)[0]
 
-    # --- changes
+    def open(self, name: str):
+        return contextlib.nullcontext(io.BufferedReader(io.BytesIO(self.read(name))))
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        self._ask("PUT")
-        self._put(name, bytes(content))
+        self._requests.ask("PUT")
+        self._objects.put(name, bytes(content))
 
     overwrite = write
 
-    def _put(self, name: str, content: bytes) -> None:
-        self._versions += 1
-        self.objects[name], self._written[name] = content, (self._fleet.now, self._versions)
-        folder, _, last = name.rpartition("/")
-        self._folders.setdefault(folder, set()).add(last)
+    def publish(self, name, content, beside, note) -> bool:
+        for each in beside:
+            self.exists(each)
+        self.write(*note)
+        self.write(name, content)
+        return True
 
     def swap(self, name: str, old: bytes | None, new: bytes | None) -> bool:
         if old is not None:
-            self._ask("GET")  # for its ETag
-        self._ask("PUT")
-        if self.objects.get(name) != old:
-            return False
-        if new is None:
-            self.remove(name)
-        else:
-            self._put(name, new)
-        return True
+            self._requests.ask("GET")
+        self._requests.ask("PUT" if new else "DELETE")
+        there = self._objects.content.get(name, (None,))[0]
+        if there == old:
+            self._objects.put(name, new) if new else self._objects.remove(name)
+        return there == old
 
-    def publish(self, name, content, beside, note) -> bool:
-        for each, its_content in (*beside.items(), note, (name, content)):
-            if its_content:
-                self.write(each, its_content)
-        return True
-
-    def appender(self, name: str, head: bytes, every: float) -> "Segments":
-        return Segments(self, name, head)
+    def appender(self, name: str, head: bytes, every: float) -> "Appending":
+        self.write(name, head)
+        return Appending(self, name, every)
 
     def remove(self, *names: str, durable: bool = False) -> None:
         for name in names:
-            self._ask("DELETE")
-            if self.objects.pop(name, None) is not None:
-                del self._written[name]
-                folder, _, last = name.rpartition("/")
-                self._folders[folder].discard(last)
+            self._requests.ask("DELETE")
+            self._objects.remove(name)
 
 
-class Segments:
-    """A journal: what it is given is in the store once a timer has put it there."""
+class Appending:
+    """A journal in a folder: a kill loses nothing of it, but it is synced every so often."""
 
-    def __init__(self, store: CountingStore, name: str, head: bytes):
-        self._store, self._name, self._content = store, name, head
-        self._pending = b""
-        self._stop = clock.every(store._site.journal_every, self._keep)
+    def __init__(self, store: Share, name: str, every: float):
+        self._store, self._name, self._every = store, name, every
+        self._synced = clock.monotonic()
 
     def append(self, data: bytes) -> None:
-        self._pending += data
-
-    def _keep(self) -> None:
-        if self._pending:
-            self._content, self._pending = self._content + self._pending, b""
-            self._store.write(self._name, self._content)
+        content = self._store._objects.get(self._name)[0]
+        self._store._objects.put(self._name, content + data)
 
     def keep(self, at_once: bool = False) -> None:
-        """In time, by the timer."""
+        if at_once or clock.monotonic() - self._synced >= self._every:
+            self._store._requests.ask("APPEND")
+            self._synced = clock.monotonic()
 
     def close(self) -> None:
-        self._stop()
+        pass
 
 
 # --- a job
@@ -317,7 +439,8 @@ class Task:
     def prepare(self, rows):
         for row in rows:
             name = Name(row.number, 0, 0, 0)
-            yield row, Work(row.number, str(row.number), [Request(name, [1], self.sampling, 0)])
+            request = Request(name, [1], self.sampling, 0, scored=1)  # nobody looks at a text of it
+            yield row, Work(row.number, str(row.number), [request])
 
     def next_tries(self, work, request, entry):
         return []
@@ -336,19 +459,23 @@ class Task:
 class Job:
     """As much of a job as a worker asks for."""
 
-    out: CountingStore
+    out: Any
     plan: Plan
+    record: JobRecord
     task: Task = dataclasses.field(default_factory=Task)
-    record: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(fingerprint="0", versions={}))
     spec: SimpleNamespace = dataclasses.field(
         default_factory=lambda: SimpleNamespace(output=SimpleNamespace(drain=30.0, stall=1e9, journal_every=None))
     )
     model: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(name="", revision=""))
     digests: dict = dataclasses.field(default_factory=dict)
     context: int = 2048
+    end: int | None = None
 
     def fingerprint_of(self, planned: Shard) -> str:
-        return "0"
+        return FINGERPRINT
+
+    def is_cut(self, planned: Shard) -> bool:
+        return False
 
     def reader(self, running: bool = False) -> "Job":
         return self
@@ -360,7 +487,7 @@ class Job:
 class Engine:
     """Takes its time. done: requests that all engines have generated, parts of them counted"""
 
-    max_num_seqs = PARALLEL
+    max_num_seqs = 1
     dtype = device = model_impl = ""
     sampler = NONE
     done = 0.0
@@ -369,33 +496,24 @@ class Engine:
         """seconds: of one request, on average"""
         self._fleet, self._seconds, self._pace = fleet, seconds, pace
         self._waiting: deque[str] = deque()
-        self._running: dict[str, tuple[float, float]] = {}  # how long they take, and when they end
 
     def add(self, name: str, *_) -> None:
         self._waiting.append(name)
-        self._fill()
-
-    def _fill(self) -> None:
-        while self._waiting and len(self._running) < PARALLEL:
-            takes = self._seconds * self._pace.uniform(0.8, 1.2)
-            self._running[self._waiting.popleft()] = takes, self._fleet.now + takes
 
     def step(self) -> list[Response]:
-        name = min(self._running, key=lambda name: self._running[name][1])
+        takes = self._seconds * self._pace.uniform(0.8, 1.2)
+        begin = self._fleet.now
         try:
-            self._fleet.sleep(max(0.0, self._running[name][1] - self._fleet.now))
-        except Killed:
-            Engine.done += sum(1 - max(0.0, end - self._fleet.now) / takes for takes, end in self._running.values())
-            raise
-        Engine.done += 1
-        del self._running[name]
-        self._fill()
-        return [Response(name, [1], "length")]
+            self._fleet.sleep(takes)
+        finally:
+            Engine.done += (self._fleet.now - begin) / takes
+        return [Response(self._waiting.popleft(), [1], "length")]
 
 
 class Result(NamedTuple):
     """hours: to the last commit, and until the last worker has left; ideal: of the same fleet without a loss; redone:
-    share of all generation; requests: by kind; peak: most a second, in ten seconds."""
+    share of all generation; requests: by kind; most: of those that change something, and of those that look, in a
+    second."""
 
     workers: int
     shards: int
@@ -405,7 +523,7 @@ class Result(NamedTuple):
     redone: float
     kills: int
     requests: Counter[str]
-    peak: dict[str, float]
+    most: tuple[float, float]
     site: Site
 
     @property
@@ -413,10 +531,140 @@ class Result(NamedTuple):
         """Of one worker that makes one."""
         return self.ideal * self.workers / self.shards
 
+    def a_day(self, *kinds: str) -> float:
+        """Requests of these kinds, all workers together."""
+        return sum(self.requests[kind] for kind in kinds) / self.left * 24
+
     @property
     def dollars_a_day(self) -> float:
-        dollars = sum(self.requests[kind] / 1000 * price for kind, price in self.site.dollars.items())
-        return dollars / self.left * 24
+        return sum(self.a_day(kind) / 1000 * price for kind, price in self.site.dollars.items())
+
+
+class Simulation:
+    """A job, and its workers on machines of which some are taken."""
+
+    def __init__(self, workers: int, shards: int, shard_rows: int, site: Site, preempted: float, seed: int):
+        self._workers, self._shards, self._preempted = workers, shards, preempted
+        self._seconds = TOGETHER / ROWS_PER_SECOND  # of a request
+        self._useful = shards * shard_rows / ROWS_PER_SECOND
+        self._site, self._pace = site, random.Random(seed)
+        self._fleet = Fleet()
+        self._objects, self._requests = Objects(self._fleet), Requests(self._fleet, site)
+        self._live: list[Process] = []
+        self._kills = 0
+        self._last_commit = self._last_left = 0.0
+        self._done: dict[int, Shard] = {}
+        self._record = JobRecord(fingerprint=FINGERPRINT, results={}, spec=SPEC, versions={}, plan=NO_PLAN)
+        self._groups = -(-shard_rows // TOGETHER)
+        self._plan = Plan([], [Shard(n, shards, n * self._groups, self._groups, 0, 0) for n in range(shards)])
+
+    def run(self) -> Result:
+        with tempfile.TemporaryDirectory() as logs, self._fleet.clock(), self._shortened():
+            self._out = self._store(Path(logs))
+            self._live += [self._fleet.start(self._work, self._pace.uniform(0, SPREAD)) for _ in range(self._workers)]
+            if self._preempted:
+                self._fleet.at(ENGINE_START, self._preempt)
+            self._fleet.run()
+        assert len(self._done) == self._shards
+        return Result(
+            self._workers,
+            self._shards,
+            self._last_commit / 3600,
+            self._last_left / 3600,
+            (self._useful / self._workers + ENGINE_START) / 3600,
+            Engine.done / (self._shards * self._groups) - 1,
+            self._kills,
+            self._requests.number,
+            (self._requests.most("PUT"), self._requests.most("GET")),
+            self._site,
+        )
+
+    def _store(self, logs: Path) -> Any:
+        if self._site is FOLDER:
+            return Share(self._objects, self._requests, logs)
+        out = BucketStore.__new__(BucketStore)
+        out._bucket, out._logs = Bucket(self._objects, self._requests), None
+        return out
+
+    @contextlib.contextmanager
+    def _shortened(self) -> Iterator[None]:
+        """What takes real time, or would be of the machine that the simulation runs on."""
+        Engine.done = 0.0
+        numbers = itertools.count()
+        no_locks = SimpleNamespace(Lock=contextlib.nullcontext)  # timers run between processes, and must not wait
+        commit = shard.commit
+
+        def committing(out, planned, *more):
+            commit(out, planned, *more)
+            self._done[planned.index] = planned
+            self._last_commit = self._fleet.now
+
+        with (
+            mock.patch.object(heartbeat, "is_gone", lambda beat: False),
+            mock.patch.object(heartbeat, "identity", lambda worker, stale: {**WHO, "pid": next(numbers)}),
+            mock.patch.object(claims, "threading", no_locks),
+            mock.patch.object(bucket_store, "threading", no_locks),
+            mock.patch.object(shard, "as_parquet", lambda *_: BYTES),
+            mock.patch.object(shard, "commit", committing),
+            mock.patch.object(queue, "finished", lambda out, plan: self._listed()),
+            mock.patch.object(record, "create", lambda out, job: out.create(layout.JOB, b"{}")),
+            mock.patch.object(record, "read_job", self._read_job),
+            mock.patch.object(record, "fingerprints", lambda job: [job.fingerprint]),
+            mock.patch.object(opening, "_version_of_record", self._version_of_record),
+        ):
+            yield
+
+    def _listed(self) -> list[Shard]:
+        with self._requests.side_by_side():
+            self._requests.list(len(self._done))
+        return list(self._done.values())
+
+    def _read_job(self, out: Any) -> JobRecord | None:
+        out.names()
+        try:
+            out.read(layout.JOB)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            out.read(layout.growth(FINGERPRINT))
+        self._fleet.sleep(READ_SHARD * self._shards)
+        return self._record
+
+    def _version_of_record(self, out: Any) -> object:
+        try:
+            return out.stat(layout.JOB, fresh=True).version
+        except FileNotFoundError:
+            return None
+
+    # --- machines
+
+    def _work(self) -> None:
+        """One run: it prepares the job, opens it, looks at what is there, starts its engine and works."""
+        out, fleet = self._out, self._fleet
+        with Presence(out, STALE) as presence:
+            opened = False
+            while not opened:
+                old = self._read_job(out)
+                asked = msgspec.structs.replace(self._record, after=old and old.fingerprint)
+                opened = opening.open_job(out, asked, presence)
+            for _ in range(LISTINGS):
+                self._listed()
+            missing = [planned for planned in self._plan.shards if planned.index not in self._done]
+            fleet.sleep(ENGINE_START * self._pace.uniform(0.8, 1.2))
+            engine = Engine(fleet, self._seconds, self._pace)
+            Worker(Job(out, self._plan, record=self._record), engine, claims.Claims(out, STALE)).run(missing)
+        self._last_left = fleet.now
+
+    def _preempt(self) -> None:
+        live = self._live = [process for process in self._live if not process.ended]
+        if len(self._done) >= self._shards or not live:
+            return
+        victim = live.pop(self._pace.randrange(len(live)))
+        victim.killed = True
+        self._kills += 1
+        live.append(self._fleet.start(self._work, REPLACED * self._pace.uniform(0.5, 1.5)))
+        pause = self._pace.expovariate(self._preempted * self._workers / 3600)
+        self._fleet.at(self._fleet.now + pause, self._preempt)
 
 
 def simulate(
@@ -424,103 +672,45 @@ def simulate(
 ) -> Result:
     """preempted: share of the machines that is taken in an hour, without notice; another one comes for each."""
     random.seed(seed)
-    fleet, pace = Fleet(), random.Random(seed)
-    seconds = shard_rows / GROUPS * PARALLEL / ROWS_PER_SECOND
-    Engine.done = 0.0
-    plan = Plan([], [Shard(index, shards, index * GROUPS, GROUPS, 0, 0) for index in range(shards)])
-    live: list[Process] = []
-    kills = 0
-    last_commit = last_left = 0.0
-
-    def work() -> None:
-        nonlocal last_left
-        fleet.sleep(ENGINE_START * pace.uniform(0.8, 1.2))
-        finished = set(out._folders.get("", ()))  # as the run has listed them before it began
-        missing = [planned for planned in plan.shards if layout.part(planned) not in finished]
-        claims = Claims(out, STALE)
-        claims._beating = contextlib.nullcontext()  # timers run between processes, and must not wait for one
-        Worker(job, Engine(fleet, seconds, pace), claims).run(missing)
-        last_left = fleet.now
-
-    def preempt() -> None:
-        nonlocal kills
-        live[:] = [process for process in live if not process.ended]
-        if len(out._folders.get("", ())) >= shards or not live:
-            return
-        victim = live.pop(pace.randrange(len(live)))
-        victim.killed = True
-        kills += 1
-        live.append(fleet.start(work, REPLACED * pace.uniform(0.5, 1.5)))
-        fleet.at(fleet.now + pace.expovariate(preempted * workers / 3600), preempt)
-
-    number = itertools.count()
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        fleet.clock(),
-        mock.patch.object(heartbeat, "is_gone", lambda beat: False),  # each is a machine of its own
-        mock.patch.object(heartbeat, "identity", lambda worker, stale: {**WHO, "pid": next(number), "stale": stale}),
-        mock.patch.object(shard, "as_parquet", lambda *_: BYTES),
-        mock.patch.object(Fence, "check", lambda self: out._ask("HEAD")),
-    ):
-        out = CountingStore(fleet, site, Path(logs))
-        job = Job(out, plan)
-        put = out._put
-
-        def noting(name: str, content: bytes) -> None:
-            nonlocal last_commit
-            if layout.is_part(name):
-                last_commit = fleet.now
-            put(name, content)
-
-        out._put = noting
-        live += [fleet.start(work, pace.uniform(0, 60)) for _ in range(workers)]
-        if preempted:
-            fleet.at(ENGINE_START, preempt)
-        fleet.run()
-    assert sum(map(layout.is_part, out._folders[""])) == shards
-    useful = shards * shard_rows / ROWS_PER_SECOND
-    peak = {kind: max(n for (k, _), n in out.at.items() if k == kind) / 10 for kind in ("PUT", "GET")}
-    hours = last_commit / 3600
-    redone = Engine.done / (shards * GROUPS) - 1
-    ideal = (useful / workers + ENGINE_START) / 3600
-    return Result(workers, shards, hours, last_left / 3600, ideal, redone, kills, out.requests, peak, site)
-
-
-WHO = {"worker": "w", "host": "h", "boot": "b", "started": "0", "slurm": {}}
+    return Simulation(workers, shards, shard_rows, site, preempted, seed).run()
 
 
 def table(results: list[Result]) -> list[str]:
     lines = [
-        "| workers | shards | kills | ideal | last shard | redone | PUT | GET, HEAD | LIST | peak a second | a day |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| workers | shards | taken | last shard; ideal | redone | writes | looks | listings | most a second | cost |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in results:
-        per_day = {kind: number / each.left * 24 for kind, number in each.requests.items()}
+        writes, looks, listings = (
+            each.a_day(*kinds) / each.workers for kinds in (("PUT", "APPEND"), ("GET", "HEAD"), ("LIST",))
+        )
         lines.append(
-            f"| {each.workers:,} | {each.shards:,} | {each.kills:,} | {each.ideal:.2f} h | {each.hours:.2f} h | "
-            f"{each.redone:.2%} | {per_day['PUT']:,.0f} | {per_day['GET'] + per_day['HEAD']:,.0f} | "
-            f"{per_day['LIST']:,.0f} | {each.peak['PUT']:,.0f} PUT, {each.peak['GET']:,.0f} GET | "
-            f"${each.dollars_a_day:,.2f} |"
+            f"| {each.workers:,} | {each.shards:,} | {each.kills:,} | {each.hours:.2f}; {each.ideal:.2f} h | "
+            f"{each.redone:.2%} | {writes:,.0f} | {looks:,.0f} | {listings:,.0f} | "
+            f"{each.most[0]:,.0f} writes, {each.most[1]:,.0f} looks | ${each.dollars_a_day / each.workers:.3f} |"
         )
     return lines
 
 
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--workers", default="10,100,1000", help="numbers of workers, by commas")
-    flags.add_argument("--rows", type=float, default=1e9)
+    flags.add_argument("--workers", default="10,30,100,300,1000", help="numbers of workers, by commas")
+    flags.add_argument("--rows", type=float, default=1e6, help="of each worker")
     flags.add_argument("--shard-rows", default="4096", help="by commas")
     flags.add_argument("--site", choices=SITES, default="bucket")
     flags.add_argument("--preempted", type=float, default=0.05, help="share of the machines, an hour")
     asked = flags.parse_args()
     threading.stack_size(1 << 18)
-    sizes = list(itertools.product(map(int, asked.workers.split(",")), map(int, asked.shard_rows.split(","))))
-    results = []
-    for workers, shard_rows in sizes:
-        results.append(
-            simulate(workers, -(-int(asked.rows) // shard_rows), shard_rows, SITES[asked.site], asked.preempted)
-        )
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # threads that take turns do so faster on one core
+    results: list[Result] = []
+    for shard_rows, workers in itertools.product(_numbers(asked.shard_rows), _numbers(asked.workers)):
+        shards = -(-int(asked.rows * workers) // shard_rows)
+        results.append(simulate(workers, shards, shard_rows, SITES[asked.site], asked.preempted))
         print(*table(results)[-1 if len(results) > 1 else 0 :], sep="\n", flush=True)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":
