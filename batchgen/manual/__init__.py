@@ -17,6 +17,7 @@ PAGES = {
     "buckets": "results on S3, Google Cloud Storage or Azure; credentials, promises, costs",
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
+    "clusters": "Kubernetes, SkyPilot and Ray: a file for each, exit codes",
     "checking": "plan, status, show, verify, rejects, retry",
     "reporting": "a page to look at in a browser: figures, charts, samples; several outputs side by side",
     "exporting": "one file, or a dataset to publish",
