@@ -48,9 +48,9 @@ def dataset(out: Store) -> dict[str, bytes]:
 class Proxy:
     """Stands before a server and does harm.
 
-    fault: of a request by its method and path, what becomes of it: an empty text lets it pass, `503` refuses it, `lost`
-    does it but closes the connection without an answer, `late` does it and answers when nobody waits any more, `gone`
-    closes the connection before anything is done.
+    fault: of a request by its method and path, what becomes of it: an empty text lets it pass, a status such as `503`
+    refuses it, `lost` does it but closes the connection without an answer, `late` does it and answers when nobody waits
+    any more, `gone` closes the connection before anything is done.
     """
 
     def __init__(self, endpoint: str, fault: Callable[[str, str], str]):
@@ -69,8 +69,8 @@ class Proxy:
                 proxy.asked[self.command] += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 fault = proxy.fault(self.command, self.path)
-                if fault == "503":
-                    self.send_response(503, "Slow Down")
+                if fault.isdigit():
+                    self.send_response(int(fault))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

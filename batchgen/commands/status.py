@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..host import safeopen
+from ..host import garbage, safeopen
 from ..input.plan import Shard
 from ..output import claims, journal, presence, record, shard, store, success
 from ..output import heartbeat as beat
@@ -171,9 +171,10 @@ def _state(done: bool, workers: list[Worker]) -> str:
 
 def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Finished:
     """The sum over finished shards; what had to be read for it is added to `known`, by the shard's number."""
-    known.update(shard.counts_of(out, [planned for planned in shards if planned.index not in known]))
+    with garbage.not_collected():  # of 100,000 shards: it took a fifth of the time
+        known.update(shard.counts_of(out, [planned for planned in shards if planned.index not in known]))
     readable = [known[planned.index] for planned in shards if planned.index in known]
-    return Finished(**msgspec.structs.asdict(sum(readable, Counts()).whole), unreadable=len(shards) - len(readable))
+    return Finished(**msgspec.structs.asdict(Counts.total(readable).whole), unreadable=len(shards) - len(readable))
 
 
 def _overall(out: Store, tokens: int) -> float | None:

@@ -116,9 +116,13 @@ class Bucket:
     def part(self, name: str, begin: int, end: int) -> bytes:
         return self._ask(name, lambda: bytes(self._big.get_range(name, start=begin, end=end)))
 
-    def below(self, folder: str = "", after: str = "", begin: str = "") -> Iterator[Found]:
-        """All objects below a folder whose names in it come after `after` and begin with `begin`, in order; those of
-        its folders too."""
+    def below(self, folder: str = "") -> Iterator[Found]:
+        """All objects below a folder, in order; those of its folders too."""
+        return map(_found, self.listed(folder))
+
+    def listed(self, folder: str, after: str = "", begin: str = "") -> Iterator[Any]:
+        """The same of those whose names in it come after `after` and begin with `begin`, as obstore has them: `path`,
+        `size`, `last_modified`. 100,000 of them take half the time of `below`."""
         start = f"{folder}/" if folder else ""
         # A listing ends with the last name that begins so. It begins behind the last one that cannot: the services'
         # `offset` is that of the last name before.
@@ -127,12 +131,12 @@ class Bucket:
         pages = iter(self._small.list(folder or None, offset=offset, chunk_size=1000))
         while (page := self._ask(folder, lambda: next(pages, None))) is not None:
             for each in page:
-                found = _found(each)
-                name = found.name.removeprefix(start)
-                if self.lists_from_anywhere and name > begin and not name.startswith(begin):
+                name = each["path"][len(start) :]
+                if name.startswith(begin):
+                    if name > after:
+                        yield each
+                elif self.lists_from_anywhere and name > begin:
                     return
-                if name.startswith(begin) and name > after:
-                    yield found
 
     def names(self, folder: str = "") -> tuple[list[str], list[Found]]:
         """The folders in a folder, by their whole names, and its objects."""

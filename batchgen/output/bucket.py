@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from ..host import clock, safeopen
 from ..host.bucket import Bucket, Found
@@ -53,6 +54,7 @@ class BucketStore:
         self._bucket = Bucket(uri, max(1.0, stale / STALE_SHARE))
         self._bucket.check()
         self._logs: Path | None = None
+        self._changed: dict[str, float] = {}  # when folders of notes had last changed, as they were last listed
 
     def __str__(self) -> str:
         return self._bucket.uri
@@ -104,10 +106,12 @@ class BucketStore:
         return Stat(found.size, found.modified, tuple(found.version.values()))
 
     def changed(self, folder: str) -> float:
-        times = [found.modified for found in self._bucket.below(folder)]
-        if not times:
-            raise FileNotFoundError(self.where(folder))
-        return max(times)
+        if folder not in self._changed:
+            times = [found.modified for found in self._bucket.below(folder)]
+            if not times:
+                raise FileNotFoundError(self.where(folder))
+            return max(times)
+        return self._changed[folder]
 
     def names(self, folder: str = "", missing_ok: bool = False) -> list[str]:
         folders, objects = self._bucket.names(folder)
@@ -117,7 +121,7 @@ class BucketStore:
         return list(self.sizes(folder, begin, cuts))
 
     def sizes(self, folder: str, begin: str, cuts: Sequence[str] = ()) -> dict[str, int]:
-        found = ((_in(folder, each.name), each.size) for each in self._pieces(folder, begin, cuts))
+        found = ((_in(folder, each["path"]), each["size"]) for each in self._pieces(folder, begin, cuts))
         return {name: size for name, size in found if "/" not in name}
 
     def entries(self, folder: str) -> list[Entry]:
@@ -148,25 +152,30 @@ class BucketStore:
         if not names:
             return {}
         folder = names[0].rpartition("/")[0]
-        wanted, found = set(names), dict[str, list[bytes]]()
-        for each in self._pieces(folder, "", [_in(folder, name) for name in names[PIECE::PIECE]]):
-            name, _, content = _in(folder, each.name).partition("/")
-            if (name := f"{folder}/{name}") in wanted:
+        wanted = dict.fromkeys(names)
+        found: dict[str, list[bytes]] = {}
+        listed = self._pieces(folder, "", [_in(folder, name) for name in names[PIECE::PIECE]])
+        for each in listed:
+            path = each["path"]
+            length = path.find("/", len(folder) + 1)
+            if (name := path[:length]) in wanted:
                 with contextlib.suppress(ValueError):
-                    found.setdefault(name, []).append(_noted(content))
+                    found.setdefault(name, []).append(_noted(path[length + 1 :]))
+        if listed:
+            self._changed[folder] = max(each["last_modified"] for each in listed).timestamp()
         return found
 
-    def _pieces(self, folder: str, begin: str, cuts: Sequence[str]) -> list[Found]:
+    def _pieces(self, folder: str, begin: str, cuts: Sequence[str]) -> list[Any]:
         """A listing, of which the pieces between cuts are asked for side by side."""
         if not self._bucket.lists_from_anywhere:
             cuts = ()
         edges = [None, *cuts, None]
 
-        def piece(edges: tuple[str | None, str | None]) -> list[Found]:
+        def piece(edges: tuple[str | None, str | None]) -> list[Any]:
             after, last = edges
-            found = self._bucket.below(folder, after or "", begin)
+            found = self._bucket.listed(folder, after or "", begin)
             if last is not None:
-                found = itertools.takewhile(lambda each: _in(folder, each.name) <= last, found)
+                found = itertools.takewhile(lambda each: _in(folder, each["path"]) <= last, found)
             return list(found)
 
         if not cuts:
@@ -190,15 +199,17 @@ class BucketStore:
     ) -> bool:
         new = {each: bytes(its_content) or None for each, its_content in beside.items()}
         before: dict[str, bytes | None] = {}
-        for each, its_content in new.items():
-            if not self._put_beside(name, each, its_content, before):
-                return self._take_back(new, before) or self._is(name, content)
+        put = self._bucket.side_by_side(lambda each: self._put_beside(name, each, new[each], before), new)
+        if not all(put):
+            return self._take_back(new, before) or self._is(name, content)
         noted = _note(*note)
         self._bucket.put(noted, b"")
         if self._bucket.create(name, content):
-            for each, its_content in new.items():  # of one that believed us dead
-                if (there := self._content(each)) != its_content:
-                    self.swap(each, there, its_content)
+            # One that believed us dead may have put its own there.
+            there = self._bucket.side_by_side(self._content, new)
+            for each, its_content in zip(new, there, strict=True):
+                if its_content != new[each]:
+                    self.swap(each, its_content, new[each])
             return True
         self._bucket.delete([noted])
         return self._take_back(new, before)

@@ -106,11 +106,11 @@ _JUST_COUNTS = msgspec.json.Decoder(_JustCounts)
 def counts_of(out: Store, shards: Sequence[Shard]) -> dict[int, Counts]:
     """The accounting of finished shards, by their numbers, in a hurry: its digest is not looked at. Without that of
     those where it is damaged or gone."""
-    noted = out.notes([layout.checksums(planned) for planned in shards])
-    found = {}
-    for planned in shards:
+    names = [layout.checksums(planned) for planned in shards]
+    noted, found = out.notes(names), {}
+    for name, planned in zip(names, shards, strict=True):
         with contextlib.suppress(FileNotFoundError, ValueError, JobError):
-            match noted.get(layout.checksums(planned)):
+            match noted.get(name):
                 case [only]:
                     found[planned.index] = _JUST_COUNTS.decode(only).counts
                 case [*several] if several:
@@ -325,7 +325,7 @@ class Survey:
 
     def total(self, shards: Iterable[Shard]) -> Counts:
         """Their accounting, added up. Raises Stopped if a part of it is damaged or gone."""
-        return sum(map(self._counts, shards), Counts()).whole
+        return Counts.total(map(self._counts, shards)).whole
 
     def _counts(self, shard: Shard) -> Counts:
         try:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 from buckets import Proxy, environment
+from conftest import MODEL
 
 from batchgen.errors import JobError, Stopped
 from batchgen.host.bucket import Bucket
@@ -105,6 +106,30 @@ def test_a_service_that_is_gone_stops_the_run_in_less_than_it_takes_to_count_as_
 def test_a_bucket_that_is_not_there_is_one_line(s3):
     with pytest.raises(JobError, match=r"^s3://nowhere/out: there is no such bucket; `batchgen manual buckets` says"):
         at("s3://nowhere/out")
+
+
+def test_keys_that_open_nothing_are_one_line_at_the_start_and_resumable_later(through):
+    with pytest.raises(
+        JobError, match=r"^s3://talks/.*: access is denied \(403 Forbidden\); `batchgen manual buckets`"
+    ):
+        through(lambda *_: "403")
+    denied = []
+    store, _ = through(lambda *_: "403" if denied else "")
+    denied.append(True)
+    with pytest.raises(
+        Stopped, match=r"/x: access is denied \(403 Forbidden\); fix that and run the same command again"
+    ):
+        store.write("x", b"1")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "verify", "rejects"])
+def test_a_command_whose_bucket_is_not_there_says_so_in_one_line(s3, batchgen, write_rows, command):
+    where = ["s3://nowhere/out"]
+    if command in ("run", "plan"):
+        where = [write_rows([{"text": "x"}]), "--model", MODEL, "--output", *where]
+    result = batchgen(command, *where)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    assert "s3://nowhere/out: there is no such bucket" in result.stderr
 
 
 def test_no_key_shows_up_in_what_is_said(s3):

@@ -5,6 +5,7 @@ import time
 
 import buckets
 import processes
+import pytest
 from conftest import MODEL
 from processes import until
 from test_kills import mixed_rows, while_generating
@@ -86,3 +87,67 @@ def test_a_machine_needs_nothing_but_its_credentials(bucket, batchgen_process, i
 def logs_of(out) -> list[str]:
     """The logs that a bucket keeps."""
     return [f"_state/logs/{who}/{name}" for who in out.names("_state/logs") for name in out.names(f"_state/logs/{who}")]
+
+
+@pytest.fixture
+def both(instantly, bucket, tmp_path):
+    """Runs a job into a place in the bucket, and into a folder; gives both, once they are found to be the same."""
+
+    def run(inputs, out: str, **tables):
+        given = tables.pop("output", {})
+        in_bucket = f"{bucket.location}/{out}"
+        here = instantly(inputs, out, output=given, **with_memory(tables, lambda name: str(tmp_path / name)))
+        instantly(
+            inputs,
+            output={**given, "path": in_bucket},
+            **with_memory(tables, lambda name: f"{bucket.location}/{name}"),
+        )
+        assert buckets.dataset(at(in_bucket)) == processes.dataset(here)
+        return in_bucket, here
+
+    return run
+
+
+def with_memory(tables: dict, place) -> dict:
+    """The names of remembered outputs as they are there."""
+    if "memory" not in tables.get("translate", {}):
+        return tables
+    return {**tables, "translate": {**tables["translate"], "memory": [place(n) for n in tables["translate"]["memory"]]}}
+
+
+def test_an_incremental_job_grows_in_a_bucket(both, write_rows):
+    source = write_rows(mixed_rows(50))
+    tables = {"input": {"incremental": True}, "output": {"shard_rows": 20}}
+    both([source], "out", **tables)
+    with source.open("ab") as stream:
+        stream.write(b'{"text": "one more"}\n')
+    in_bucket, _ = both([source], "out", **tables)
+    assert at(in_bucket).listed("", "part-")[-1] == "part-00003-of-00004.parquet"
+
+
+def test_a_translation_in_a_bucket_remembers_one_in_a_bucket(both, write_rows):
+    texts = [{"text": f"Hello {number}."} for number in range(50)]
+    first, second = write_rows(texts[:30], "first.jsonl"), write_rows(texts[20:], "second.jsonl")
+    asked = {"fields": ["text"], "from": "English", "into": "Japanese"}
+    both([first], "first", translate=asked, output={"shard_rows": 20})
+    both([second], "second", translate={**asked, "memory": ["first"]}, output={"shard_rows": 20})
+
+
+def test_scores_in_a_bucket(both, write_rows):
+    rows = write_rows([{"text": f"Monday {n}", "choices": ["a", "b"]} for n in range(30)])
+    both([rows], "out", score={"mode": "choices", "column": "choices"}, output={"shard_rows": 20})
+
+
+def test_what_went_wrong_in_a_bucket_is_tried_again_in_a_bucket(both, bucket, batchgen_process, write_rows, tmp_path):
+    in_bucket, here = both([write_rows(mixed_rows(60))], "out", output={"shard_rows": 20})
+    environment = processes.instant(tmp_path / "engine")
+    for out, again in ((in_bucket, f"{bucket.location}/again"), (here, tmp_path / "again")):
+        done = batchgen_process(
+            "retry", out, "--only", "length", "--output", again, "--max-tokens", 40, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        done = batchgen_process("export", again, "--to", tmp_path / "all.parquet", "--overwrite", env=environment)
+        assert done.returncode == 0, done.stderr
+    assert buckets.dataset(at(f"{bucket.location}/again")) == processes.dataset(tmp_path / "again")
+    done = batchgen_process("retry", in_bucket, "--only", "length", "--output", in_bucket, env=environment)
+    assert (done.returncode, "a retry needs a folder of its own" in done.stderr) == (2, True)
