@@ -120,6 +120,7 @@ BEHAVIOURS = {
     "input": {"bad_input", "fuzz", "picked", "strangers"},
     "model": {"hostile_models"},
     "prompt": {"forged_turns"},
+    "report": {"browser"},
 }
 
 

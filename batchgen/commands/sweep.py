@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,13 +126,12 @@ def compare(spec: JobSpec, finished: Sequence[Done]) -> Summary:
         layout.METRICS: table.getvalue().to_pybytes(),
         layout.SUMMARY: _json(measured.summary),
         layout.BEST: best_toml(measured.summary).encode(),
-        layout.REPORT: page_of([done.outcome.out.location for done in finished]),
     }
+    is_of_one = finished[0].part.out == THIS
+    write = partial(_write, finished[0]) if is_of_one else partial(_write_above, spec)
     for name, content in files.items():
-        if finished[0].part.out == THIS:
-            _write(finished[0], name, content)
-        else:
-            _write_above(spec, name, content)
+        write(name, content)
+    write(layout.REPORT, page_of([finished[0].outcome.out.location if is_of_one else spec.output.path]))
     return measured.summary
 
 

@@ -32,8 +32,9 @@ def endings(outs: Sequence[Outcome]) -> Iterator[Html]:
 
 def _whole(out: Outcome, what: str) -> int:
     """What shares are of: an answer may fail several checks, or none."""
-    counter = out.tally.counters.get(what, Counter())
-    return out.tally.spreads["tries"].total if what == "failed checks" else counter.total()
+    if what == "failed checks":
+        return out.tally.spreads.get("tries", Spread()).total
+    return out.tally.counters.get(what, Counter()).total()
 
 
 def _by_tries(spread: Spread) -> Counter[str]:
@@ -57,7 +58,9 @@ def _words(outs: Sequence[Outcome], what: str, counters: Sequence[Counter[str]],
 
 
 def _bar(word: str, number: int, whole: int, colour: str) -> list[Html]:
-    share = max(min(number / max(whole, 1), 1), LEAST_BAR if number else 0)
+    if not whole:
+        return [tag("td", class_="barcell"), tag("td", "–", class_="number"), tag("td")]
+    share = max(min(number / whole, 1), LEAST_BAR if number else 0)
     bar = svg.bar([(share, colour, f"{word}: {number:,}"), (1 - share, "rest", "")])
     numbers = (f"{number:,}", percent(number, whole))
     return [tag("td", Html(bar), class_="barcell"), *(tag("td", each, class_="number") for each in numbers)]

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .outcome import MOST_JOINED, Outcome
+from .outcome import CELLS, MOST_ALONE, MOST_JOINED, Outcome
 from .tally import Array
 
-CELLS = 5000  # answers on a page; pages above 10 MB freeze browsers
 MOST_CASES = 1000
 RANDOM, DIFFERENT = 0.6, 0.2  # shares of what is shown, where there are others; the worst have the rest
 
@@ -17,7 +16,8 @@ RANDOM, DIFFERENT = 0.6, 0.2  # shares of what is shown, where there are others;
 class Choice(NamedTuple):
     """places: of the chosen rows in each output, -1 where one does not have it; ranks: their places in the random
     sample, or -1; bad: how bad the worst answer of each is. common, equal: rows that all outputs have, and those of
-    them whose answers are the same in all; is_sampled: whether only a part of the rows was compared."""
+    them whose answers are the same in all; is_sampled: whether only a part of the rows was compared; is_all: whether
+    all rows are chosen."""
 
     places: list[Array]
     ranks: Array
@@ -25,6 +25,7 @@ class Choice(NamedTuple):
     common: int = 0
     equal: int = 0
     is_sampled: bool = False
+    is_all: bool = False
 
 
 def choose(outs: Sequence[Outcome]) -> Choice:
@@ -35,9 +36,9 @@ def choose(outs: Sequence[Outcome]) -> Choice:
 
 def _of_one(out: Outcome, most: int) -> Choice:
     sample, worst = out.tally.sample.columns(), out.tally.worst.columns()
-    _, first = np.unique(sample["key"], return_index=True)  # a segment may be in several shards
+    _, first_of_all = np.unique(sample["key"], return_index=True)  # a segment may be in several shards
     is_first = np.zeros(len(sample["key"]), bool)
-    is_first[first] = True
+    is_first[first_of_all] = True
     _, first = np.unique(worst["item"], return_index=True)
     is_other = np.zeros(len(worst["item"]), bool)
     is_other[first] = True
@@ -49,6 +50,7 @@ def _of_one(out: Outcome, most: int) -> Choice:
         [np.concatenate([sample["place"][random], worst["place"][others]]).astype(np.int64)],
         np.concatenate([np.arange(len(random)), np.full(len(others), -1)]),
         np.concatenate([sample["bad"][random], worst["bad"][others]]).astype(np.int64),
+        is_all=len(random) == len(first_of_all) and len(sample["key"]) < MOST_ALONE,
     )
 
 
@@ -67,11 +69,13 @@ def _of_several(outs: Sequence[Outcome], most: int) -> Choice:
     worst = np.argsort(-bad, kind="stable")
     worst = worst[~np.isin(worst, taken) & (bad[worst] > 0)][: most - len(taken)]
     chosen = np.concatenate([taken, worst]).astype(np.int64)
+    is_sampled = any(len(each["key"]) >= MOST_JOINED for each in columns)
     return Choice(
         [each[chosen].astype(np.int64) for each in of("place")],
         np.concatenate([np.arange(len(random)), np.full(len(chosen) - len(random), -1)]),
         bad[chosen],
         len(common),
         int(np.count_nonzero(~differs)),
-        any(len(each["key"]) >= MOST_JOINED for each in columns),
+        is_sampled,
+        len(chosen) == len(common) and not is_sampled,
     )

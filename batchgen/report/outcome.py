@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from . import about
 from .cases import Case, name
 from .tally import Array, Smallest, Spread
 
+CELLS = 5000  # answers on a page; pages above 10 MB freeze browsers
 BINS = 50  # of the input, for what changes along it
 MOST_ALONE = 2000  # rows to choose samples from, of one output
 MOST_JOINED = 200_000  # of several: rows of one are looked for in the others, and those that differ are counted
@@ -60,7 +61,7 @@ class Tally:
     spreads: numbers, by what they are; counters: how often each of some words; along: means along the input
     sample: a random choice of rows, by their keys; worst: those of which some answer is bad, whose keys are `item`.
     Their columns: place (a row number, or what else the kind of job finds its cases by), bad, digest (of the answers)
-    answers: most of them that a row has
+    answers: most of them that a row has; settings: of a sweep, that rows have; 0 elsewhere
     """
 
     is_joined: bool
@@ -69,6 +70,7 @@ class Tally:
     counters: dict[str, Counter[str]] = field(default_factory=dict)
     along: dict[str, Along] = field(default_factory=dict)
     answers: int = 1
+    settings: int = 0
     sample: Smallest = field(init=False)
     worst: Smallest = field(init=False)
 
@@ -160,7 +162,7 @@ def open_outcome(place: Any, kind_of: Callable[[JobSpec], Kind], is_joined: bool
             raise JobError(f"{shard.where(out, planned)}: {damage}; {set_aside_by(out)}")
     rows = sum(file.rows for file in job.plan.files)
     found = Outcome(
-        name(PurePosixPath(str(out).rstrip("/")).name or str(out)),
+        name(PurePosixPath(out.location).name or Path(out.location).resolve().name),
         out,
         job,
         spec,

@@ -3,6 +3,7 @@
 // textContent, and never markup.
 
 const STEP = 20; // cases that are shown at once
+const MOST_DIFFERENT = 0.6; // of a text that is marked
 const LONGEST_DIFF = 400; // words of a text, beyond which only its ends are compared
 const ORDERS = {
   random: ["Random sample", (a, b) => (a.k < 0) - (b.k < 0) || a.k - b.k],
@@ -11,7 +12,7 @@ const ORDERS = {
   long: ["Longest first", (a, b) => b.s - a.s],
   short: ["Shortest first", (a, b) => a.s - b.s],
 };
-const COLOURS = 8, GOOD = ["stop", "right", "best"], BAD = ["wrong"]; // as in samples.py
+const COLOURS = 8, MOST_NAMES = 4, GOOD = ["stop", "right", "best"], BAD = ["wrong"]; // as in samples.py
 const DEFAULTS = { case: { w: "", f: [], b: 0, s: 0, k: -1 }, answer: { n: 1, f: [], o: "" }, text: { l: "", m: 0 } };
 
 const $ = (id) => document.getElementById(id);
@@ -63,7 +64,8 @@ function differences(base, other) {
       else j++;
   }
   const marks = [...new Array(head).fill(false), ...isNew, ...new Array(tail).fill(false)];
-  return b.map((word, at) => [word, marks[at] ? "diff" : ""]);
+  const isOther = marks.filter(Boolean).length > MOST_DIFFERENT * b.length; // to mark all of it would say nothing
+  return b.map((word, at) => [word, marks[at] && !isOther ? "diff" : ""]);
 }
 
 // Neighbours that are marked alike are one.
@@ -91,8 +93,10 @@ const mood = (word) => `tag${isBad(word) ? " bad" : GOOD.includes(word) ? " fine
 
 function answerOf(answer, base) {
   const groups = answer.g.map((g) => make("bdi", { class: `group g${g % COLOURS}` }, data.groups[g]));
-  const names = data.groups.length > 1 ? groups : make("span", {}, data.answer);
-  const times = answer.n > 1 ? make("span", { class: "times" }, `${answer.n.toLocaleString("en")} times`) : null;
+  const title = `${groups.length.toLocaleString("en")} of ${data.groups.length.toLocaleString("en")} settings`;
+  const named = groups.length <= MOST_NAMES ? groups : make("details", {}, make("summary", {}, title), groups);
+  const names = data.groups.length > 1 ? named : make("span", {}, data.answer);
+  const times = answer.n > answer.g.length ? make("span", { class: "times" }, `${answer.n.toLocaleString("en")} times`) : null;
   const notes = [...answer.f.map((word) => make("span", { class: mood(word) }, word)), make("span", {}, answer.o)];
   return make("section", { class: "answer" }, make("h4", {}, names, times), shown(answer.t, base), make("footer", {}, notes));
 }
@@ -104,7 +108,7 @@ function caseOf(each) {
     make("header", {}, make("h3", {}, make("bdi", {}, each.i)), make("span", { class: "about" }, about)),
     make("div", { class: "turns" }, each.q.map(([speaker, text]) =>
       make("div", { class: "turn" }, speaker ? make("h4", {}, make("bdi", {}, speaker)) : null, shown(text)))),
-    make("div", { class: "answers" }, answers.map((answer, at) => answerOf(answer, at ? answers[0].t : null))));
+    make("div", { class: "answers" }, answers.map((answer, at) => answerOf(answer, at && data.compares ? answers[0].t : null))));
 }
 
 // --- what is shown
@@ -186,7 +190,28 @@ function keys(event) {
   event.preventDefault();
 }
 
+// --- tables
+
+function sortable(table) {
+  const body = table.tBodies[0];
+  [...table.tHead.rows[0].cells].forEach((head, at) => {
+    if (!head.textContent) return;
+    const button = make("button", { type: "button" }, head.textContent);
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
+      const value = (row) => row.cells[at].dataset.value ?? "";
+      const compare = (a, b) => (at ? (value(a) === "") - (value(b) === "") || sign * (value(a) - value(b))
+        : -sign * a.cells[0].textContent.localeCompare(b.cells[0].textContent, "en", { numeric: true }));
+      body.append(...[...body.rows].sort(compare));
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
+    });
+  });
+}
+
 async function start() {
+  document.querySelectorAll("table.sortable").forEach(sortable);
   if (!$("tools") || typeof DecompressionStream === "undefined") return; // the first samples are there all the same
   data = await unpack();
   tools();

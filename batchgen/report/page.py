@@ -11,9 +11,10 @@ import msgspec
 
 from .. import __version__
 from ..host import terminal
-from . import about, charts, figures, samples, svg
+from . import about, charts, compared, figures, samples, svg
 from .cases import Case, name
 from .choice import Choice
+from .compared import Compared
 from .markup import Html, Part, table, tag
 from .outcome import Outcome, RejectExample
 
@@ -27,13 +28,13 @@ HOLDS = (
 
 @dataclass(frozen=True)
 class Report:
-    """groups: names of what gave the answers: outputs, or settings of a sweep; more: sections of its own"""
+    """groups: names of what gave the answers: outputs, or settings of a sweep; compared: such settings"""
 
     outs: Sequence[Outcome]
     choice: Choice
     cases: Sequence[Case]
     groups: Sequence[str]
-    more: Sequence[Html] = ()
+    compared: Compared | None = None
 
     @property
     def answer(self) -> str:
@@ -89,17 +90,17 @@ def _hash(text: str) -> str:
 
 def _header(report: Report, title: str) -> Html:
     several = len(report.outs) > 1
-    lines = (tag("p", f"{out.name}: " if several else "", _lead(out), class_="lead") for out in report.outs)
+    lines = (tag("p", f"{out.name}: " if several else "", *_lead(out), class_="lead") for out in report.outs)
     missing = (tag("p", _unfinished(out), class_="warning", role="note") for out in report.outs if out.missing)
     return tag("header", tag("p", GENERATOR, class_="kind"), tag("h1", tag("bdi", title)), *lines, *missing)
 
 
-def _lead(out: Outcome) -> str:
+def _lead(out: Outcome) -> Iterator[Part]:
     stated = {key: value for key, value in out.record.results["sampling"].items() if isinstance(value, int | float)}
     sampling = ", ".join(f"{key} {svg.number(value)}" for key, value in stated.items())
-    model = f" by {name(about.model_of(out.made).name)}" if out.made else ""
-    answered = f"{out.counts.rows - out.counts.rejected:,} of {out.rows_in_all:,} rows {out.kind.done}{model}"
-    return f"{answered}, with {sampling}." if sampling else f"{answered}."
+    yield f"{out.counts.rows - out.counts.rejected:,} of {out.rows_in_all:,} rows {out.kind.done}"
+    yield from (" by ", tag("code", name(about.model_of(out.made).name))) if out.made else ()
+    yield f", with {sampling}." if sampling else "."
 
 
 def _unfinished(out: Outcome) -> str:
@@ -117,13 +118,15 @@ def _footer(left_out: int) -> Html:
 
 def _sections(report: Report, cases: Sequence[Case]) -> Iterator[Html]:
     outs = report.outs
+    measured = _settings(report.compared) if report.compared else ()
     if len(outs) == 1:
+        yield from measured
         yield figures.tiles(outs[0])
-    elif not report.more:
+    else:
         yield _section("figures", "Side by side", _agreement(report.choice, outs), figures.side_by_side(outs))
-    yield from report.more
+        yield from measured
     for id, title, drawn in (
-        ("ends", "How they ended", charts.endings(outs)),
+        ("ends", "Outcomes", charts.endings(outs)),
         ("lengths", "Lengths", charts.lengths(outs)),
         ("along", "Along the input", charts.along(outs)),
     ):
@@ -135,6 +138,26 @@ def _sections(report: Report, cases: Sequence[Case]) -> Iterator[Html]:
             yield _section(f"rejects{at or ''}", title, _rejects(out))
     yield _section("job", "The job", *(_job(out, out.name if len(outs) > 1 else "What made it") for out in outs))
     yield _section("samples", "Samples", *_samples(report, cases))
+
+
+def _settings(found: Compared) -> Iterator[Html]:
+    summary = found.summary
+    yield _section("settings", "Compared", *compared.summarized(found))
+    first = compared.decisive(summary)
+    for metric in [first, *(each for each in summary.metrics if each is not first)][: compared.MOST_METRICS]:
+        drawn = [*compared.curves(summary, metric), *(compared.maps(summary, metric) if metric is first else ())]
+        charts_of = tag("div", *drawn, class_="charts")
+        title = f"{name(metric.name)} by parameter"
+        if drawn and metric is first:
+            yield _section("parameters", title, tag("p", _READING, class_="quiet"), charts_of)
+        elif drawn:
+            yield tag("details", tag("summary", title), charts_of)
+
+
+_READING = (
+    "A faint line is one combination of the other parameters; the strong one is their mean, with the mean of their "
+    "intervals as its band. In a map a stronger colour is better."
+)
 
 
 def _section(id: str, title: str, *parts: Part) -> Html:
@@ -208,8 +231,11 @@ def _samples(report: Report, cases: Sequence[Case]) -> Iterator[Html]:
 
 def _chosen(report: Report, cases: Sequence[Case]) -> str:
     random = sum(case.rank >= 0 for case in cases)
-    said = f"{len(cases):,} {report.outs[0].kind.case}s are on this page"
+    case = report.outs[0].kind.case
+    if report.choice.is_all and len(cases) == len(report.cases):
+        return f"All {len(cases):,} {case}s are on this page."
+    said = f"{len(cases):,} {case}s are on this page"
     if random == len(cases):
-        return f"{said}, chosen at random or all there are."
+        return f"{said}, chosen at random."
     others = "some that differ, and the worst" if len(report.outs) > 1 else "the worst"
     return f"{said}: {random:,} chosen at random, and {len(cases) - random:,} others ({others})."

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ..input.plan import Shard
 from ..output import shard
 from .cases import Answer, Case, Turn, digests, folded, name, text
-from .outcome import Outcome, Tally
+from .outcome import CELLS, Outcome, Tally
 from .tally import Array, scrambled
 
 BATCH_ROWS = 512  # that are in memory with their texts
@@ -44,7 +44,7 @@ class Responses:
         tally = out.tally
         optional = {"tries", "failed_checks", SETTING} & set(columns_of(out, planned))
         needed = ["row", "finish_reason", "prompt_tokens", "response_tokens", *sorted(optional)]
-        found = shard.read(out.store, planned, needed + (["id", "sample", "response"] if tally.is_joined else []))
+        found = shard.read(out.store, planned, needed + (["id", "response"] if tally.is_joined else []))
         if not found.num_rows:
             return
         rows, lengths = whole(found["row"]), whole(found["response_tokens"])
@@ -59,6 +59,8 @@ class Responses:
         bad = badness(ended, tries, number_failed)
         tally.go_along("tokens of a response", rows, lengths)
         tally.go_along("not ended by stop", rows, ended != "stop")
+        if SETTING in optional:
+            tally.settings = max(tally.settings, int(np.clip(whole(found[SETTING]), 0, CELLS).max()) + 1)
         places, firsts, of_row = np.unique(rows, return_index=True, return_inverse=True)
         worst = np.zeros(len(places), np.int64)
         np.maximum.at(worst, of_row, bad)
@@ -66,8 +68,11 @@ class Responses:
         keys, digest = scrambled(places), np.zeros(len(places), np.uint64)
         if tally.is_joined:
             keys = digests(found["id"].take(pa.array(firsts)).to_pylist())
-            each = digests(found["response"].to_pylist()) * (scrambled(whole(found["sample"])) | np.uint64(1))
-            np.add.at(digest, of_row, each)
+            texts = digests(found["response"].to_pylist())
+            order = np.lexsort((texts, of_row))
+            texts, of_row = texts[order], of_row[order]
+            is_new = np.append(True, (texts[1:] != texts[:-1]) | (of_row[1:] != of_row[:-1]))
+            np.add.at(digest, of_row[is_new], texts[is_new])  # of each text once, in whatever order
         tally.choose(keys, places, worst, digest)
 
     def cases(self, out: Outcome, planned: Shard, places: Array) -> Iterator[tuple[int, Case]]:
@@ -93,7 +98,7 @@ def _answer(response: Response) -> Answer:
     tags = [name(response.finish_reason), *(f"fails {name(each)}" for each in failed)]
     tries = f", {response.tries:,} tries" if (response.tries or 1) > 1 else ""
     note = f"{response.response_tokens:,} tokens{tries}"
-    return Answer(text(response.response), [response.setting], tags=tags, note=note)
+    return Answer(text(response.response), [min(max(response.setting, 0), CELLS)], tags=tags, note=note)
 
 
 # --- what kinds of jobs have in common

@@ -13,15 +13,22 @@ from .markup import Html, join, tag
 FIRST = 20  # cases that are there without the script
 FIRST_BYTES = 400_000  # of their HTML, at most
 DATA_BYTES = 3_600_000  # of the data as they stand in the page
+MOST_NAMES = 4  # above an answer
 COLOURS = 8  # that page.css has for outputs and settings
+TEXT = "text"  # what an answer is called that the model did not write
 GOOD, BAD = {"stop", "right", "best"}, {"wrong"}
 
 
 class Data(msgspec.Struct):
-    """What the script gets. answer: what an answer is called; groups: names of outputs or settings; tags: with the
-    number of cases that have each"""
+    """What the script gets.
+
+    answer: what an answer is called; compares: whether those to a row are meant to be alike
+    groups: names of outputs or settings
+    tags: with the number of cases that have each
+    """
 
     answer: str
+    compares: bool
     groups: list[str]
     tags: list[tuple[str, int]]
     cases: list[Case]
@@ -31,7 +38,9 @@ def packed(answer: str, groups: Sequence[str], cases: Sequence[Case]) -> tuple[s
     """gzip in base64, which no text in it can end; and how many cases found room."""
     kept = len(cases)
     while True:
-        raw = msgspec.json.encode(Data(answer, list(groups), tags_of(cases[:kept]), list(cases[:kept])))
+        raw = msgspec.json.encode(
+            Data(answer, answer != "text", list(groups), tags_of(cases[:kept]), list(cases[:kept]))
+        )
         found = base64.b64encode(gzip.compress(raw, 9, mtime=0)).decode()
         if len(found) <= DATA_BYTES or not kept:
             return found, kept
@@ -70,10 +79,18 @@ def _turn(turn: Turn) -> Html:
 
 
 def _answer(noun: str, groups: Sequence[str], answer: Answer) -> Html:
-    names = [group(groups[number], number) for number in answer.groups] if len(groups) > 1 else [tag("span", noun)]
-    times = tag("span", f"{answer.times:,} times", class_="times") if answer.times > 1 else None
+    names = _names(groups, answer.groups) if len(groups) > 1 else [tag("span", noun)]
+    times = tag("span", f"{answer.times:,} times", class_="times") if answer.times > len(answer.groups) else None
     notes = [*(tag("span", each, class_=mood(each)) for each in answer.tags), tag("span", answer.note)]
     return tag("section", tag("h4", *names, times), shown(answer.text), tag("footer", *notes), class_="answer")
+
+
+def _names(groups: Sequence[str], numbers: Sequence[int]) -> list[Html]:
+    """Of what gave an answer; many are folded away."""
+    names = [group(groups[number], number) for number in numbers]
+    if len(numbers) <= MOST_NAMES:
+        return names
+    return [tag("details", tag("summary", f"{len(numbers):,} of {len(groups):,} settings"), *names)]
 
 
 def group(name: str, number: int) -> Html:

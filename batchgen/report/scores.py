@@ -14,6 +14,7 @@ from .cases import Answer, Case, digests, name, text
 from .figures import STEP
 from .outcome import Outcome
 from .responses import FAILED_CHECK, MOST_BAD, chosen_rows, turns_of, whole
+from .svg import number
 from .tally import MOST, Array, scrambled
 
 
@@ -60,7 +61,7 @@ class Scores:
         texts = whole(pc.list_value_length(found["scores"]))
         if texts.max() > 1:
             tally.answers = max(tally.answers, int(texts.max()))
-            tally.count("number of the likeliest text", pc.cast(found["best"].drop_null(), pa.string()))
+            tally.count("place of the likeliest text", pc.cast(found["best"].drop_null(), pa.string()))
         bad = FAILED_CHECK * (known & ~right.fill_null(True).to_numpy())
         unlikely = found["perplexity"].fill_null(1.0).cast(pa.float64()).to_numpy()
         steps = np.log(np.clip(np.nan_to_num(unlikely, nan=1.0), 1.0, STEP**2000)) / math.log(STEP)
@@ -81,7 +82,7 @@ class Scores:
 
 
 def _case(row: Scored) -> Case:
-    answers = [_answer(score, number, row) for number, score in enumerate(row.scores)]
+    answers = [_answer(score, place, row) for place, score in enumerate(row.scores)]
     length = max((score.tokens or 0 for score in row.scores), default=0)
     about = "" if row.perplexity is None else f"perplexity {row.perplexity:.4g}"
     made = Case(name(row.id), row.row, turns_of(row.conversation), answers, about, length=length)
@@ -89,14 +90,14 @@ def _case(row: Scored) -> Case:
     return made
 
 
-def _answer(score: Score, number: int, row: Scored) -> Answer:
-    tags = ["likeliest"] if len(row.scores) > 1 and number == row.best else []
+def _answer(score: Score, place: int, row: Scored) -> Answer:
+    tags = ["likeliest"] if len(row.scores) > 1 and place == row.best else []
     tags += ["right" if row.right else "wrong"] if tags and row.right is not None else []
     known = [
         ("log probability", score.logprob),
         ("a token", score.logprob_per_token),
         ("without prompt", score.without_prompt),
     ]
-    notes = [f"{what} {value:.2f}" for what, value in known if value is not None]
+    notes = [f"{what} {number(round(value, 4))}" for what, value in known if value is not None]
     notes += [f"{score.tokens or 0:,} tokens"] + (["each the likeliest"] if score.greedy else [])
     return Answer(text(score.text), [0], tags=tags, note=", ".join(notes))

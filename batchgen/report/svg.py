@@ -181,3 +181,52 @@ def bar(shares: Sequence[tuple[float, str, str]]) -> str:
         )
         x += width
     return f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def interval(mean: float, low: float | None, high: float | None, least: float, most: float) -> str:
+    """A dot with its interval, on a scale from `least` to `most`."""
+    width, height, edge = 160, 14, 6
+    x = lambda value: edge + (value - least) / ((most - least) or 1) * (width - 2 * edge)  # noqa: E731
+    whisker = ""
+    if low is not None and high is not None:
+        whisker = f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="7" y2="7"/>'
+    dot = f'<circle class="dot" cx="{x(mean):.1f}" cy="7" r="4"/>'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg class="interval" {size} aria-hidden="true">{whisker}{dot}</svg>'
+
+
+def heat(
+    what: str,
+    across: Sequence[str],
+    down: Sequence[str],
+    cells: Sequence[Sequence[float | None]],
+    is_lower_better: bool,
+) -> str:
+    """A map: the better a cell, the stronger its colour."""
+    known = [cell for line in cells for cell in line if cell is not None]
+    least, most = min(known), max(known)
+    left = min(8 + 6.2 * max(map(len, down)), 150)
+    wide, high = (WIDTH - left) / len(across), max(min((WIDTH - left) / len(across) * 0.5, 34.0), 18.0)
+    parts = []
+    for row, (name, line) in enumerate(zip(down, cells, strict=True)):
+        y = row * high
+        parts.append(label(left - 6, y + high / 2 + 3.5, name, anchor="end"))
+        for column, cell in enumerate(line):
+            if cell is None:
+                continue
+            share = (cell - least) / ((most - least) or 1)
+            share = 1 - share if is_lower_better else share
+            place = f'x="{left + column * wide + 1:.1f}" y="{y + 1:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}"'
+            said = escape(f"{across[column]}, {name}: {number(cell)}")
+            parts.append(f'<rect class="heat" {place} rx="3" fill-opacity="{0.08 + 0.82 * share:.2f}">')
+            parts.append(f"<title>{said}</title></rect>")
+            if wide >= 30:
+                kind = "cell strong" if share > 0.6 else "cell"
+                parts.append(
+                    label(left + (column + 0.5) * wide, y + high / 2 + 3.5, number(float(f"{cell:.3g}")), kind)
+                )
+    bottom = len(down) * high
+    step = max(1, round(44 / wide))
+    for column in range(0, len(across), step):
+        parts.append(label(left + (column + 0.5) * wide, bottom + 14, across[column]))
+    return chart(what, "".join(parts), height=round(bottom + 22))

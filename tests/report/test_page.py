@@ -1,52 +1,19 @@
 """The page as whoever opens it gets it: what it says, and that nothing of the data becomes a part of it."""
 
 import base64
-import gzip
 import hashlib
 import json
 import random
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
-from reported import answered, reject, response
+from reported import Parsed, answered, reject, response
 
 from batchgen.report.make import page_of
 
 # In one text all that may end an element, an attribute, a script, a style or a comment, or make another one.
 HOSTILE = "<img src=x onerror=alert(1)></script></style></title>--><!--]]>\"'`><svg/onload=1>&lt;\u2028\u202e\x1b[2J\0"
 HOSTILE_ID = f"i{HOSTILE}"
-
-
-class Parsed(HTMLParser):
-    """tags: of all elements; attributes: their names and values; texts: what stands in none of the page's own parts."""
-
-    def __init__(self, page: bytes):
-        super().__init__()
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.scripts: list[str] = []
-        self.texts = ""
-        self._inside = ""
-        self.feed(page.decode())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags[tag] += 1
-        self.attributes += attrs
-        self._inside = tag
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside in ("script", "style"):
-            self.scripts.append(data)
-        else:
-            self.texts += data
-
-    @property
-    def data(self) -> dict:
-        return json.loads(gzip.decompress(base64.b64decode(self.scripts[1])))
 
 
 def hostile(out, text):
@@ -172,6 +139,26 @@ def test_two_outputs_are_joined_on_ids(tmp_path):
     assert found["r2"] == [("text 2", [0]), ("another", [1])]
     assert page.data["groups"] == ["one", "two"] and {tag for tag, _ in page.data["tags"]} >= {"same", "differs"}
     assert "1 of 4 rows that all of them have (25.0 %)" in page.texts
+
+
+def test_answers_are_the_same_however_many_samples_there_are(tmp_path):
+    one = answered(tmp_path / "one", [[response(0, "a"), response(1, "b")]])
+    rows = [response(row, text, sample=at) for row in (0, 1) for at, text in enumerate("aa" if row == 0 else "bc")]
+    page = Parsed(page_of([one, answered(tmp_path / "two", [rows])]))
+    assert "1 of 2 rows that all of them have (50.0 %)" in page.texts
+    assert sorted(tag for case in page.data["cases"] for tag in case["f"] if tag != "stop") == ["differs", "same"]
+
+
+def test_outputs_of_which_one_has_checks_are_compared(tmp_path):
+    checked = [response(row, tries=2, failed_checks=["empty"]) for row in range(4)]
+    one = answered(tmp_path / "one", [checked], check={"checks": ["empty"]})
+    page = Parsed(page_of([one, answered(tmp_path / "two", [[response(row) for row in range(4)]])]))
+    assert ["fails empty", 4] in page.data["tags"] and "Failed checks" in page.texts
+
+
+def test_outputs_are_measured_beside_each_other(tmp_path):
+    page = Parsed(pair(tmp_path, [response(row, "x", finish_reason="length") for row in range(4)]))
+    assert "2 outputs on 4 rows" in page.texts and "finish_length" in page.texts
 
 
 def test_outputs_without_a_common_row_are_told(tmp_path):

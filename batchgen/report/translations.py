@@ -1,4 +1,4 @@
-"""Segments: what became of the texts of a translation."""
+"""Translations: what became of the segments of their texts."""
 
 from collections.abc import Iterator
 
@@ -13,6 +13,7 @@ from ..output import layout
 from ..output.segments import KEY, SegmentFile
 from ..segment.protect import Protect
 from ..task.segment_rows import SegmentRow
+from . import svg
 from .cases import Answer, Case, Pieces, Turn, digests, marked, name
 from .outcome import Outcome
 from .responses import badness, ended_and_failed, whole
@@ -21,7 +22,7 @@ from .tally import Array
 SHARD = 1 << 32  # a segment's place is this times its shard, and its number there
 
 
-class Segments:
+class Translations:
     """A Kind."""
 
     noun, case, answer, done = "segments", "segment", "translation", "translated"
@@ -41,6 +42,8 @@ class Segments:
             answers = (
                 digests(_plain(found["answer"]).to_pylist()) if tally.is_joined else np.zeros(len(rows), np.uint64)
             )
+            if tally.is_joined:  # other jobs may ask for it with other prompts
+                keys = digests(_plain(found["source"]).to_pylist())
             tally.choose(keys, places, badness(ended, tries, number_failed), answers)
 
     def cases(self, out: Outcome, planned: Shard, places: Array) -> Iterator[tuple[int, Case]]:
@@ -68,7 +71,7 @@ class _Shows:
         tags = [name(row.finish_reason), *(f"fails {name(each)}" for each in row.failed_checks)]
         said = ["no try" if row.tries == 0 else "1 try" if row.tries == 1 else f"{row.tries:,} tries"]
         said += ["in pieces around what is protected"] if row.split else []
-        said += [] if row.mean_logprob is None else [f"mean log probability {row.mean_logprob:.2f}"]
+        said += [] if row.mean_logprob is None else [f"mean log probability {svg.number(round(row.mean_logprob, 4))}"]
         answer = Answer(marked(translation, self._into), [0], tags=tags, note=", ".join(said))
         uses = f"used {row.uses:,} times" if row.uses > 1 else ""
         turns = [Turn("source", marked(source, self._from))]
