@@ -59,20 +59,21 @@ def answered(
     shard_rows: int = 4,
     rejects: Sequence[dict[str, Any]] = (),
     made_by: dict[str, Any] = MADE_BY,
+    given: dict[str, Any] | None = None,
     segmented: Sequence[Sequence[SegmentRow]] = (),
     **tables: dict[str, Any],
 ) -> Path:
     """A job with these rows in its finished shards, a shard for each sequence; of a reject its shard has the line.
 
-    rows: of the input, if there are more than in the shards; tables: of the job file;
-    segmented: of a translation, the segments of each shard
+    rows: of the input, if there are more than in the shards; given: what each of them
+    has beside its text; tables: of the job file; segmented: of a translation, the segments of each shard
     """
     shards = shards if rows else list(shards)
     source = out.with_suffix(".jsonl")
     number = rows or shard_rows * len(shards)  # type: ignore[arg-type]
     with source.open("w") as lines:
-        lines.writelines(json.dumps({"text": f"row {row}"}) + "\n" for row in range(number))
-    tables["output"] = {"path": str(out), "shard_rows": shard_rows}
+        lines.writelines(json.dumps({"text": f"row {row}", **(given or {})}) + "\n" for row in range(number))
+    tables["output"] = {"path": str(out), "shard_rows": shard_rows, **tables.get("output", {})}
     tables |= {"input": {"path": [str(source)]}, "model": {"path": str(MODEL)}}
     job = prepare(load(None, tables))
     opening.open_job(job.out, job.record)

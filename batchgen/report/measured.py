@@ -11,8 +11,9 @@ import numpy as np
 from ..job.spec import MetricsTable
 from ..metrics.measure import measure
 from ..metrics.summary import MeasuredSetting, Summary
+from ..task.output_columns import SETTING
 from .outcome import Outcome, reading
-from .responses import SETTING, Responses, chosen_rows, columns_of
+from .responses import Responses, chosen_rows, columns_of
 from .tally import Array
 
 MOST_ANSWERS = 8000  # that are measured: 0.5 ms each
@@ -39,7 +40,7 @@ def measure_outputs(outs: Sequence[Outcome], table: MetricsTable | None = None) 
 
     Raises JobError.
     """
-    if not all(isinstance(out.kind, Responses) and not _is_swept(out) for out in outs):
+    if not all(isinstance(out.kind, Responses) and not out.spec.sweep.method for out in outs):
         return None
     known = outs[0].spec.metrics
     table = table or MetricsTable(reference=known.reference, language=known.language)
@@ -51,10 +52,6 @@ def measure_outputs(outs: Sequence[Outcome], table: MetricsTable | None = None) 
         MeasuredSetting(at, out.name, at, model=PurePosixPath(out.spec.model.path).name) for at, out in enumerate(outs)
     ]
     return measure(rows, settings, table, None, outs[0].spec.check, [out.name for out in outs]).summary
-
-
-def _is_swept(out: Outcome) -> bool:
-    return not out.shards or SETTING in columns_of(out, out.shards[0])
 
 
 def _common(outs: Sequence[Outcome]) -> list[Array]:

@@ -1,6 +1,6 @@
 """Responses: what the shards of an ordinary job, or of a sweep, have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 
 from ..input.plan import Shard
 from ..output import shard
+from ..task import output_columns
+from ..task.output_columns import SETTING
 from .cases import Answer, Case, Turn, digests, folded, name, text
 from .outcome import CELLS, Outcome, Tally
 from .tally import Array, scrambled
 
 BATCH_ROWS = 512  # that are in memory with their texts
-SETTING = "setting"  # the column of a sweep
 # How bad an answer is by what ended it; each failed check is worse than any of these.
 ENDED = {"stop": 0, "repetition": 30, "length": 20}
 OTHERWISE_ENDED, FAILED_CHECK, MOST_BAD = 10, 100, 0xFFFF
@@ -41,9 +42,8 @@ class Responses:
     noun, case, answer, done = "responses", "row", "response", "answered"
 
     def look(self, out: Outcome, planned: Shard) -> None:
-        tally = out.tally
-        optional = {"tries", "failed_checks", SETTING} & set(columns_of(out, planned))
-        needed = ["row", "finish_reason", "prompt_tokens", "response_tokens", *sorted(optional)]
+        tally, optional = out.tally, _own(out, planned, ("tries", "failed_checks", SETTING))
+        needed = ["row", "finish_reason", "prompt_tokens", "response_tokens", *optional]
         found = shard.read(out.store, planned, needed + (["id", "response"] if tally.is_joined else []))
         if not found.num_rows:
             return
@@ -56,34 +56,44 @@ class Responses:
         if "tries" in optional:
             tries = whole(found["tries"])
             tally.spread("tries", tries)
-        bad = badness(ended, tries, number_failed)
         tally.go_along("tokens of a response", rows, lengths)
         tally.go_along("not ended by stop", rows, ended != "stop")
         if SETTING in optional:
             tally.settings = max(tally.settings, int(np.clip(whole(found[SETTING]), 0, CELLS).max()) + 1)
-        places, firsts, of_row = np.unique(rows, return_index=True, return_inverse=True)
-        worst = np.zeros(len(places), np.int64)
-        np.maximum.at(worst, of_row, bad)
-        tally.answers = max(tally.answers, int(np.bincount(of_row).max()))
-        keys, digest = scrambled(places), np.zeros(len(places), np.uint64)
-        if tally.is_joined:
-            keys = digests(found["id"].take(pa.array(firsts)).to_pylist())
-            texts = digests(found["response"].to_pylist())
-            order = np.lexsort((texts, of_row))
-            texts, of_row = texts[order], of_row[order]
-            is_new = np.append(True, (texts[1:] != texts[:-1]) | (of_row[1:] != of_row[:-1]))
-            np.add.at(digest, of_row[is_new], texts[is_new])  # of each text once, in whatever order
-        tally.choose(keys, places, worst, digest)
+        _choose(tally, found, rows, badness(ended, tries, number_failed))
 
     def cases(self, out: Outcome, planned: Shard, places: Array) -> Iterator[tuple[int, Case]]:
         """places: row numbers"""
-        columns = [field for field in Response.__struct_fields__ if field in columns_of(out, planned)]
+        columns = _own(out, planned, Response.__struct_fields__)
         chosen: dict[int, list[Response]] = {}
         for batch in chosen_rows(out, planned, columns, places):
             for each in msgspec.convert(batch.to_pylist(), list[Response]):
                 chosen.setdefault(each.row, []).append(each)
         for row, responses in chosen.items():
             yield row, _case(responses)
+
+
+def _own(out: Outcome, planned: Shard, names: Iterable[str]) -> list[str]:
+    """Which of these columns a shard has that batchgen wrote: the input may have brought others of such a name."""
+    own = {column.name for column in output_columns.columns_of(out.spec)}
+    return [name for name in names if name in own and name in columns_of(out, planned)]
+
+
+def _choose(tally: Tally, found: pa.Table, rows: Array, bad: Array) -> None:
+    """Gives the rows of a shard to the choice: each with its worst answer, and a digest of its distinct ones."""
+    places, firsts, of_row = np.unique(rows, return_index=True, return_inverse=True)
+    worst = np.zeros(len(places), np.int64)
+    np.maximum.at(worst, of_row, bad)
+    tally.answers = max(tally.answers, int(np.bincount(of_row).max()))
+    keys, digest = scrambled(places), np.zeros(len(places), np.uint64)
+    if tally.is_joined:
+        keys = digests(found["id"].take(pa.array(firsts)).to_pylist())
+        texts = digests(found["response"].to_pylist())
+        order = np.lexsort((texts, of_row))
+        texts, of_row = texts[order], of_row[order]
+        is_new = np.append(True, (texts[1:] != texts[:-1]) | (of_row[1:] != of_row[:-1]))
+        np.add.at(digest, of_row[is_new], texts[is_new])
+    tally.choose(keys, places, worst, digest)
 
 
 def _case(responses: list[Response]) -> Case:

@@ -123,6 +123,13 @@ def test_a_page_stays_small_whatever_the_texts_are(tmp_path):
     assert "further samples were left out" in Parsed(page).texts
 
 
+def test_columns_of_the_input_that_are_called_like_batchgens_own_are_no_obstacle(tmp_path):
+    brought = {name: f"the input's {name}" for name in ("setting", "tries", "failed_checks")}
+    rows = [response(row, **brought) for row in range(4)]
+    out = answered(tmp_path / "out", [rows], given=brought, output={"columns": list(brought)})
+    assert len(Parsed(page_of([out])).data["cases"]) == 4
+
+
 # --- several outputs
 
 
