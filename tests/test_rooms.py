@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_the_walk_finds_imports_wherever_they_stand(tmp_path, monkeypatch):
 
 # Tests of a contract, of a behaviour or of a whole room, which no one file has.
 BEHAVIOURS = {
+    "commands": {"show"},
     "input": {"bad_input", "fuzz", "picked", "strangers"},
     "model": {"hostile_models"},
     "prompt": {"forged_turns"},
@@ -132,6 +134,12 @@ def test_a_test_file_is_named_after_a_file_of_its_room(room):
     tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}
     modules = {path.stem for path in (PACKAGE / room).glob("*.py")}
     assert tested <= modules | BEHAVIOURS.get(room, set())
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports the first of them, and ends at the second before any test has run."""
+    named = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert [name for name, number in named.items() if number > 1] == []
 
 
 @pytest.mark.parametrize("page", sorted((PACKAGE / "manual").glob("*.md")), ids=lambda page: page.stem)
