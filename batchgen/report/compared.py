@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +20,8 @@ MOST_SETTINGS = 200  # lines of the table
 MOST_AXES, MOST_METRICS, MOST_FAINT = 6, 6, 24  # charts of each kind, and lines of a chart
 MOST_VALUES = 16  # of an axis in a map
 LONGEST_VALUE = 28  # characters of a value beside a chart
+MOST_LINES, LONGEST_LINE = 200, 1000  # of best.toml
+MODEL = "model"
 LARGEST = 64 << 20  # bytes of a summary
 BEST, NEAR, OTHER = "best", "≈ best", "worse"
 
@@ -108,13 +111,18 @@ def summarized(compared: Compared) -> Iterator[Part]:
     if len(summary.settings) > MOST_SETTINGS:
         yield tag("p", f"{len(summary.settings) - MOST_SETTINGS:,} further settings are left out.", class_="quiet")
     if compared.best_toml:
-        pasted = tag("pre", "\n".join(map(_line, compared.best_toml.splitlines()[:200])), tabindex=0)
+        pasted = tag("pre", "\n".join(_pasted(compared.best_toml)), tabindex=0)
         yield tag("details", tag("summary", "The best setting, to paste into a job file"), pasted)
     yield tag("details", tag("summary", "What the metrics mean"), tag("dl", *_meanings(summary), class_="facts"))
 
 
-def _line(text: str) -> str:
-    return name(text, 1000)
+def _pasted(best_toml: str) -> Iterator[str]:
+    """Its lines without [model], which may say where that lies on this machine."""
+    is_shown = True
+    for line in best_toml.splitlines()[:MOST_LINES]:
+        is_shown = line.strip() != f"[{MODEL}]" if line.startswith("[") else is_shown
+        if is_shown:
+            yield name(line, LONGEST_LINE)
 
 
 def _sentence(summary: Summary, metric: Metric, noun: str) -> str:
@@ -205,14 +213,28 @@ def curves(summary: Summary, metric: Metric) -> Iterator[Html]:
 
 def _axes(summary: Summary) -> list[tuple[str, list[Any]]]:
     """Those with several values."""
-    return [(axis, values) for axis, values in summary.axes.items() if len(values) > 1][:MOST_AXES]
+    axes = {
+        axis: [_model(each) for each in values] if axis == MODEL else values for axis, values in summary.axes.items()
+    }
+    return [(axis, values) for axis, values in axes.items() if len(values) > 1][:MOST_AXES]
+
+
+def _combinations(setting: MeasuredSetting) -> Iterator[dict[str, Any]]:
+    """What a setting has of each parameter, and those that mean the same."""
+    for changes in (setting.changes, *setting.same):
+        yield {MODEL: _model(setting.model), **changes}
+
+
+def _model(path: Any) -> str:
+    """Without where it lies on this machine."""
+    return PurePosixPath(str(path)).name
 
 
 def _by_others(summary: Summary, metric: Metric, axis: str, values: Sequence[Any]) -> dict[str, list[Value | None]]:
     """The values along an axis, by what the settings have in all others."""
     found: dict[str, list[Value | None]] = {}
     for setting in summary.settings:
-        for changes in (setting.changes, *setting.same):
+        for changes in _combinations(setting):
             value = setting.values.get(metric.name)
             if changes.get(axis) not in values or value is None or value.mean is None:
                 continue
@@ -278,7 +300,7 @@ def _at(summary: Summary, metric: Metric, wanted: dict[str, Any]) -> float | Non
     means = [
         mean
         for setting in summary.settings
-        for changes in (setting.changes, *setting.same)
+        for changes in _combinations(setting)
         if all(changes.get(key) == value for key, value in wanted.items())
         and (mean := _mean(setting, metric)) is not None
     ]

@@ -90,6 +90,19 @@ def test_a_key_that_some_settings_do_not_have_is_no_obstacle(swept):
     assert "careful" in page.texts
 
 
+def test_several_models_are_told_by_their_names_and_not_by_where_they_lie(swept):
+    settings = [
+        msgspec.structs.replace(each, model=f"/secret/place/{'ab'[each.number % 2]}") for each in summary().settings
+    ]
+    axes = {"model": ["/secret/place/a", "/secret/place/b"], "temperature": AXES["temperature"]}
+    out = swept(summary(settings=settings, axes=axes))
+    (out / "_sweep" / "best.toml").write_text('# why\n[model]\npath = "/secret/place/a"\n\n[sampling]\nseed = 3\n')
+    page = Parsed(page_of([out]))
+    labels = [said for name, said in page.attributes if name == "aria-label"]
+    assert "chrf by model" in labels and "chrf by model and temperature" in labels
+    assert "seed = 3" in page.texts and "/secret" not in page.texts
+
+
 def test_a_summary_without_a_best_setting_has_a_page(swept):
     page = Parsed(page_of([swept(summary(best="", best_setting=None))]))
     assert "No metric chooses a best one" in page.texts
