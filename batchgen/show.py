@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -35,6 +36,7 @@ DEAD_SHOWN = 5  # dead workers that are listed, the latest first; a long job may
 OWN_LINES = ("batchgen", "python", "vllm")  # versions that doctor does not list among the packages
 LONGEST_DETAIL, LONGEST_RAW = 500, 200  # characters of a reject's detail and of its row
 COLUMNS = 100  # of a terminal, for the tables that are wide
+NARROWEST = 24  # columns for the last part of a line of such a table
 ALIKE = "="  # marks what cannot be told from the best
 LONGEST_TEXT = 500  # characters of a segment, and of its translation
 
@@ -143,8 +145,11 @@ def _settings(seen: "Summary", best: "MeasuredSetting") -> None:
     lines = [_setting(each.values[seen.best], each is best, shown(each.name)) for each in known]
     widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)][:-1]
     for line in (titles, *lines):
-        text = "  ".join(part.ljust(width) for part, width in zip(line, [*widths, 0], strict=True))
-        say(_cut(text, COLUMNS - 3).rstrip())
+        *values, name = line
+        before = "".join(f"{part:{width}}  " for part, width in zip(values, widths, strict=True))
+        room = max(COLUMNS - len(before), NARROWEST)
+        for number, part in enumerate(textwrap.wrap(name, room, break_on_hyphens=False) or [""]):
+            say(f"{' ' * len(before) if number else before}{part}")
     if any(line[0] == ALIKE for line in lines):
         say(f"{ALIKE} cannot be told from the best: the interval of the difference has 0 in it")
 
