@@ -133,17 +133,17 @@ class Bucket:
             for each in page:
                 name = each["path"][len(start) :]
                 if name.startswith(begin):
-                    if name > after:
+                    if name > after:  # which the object that stands for the folder is not
                         yield each
                 elif self.lists_from_anywhere and name > begin:
                     return
 
     def names(self, folder: str = "") -> tuple[list[str], list[Found]]:
-        """The folders in a folder, by their whole names, and its objects."""
+        """The folders in a folder, by their whole names, and its objects; not the object that consoles and some
+        services make to stand for the folder itself."""
         listed = self._ask(folder, lambda: self._small.list_with_delimiter(folder or None))
-        return [str(name).rstrip("/") for name in listed["common_prefixes"]], [
-            _found(each) for each in listed["objects"]
-        ]
+        objects = [_found(each) for each in listed["objects"] if each["path"] not in ("", folder)]
+        return [str(name).rstrip("/") for name in listed["common_prefixes"]], objects
 
     def side_by_side(self, work: Callable[[Any], Answer], parts: Iterable[Any]) -> list[Answer]:
         """What `work` gives for each of these, up to MANY at a time. Not to be called by such work itself."""

@@ -5,13 +5,14 @@ import random
 import threading
 from unittest import mock
 
+import boto3
 import pytest
 from buckets import Proxy, environment
 from conftest import MODEL
 
 from batchgen.errors import JobError, Stopped
 from batchgen.host.bucket import Bucket
-from batchgen.output import layout
+from batchgen.output import layout, record
 from batchgen.output.bucket import LONGEST_PART, _note, _noted
 from batchgen.output.presence import Presence
 from batchgen.output.store import at
@@ -211,6 +212,16 @@ def test_a_note_is_in_a_name_of_parts_that_every_service_takes():
         assert name.startswith(f"{NOTE}/" if content else NOTE)
         assert max(map(len, name.split("/"))) <= LONGEST_PART
         assert _noted(name.removeprefix(f"{NOTE}/")) == content
+
+
+def test_the_object_that_a_console_makes_for_a_folder_is_nothing(bucket):
+
+    _, _, name, place = bucket.location.split("/", 3)
+    for folder in ("", "_state/claims/"):
+        boto3.client("s3").put_object(Bucket=name, Key=f"{place}/{folder}", Body=b"")
+    assert bucket.names() == ["_state"]
+    assert bucket.names(layout.CLAIMS) == bucket.entries(layout.CLAIMS) == []
+    assert record.read_job(bucket) is None
 
 
 def test_a_listing_in_pieces_is_the_whole_listing(bucket):

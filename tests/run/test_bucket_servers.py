@@ -56,7 +56,7 @@ class Weed:
         ports = [f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
         command = [Path(sys.executable).with_name("weed"), "server", f"-dir={self._folder}", "-ip=127.0.0.1"]
         command += ["-ip.bind=127.0.0.1", "-s3", f"-s3.config={self._folder}/s3.json", *ports]
-        command += ["-master.volumeSizeLimitMB=64", "-volume.max=50"]
+        command += ["-master.volumeSizeLimitMB=64", "-volume.max=50", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: answers(self.endpoint))
 
