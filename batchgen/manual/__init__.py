@@ -18,6 +18,7 @@ PAGES = {
     "running": "resume, signals, exit codes, deadlines, several GPUs, which settings to choose",
     "slurm-and-nightly": "job arrays on a cluster, a job every night",
     "clusters": "Kubernetes, SkyPilot and Ray: a file for each, exit codes",
+    "scaling": "a thousand workers, by simulation: requests, costs, what gives way first",
     "checking": "plan, status, show, verify, rejects, retry",
     "reporting": "a page to look at in a browser: figures, charts, samples; several outputs side by side",
     "exporting": "one file, or a dataset to publish",
