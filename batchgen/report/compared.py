@@ -22,6 +22,7 @@ MOST_VALUES = 16  # of an axis in a map
 LONGEST_VALUE = 28  # characters of a value beside a chart
 MOST_LINES, LONGEST_LINE = 200, 1000  # of best.toml
 MODEL = "model"
+MOST = 1e15  # of any number
 LARGEST = 64 << 20  # bytes of a summary
 BEST, NEAR, OTHER = "best", "≈ best", "worse"
 
@@ -59,6 +60,12 @@ def _check(summary: Summary) -> None:
         raise ValueError("one of its folders lies elsewhere")
     if [each.number for each in summary.settings] != list(range(len(summary.settings))):
         raise ValueError("its settings are not numbered")
+    values = [value for each in summary.settings for value in each.values.values()]
+    numbers = [n for v in values for n in (v.mean, v.low, v.high, v.best_share, v.held_out)]
+    numbers += [n for v in values if v.to_best for n in (v.to_best.mean, v.to_best.low, v.to_best.high)]
+    numbers += [each for of in summary.axes.values() for each in of if isinstance(each, int | float)]
+    if not all(each is None or abs(each) < MOST for each in numbers):
+        raise ValueError("it has numbers that cannot be")
     if not all(0 <= each.out < len(summary.outs) for each in summary.settings):
         raise ValueError("a setting is of no folder")
 

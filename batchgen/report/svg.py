@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import NamedTuple
 
 from .tally import Bin
@@ -31,6 +31,8 @@ class Line(NamedTuple):
 
 def number(value: float) -> str:
     """With as many digits as say something."""
+    if not isfinite(value):
+        return str(value)
     if value == round(value):
         return f"{value:,.0f}"
     digits = max(0, 2 - floor(log10(abs(value))))

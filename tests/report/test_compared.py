@@ -117,6 +117,7 @@ def test_a_summary_without_a_best_setting_has_a_page(swept):
         {"settings": [MeasuredSetting(3, "a")]},
         {"settings": [MeasuredSetting(0, "a", out=5)]},
         {"metrics": []},
+        {"axes": {"temperature": [0.5, 1e300]}},
     ],
     ids=str,
 )

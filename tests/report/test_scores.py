@@ -31,6 +31,13 @@ def test_the_likeliest_is_named_and_the_wrong_ones_come_first_if_asked_for(tmp_p
     assert "66.7 %" in page.texts and "log probability -1.25" in page.texts
 
 
+def test_a_text_that_cannot_be_is_no_obstacle(tmp_path):
+    row = scored(0, 0, None)
+    row["scores"][1] |= {"logprob": float("-inf"), "logprob_per_token": float("nan")}
+    page = Parsed(page_of([answered(tmp_path / "out", [[row]], score={"mode": "choices", "column": "text"})]))
+    assert "log probability -inf, a token nan" in page.texts
+
+
 def test_perplexities_are_told_by_their_median_whatever_they_are(tmp_path):
     values = [2.0, 20.0, 40.0, float("inf"), float("nan")]
     rows = [scored(row, 0, None, value) for row, value in enumerate(values)]
