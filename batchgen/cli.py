@@ -843,8 +843,9 @@ def eval_command(
 @cli.command("inspect", short_help="Show which model of the series a folder or repository holds.")
 @click.argument("model")
 @click.option("--revision", default="", help="branch, tag or commit of a model on the hub")
+@click.option("--vision", default="", help="BLIP-2's weights, for a MiniGPT-4 model: a folder or a name on the hub")
 @click.option("--allow-withdrawn", is_flag=True, help="exit with 0 for the withdrawn weights of 2023-07-31 too")
-def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
+def inspect_command(model: str, revision: str, vision: str, allow_withdrawn: bool) -> None:
     """Show what MODEL is, a folder or a name on the hub: family, prompt format, context, sampling, weights.
 
     It goes by the config, the tokenizer and the MD5 of the weights, not by the name.
@@ -853,12 +854,14 @@ def inspect_command(model: str, revision: str, allow_withdrawn: bool) -> None:
     Examples:
       batchgen inspect models/sft
       batchgen inspect rinna/bilingual-gpt-neox-4b-instruction-sft --revision main
+      batchgen inspect rinna/bilingual-gpt-neox-4b-minigpt4 --vision Salesforce/blip2-flan-t5-xxl
     """
     with exit_codes():
         from .commands import inspect_model
         from .model.model import check_release, load_model
 
-        found = load_model(model_path(model, current_folder()), revision)
+        here = current_folder()
+        found = load_model(model_path(model, here), revision, vision=model_path(vision, here) if vision else "")
         for name, value in inspect_model.describe(found):
             show.say(f"{name:15}  {shown(value)}")
         check_release(found, allow_withdrawn)

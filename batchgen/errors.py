@@ -20,6 +20,8 @@ RejectReason = Literal[
     "too_long",
     "too_large",
     "too_costly",
+    "image_missing",
+    "image_unreadable",
     "skipped",
     "engine_error",
     "check_failed",

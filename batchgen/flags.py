@@ -17,7 +17,7 @@ from .job.sampling import Sampling
 from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
-COLUMN_KEYS = ("seed", "sampling", "system", "adapter")  # of [input], where other tables have the value itself
+COLUMN_KEYS = ("seed", "sampling", "system", "adapter", "image")  # of [input], where other tables have the value itself
 PREFIXES = {"limits": "limit"} | {
     table: table for table in ("translate", "score", "metrics", "sweep")
 }  # of flags whose keys say little

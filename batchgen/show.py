@@ -188,6 +188,7 @@ def forecast(seen: "Forecast") -> None:
             **_texts(seen),
             **_adapters(seen),
             "prompt tokens": f"{tokens:,}; {lengths}",
+            **_images(seen),
             "over-length": f"{seen.over_length:,} rows, on_overlength = {job.spec.prompt.on_overlength}",
             **_forged(seen),
             "shared": f"{seen.shared / max(tokens, 1):.0%} of the prompt tokens are in common prefixes",
@@ -231,6 +232,14 @@ def _adapters(seen: "Forecast") -> dict[str, str]:
         return {}
     named = [f"{adapter.name} {seen.adapters[adapter.name]:,}" for adapter in seen.job.model.adapters]
     return {"adapters": ", ".join([*named, f"the model alone {seen.adapters['']:,}"])}
+
+
+def _images(seen: "Forecast") -> dict[str, str]:
+    if not (found := seen.images):
+        return {}
+    share = f", {found.tokens / max(seen.tokens, 1):.0%} of the prompt tokens" if found.tokens else ""
+    more = f"; of {found.animated:,} animated ones the first image is taken" if found.animated else ""
+    return {"images": f"{found.images:,} in {found.rows:,} rows, {len(found.distinct):,} of them distinct{share}{more}"}
 
 
 def _texts(seen: "Forecast") -> dict[str, str]:

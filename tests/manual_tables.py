@@ -35,12 +35,14 @@ UNITS = {
     ("translate", "max_segment"): "tokens",
     ("limits", "check_seconds"): "seconds",
     ("limits", "check_mb"): "MB",
+    ("limits", "image_pixels"): "pixels",
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "true, false"}
 WHEN_THERE = {
     "setting": "; in a sweep",
     "logprobs": "; if `[sampling] logprobs` is set",
     "adapter": "; if the job has adapters",
+    "images": "; if `[input] image` is set",
     "reasoning": "; if `[model] reasoning_parser` is set",
     **dict.fromkeys(("tries", "failed_checks"), "; if the job has checks"),
 }

@@ -105,8 +105,8 @@ def patch(engine):
     write([f"^ {{os.getpid()}}\\n"])
     while open({str(self._log)!r}).read().count("^") < {together}:
         time.sleep(0.01)
-    def watched_add(name, *arguments):
-        add(name, *arguments)
+    def watched_add(name, *arguments, **more):
+        add(name, *arguments, **more)
         write([f"+ {{name}}\\n"])
     def watched_step():
         responses = step()

@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 
+from ..input.images import HERE
 from ..job.sampling import JobSampling
 from ..model import series
 from ..model.model import Model
+from ..model.vision import TOKENS
 
 _FORMATS = {
     "speaker": "speaker: `ユーザー: text` lines, joined by newlines, then `システム: `",
@@ -30,6 +32,8 @@ def describe(model: Model) -> Iterator[tuple[str, str]]:
     yield from _lines("card's sampling", [f"{card.models}: {_named(card.sampling)}" for card in model.family.cards])
     format = model.prompt_format
     yield "defaults", _named(msgspec.structs.asdict(JobSampling().with_defaults(model.sampling_defaults(format))))
+    if sees := list(_sees(model)):
+        yield from _lines("images", sees)
     if model.quantization:
         yield "quantization", model.quantization
     yield from _lines("weights", list(_weights(model)))
@@ -56,6 +60,18 @@ def _family(model: Model) -> list[str]:
         return [model.family.name]
     # Config and tokenizer are the same for all of them.
     return [model.family.name, "its base and instruction models differ in the weights alone: instruction is assumed"]
+
+
+def _sees(model: Model) -> Iterator[str]:
+    """By what it sees images, if it does."""
+    if model.takes_images:
+        yield "by vLLM, where messages have them or [input] image names their column"
+    if not model.vision:
+        return
+    yield f"MiniGPT-4: {TOKENS} embeddings in place of {HERE}, by BLIP-2's vision"
+    for path in (model.vision.checkpoint, *model.vision.weights):
+        named = path.name if path == model.vision.checkpoint else f"vision/{path.name}"
+        yield f"{path}  {path.stat().st_size:,} bytes  MD5 {model.vision.md5[named]}"
 
 
 def _weights(model: Model) -> Iterator[str]:

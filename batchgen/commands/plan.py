@@ -3,7 +3,7 @@
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..input import checks
 from ..job.spec import JobSpec
 from ..output import record
 from ..prompt import formats
+from ..prompt.pictures import Picture
 from ..run.division import divide
 from ..run.prepare import Job, prepare
 from ..run.translation import field_paths, warn_of_no_text
@@ -29,6 +30,29 @@ from .plan_translation import Texts
 # vLLM's prefix cache keeps prompts in blocks of 16 tokens; a block counts as shared with all that stands before it.
 BLOCK = 16
 MOST_BLOCKS = 2_000_000  # remembered; some 200 MB
+
+
+@dataclass
+class Pictured:
+    """The images of a job's prompts.
+
+    images: how many; rows: that have some; distinct: their files, by hash; animated: those of several images, of which
+    the first is taken; tokens: of prompts, in whose place they stand; 0 where vLLM decides that
+    """
+
+    images: int = 0
+    rows: int = 0
+    distinct: set[int] = field(default_factory=set)
+    animated: int = 0
+    tokens: int = 0
+
+    def add(self, pictures: Sequence[Picture], tokens: int) -> None:
+        """tokens: in place of each of them"""
+        self.images += len(pictures)
+        self.rows += bool(pictures)
+        self.animated += sum(each.is_animated for each in pictures)
+        self.tokens += tokens * len(pictures)
+        self.distinct |= {hash(each.digest) for each in pictures}
 
 
 @dataclass
@@ -47,6 +71,7 @@ class Forecast:
     requests, most_tokens, asked_tokens: of all rows, with the most tokens that their responses may have, and those of
         all their prompts
     outlook: what the job will still take
+    images: of a job that has some
     workers: that a run would start on this machine, and what they would share; empty if it has no vLLM
     """
 
@@ -66,6 +91,7 @@ class Forecast:
     asked_tokens: int = 0
     texts: Texts | None = None
     outlook: Outlook | None = None
+    images: Pictured | None = None
 
     @property
     def tokens(self) -> int:
@@ -104,6 +130,7 @@ def plan(spec: JobSpec, tokens_per_second: float | None = None) -> Forecast:
         checks.tell(job.plan, spec.input, bool(spec.prompt.template))
     forecast = Forecast(job, job.plan.rows - old.plan.rows if old and spec.input.incremental else None)
     forecast.workers = _workers(job)
+    forecast.images = Pictured() if spec.input.image else None
     blocks: set[int] = set()
     for made in _prompts(forecast):
         if isinstance(made, Reject):
@@ -116,6 +143,8 @@ def plan(spec: JobSpec, tokens_per_second: float | None = None) -> Forecast:
             forecast.over_length += made.truncated > 0
             forecast.shared += _shared(made.prompt_token_ids, blocks)
             _look_for_forged(forecast, made)
+            if forecast.images:
+                forecast.images.add(made.images, len(job.generate.sight.tokens) if job.generate.sight else 0)
     asked = forecast.requests, forecast.most_tokens, forecast.asked_tokens
     forecast.outlook = outlook.of(job, *asked, tokens_per_second)
     if found := forecast.texts:
@@ -171,12 +200,23 @@ def document(forecast: Forecast, prompts: list[Prompted]) -> dict[str, Any]:
         "shard_rows": job.spec.output.shard_rows,
         "workers": forecast.workers,
         "fingerprint": job.record.fingerprint,
+        "images": _images(forecast.images) if forecast.images else None,
         "translation": forecast.texts.document() if forecast.texts else None,
         "outlook": forecast.outlook._asdict() if forecast.outlook else None,
         "histogram": [{"from": start, "to": end, "rows": rows} for start, end, rows in forecast.histogram()],
         "prompts": [
             {"row": made.row, "id": made.id, "text": made.prompt, "ids": made.prompt_token_ids} for made in prompts
         ],
+    }
+
+
+def _images(found: Pictured) -> dict[str, int]:
+    return {
+        "total": found.images,
+        "rows": found.rows,
+        "distinct": len(found.distinct),
+        "animated": found.animated,
+        "tokens": found.tokens,
     }
 
 

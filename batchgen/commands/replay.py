@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import json
 import random
@@ -91,6 +92,7 @@ def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
         *(["reasoning"] if spec.model.reasoning_parser else []),
     ]
     columns += ["adapter"] if spec.model.adapter else []
+    columns += ["images"] if spec.input.image else []
     finished = shard.finished(place, old.plan)
     footers = [shard.metadata(place, planned) for planned in finished]
     sizes = [footer.num_rows for footer in footers]
@@ -108,13 +110,18 @@ def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
         rows = Path(scratch) / "rows.jsonl"
         with rows.open("w", encoding="utf-8") as lines:
             for row in before:
-                keep = {
+                keep: dict[str, Any] = {
                     name: row[name] for name in ("id", "conversation", "seed", "sampling", "adapter") if name in row
                 }
                 keep["sampling"] = from_column(row["sampling"])
+                if spec.input.image:
+                    keep["image"] = [image["sha256"] for image in row["images"]]
                 lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
         tables = msgspec.to_builtins(spec)
         tables["input"] = {"path": [str(rows)], "id": "id"} | ({"adapter": "adapter"} if spec.model.adapter else {})
+        if spec.input.image:
+            tables["input"]["image"] = "image"
+            _copy_images(prepare(spec, begun=old), {row["row"] for row in before}, Path(scratch))
         tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
         # Shards hold conversations as rendered.
         tables["prompt"] = {
@@ -131,6 +138,16 @@ def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
         after = [row for each in planned for row in shard.read(done, each, told).to_pylist()]
         here = shard.sampler(shard.metadata(done, planned[0]))
     return dataclasses.replace(_compare(before, after, drew, here), spaced=spaced)
+
+
+def _copy_images(job: Job, rows: set[int], folder: Path) -> None:
+    """Puts the images of some rows into a folder, by their digests."""
+    sight, plan = job.generate.sight, only_rows(job.plan, rows)
+    assert sight
+    for planned in plan.shards:
+        for row in job.reader().read(planned):
+            for content in sight.files_of(row.record(), row.number)[1]:
+                (folder / hashlib.sha256(content).hexdigest()).write_bytes(content)
 
 
 def _is_json(row: dict[str, Any]) -> bool:

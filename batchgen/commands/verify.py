@@ -121,6 +121,7 @@ def _verify_shard(
         return
     scores = isinstance(job.task, Score)
     columns = ["id", "prompt_tokens", *(["row", "scores"] if scores else [*_named_by(job.spec), "seed"])]
+    columns += ["images"] if job.spec.input.image else []
     answers = shard.read(out, planned, columns).to_pylist()
     rejects = shard.read_rejects(out, planned)
     reasons = Counter(line["reason"] for line in rejects)
@@ -157,10 +158,15 @@ def _found(answers: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> Iter
     lines += [
         (row["row"], 0, row["id"], row["prompt_tokens"], *((each["text"], each["tokens"]) for each in row["scores"]))
         if "scores" in row
-        else (*_name(row), row["id"], row["seed"], row["prompt_tokens"])
+        else (*_name(row), row["id"], row["seed"], row["prompt_tokens"], *_digests(row))
         for row in answers
     ]
     yield from sorted(lines, key=lambda line: line[:3])
+
+
+def _digests(row: dict[str, Any]) -> list[str]:
+    """Of the images that a response was made of."""
+    return [image["sha256"] for image in row.get("images") or ()]
 
 
 def _expected(
@@ -201,4 +207,4 @@ def _of_setting(
     for request in requests:
         found = seeds.get(full := (*name, request.name.sample))
         seed = found if found in generate.seeds_of(made, request) else request.seed
-        yield *full, made.id, seed, len(request.prompt_token_ids)
+        yield *full, made.id, seed, len(request.prompt_token_ids), *(image.digest for image in made.images)

@@ -73,4 +73,5 @@ def weight_bytes(model: Model, args: dict[str, Any]) -> int:
     config = model_files.read_table(model.folder / "config.json")
     kept = config.get("dtype", config.get("torch_dtype"))
     widened = kept in ("float16", "bfloat16") and args.get("dtype", DTYPE) == "float32" and not model.quantization
-    return 2 * files if widened else files
+    seen_by = sum(path.stat().st_size for path in model.vision.weights) if model.vision else 0
+    return (2 * files if widened else files) + 2 * seen_by

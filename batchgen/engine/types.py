@@ -1,12 +1,13 @@
 """What crosses the border of the engine room: token ids in, token ids out. Imports neither vLLM nor torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..job.sampler import Sampler
 from ..job.sampling import Sampling
 from ..model.model import Model
+from ..prompt.pictures import Picture
 from ..task.task import WHOLE, Reasoned
 
 # Of every token of a response the pairs (token id, log probability): the sampled one first, then the likeliest others.
@@ -74,10 +75,12 @@ class Engine(Protocol):
         seed: int,
         adapter: str | None = None,
         scored: int = 0,
+        images: Sequence[Picture] = (),
     ) -> None:
         """Queues one request. sampling: with stop texts and bad words as the model writes them; adapter: the name of
-        one of the model's; scored: how many of the prompt's last tokens are scored, instead of generating any. Raises
-        Reject if the engine does not take this request; any other exception is the engine's end."""
+        one of the model's; scored: how many of the prompt's last tokens are scored, instead of generating any; images:
+        in the order of their places in the prompt. Raises Reject if the engine does not take this request; any other
+        exception is the engine's end."""
 
     def step(self) -> list[Response]:
         """Brings every running request on by a token, or by a part of its prompt; the responses that this finished.

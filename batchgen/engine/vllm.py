@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from ..job.sampling import PARAMETERS, Sampling
 from ..model.adapters import Adapter
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
+from ..prompt.pictures import Picture
 from ..prompt.structured_outputs import compile_compact
 from . import cpu, lora, noise, scratch
 from .installed import ONLY_GREEDY, SPACED_JSON, STRUCTURED_OUTPUTS, V2_RUNNER, has
@@ -34,7 +35,13 @@ from .scored import Asked, needs_again, params_of, response_of
 from .stop import StopSearch
 from .types import Logprobs, Response
 
+if TYPE_CHECKING:
+    from .vision import Eyes
+
 GPT_NEOX = "GPTNeoXForCausalLM"  # the architecture, in a config.json
+
+# The part of a GPU's memory that vLLM takes beside BLIP-2's vision, which needs 3 GB: by itself it takes 0.92.
+BESIDE_VISION = 0.8
 
 TOKENIZER_MODE = "batchgen"  # the name under which vLLM knows our tokenizer
 TRIAL = "trial"  # a request that is not run
@@ -53,6 +60,17 @@ class Searched:
 
     search: StopSearch
     logprobs: Logprobs | None = None
+
+
+class Unseen(NamedTuple):
+    """A request whose images are encoded at the next step, with those of others."""
+
+    request_id: str
+    prompt: list[int]
+    sampling: Sampling
+    seed: int
+    adapter: str | None
+    images: Sequence[Picture]
 
 
 class BareRequest(NamedTuple):
@@ -167,6 +185,7 @@ class VllmEngine:
         self._every_token = RequestOutputKind.DELTA
         self._searched: dict[str, Searched] = {}
         self._scored: dict[str, Asked] = {}
+        self._unseen: list[Unseen] = []
         self._latest: tuple[Sampling | None, Any] = None, None
         self._tokenizer = model.tokenizer
         self._guesses_ahead = bool(args.get("speculative_config"))
@@ -180,6 +199,22 @@ class VllmEngine:
         self.device: str = current_platform.get_device_name()
         self.model_impl = _model_impl(config.model_config.architecture)
         self._check_draw(model)
+        self._eyes = self._eyes_of(model)
+
+    def _eyes_of(self, model: Model) -> "Eyes | None":
+        if not (model.vision or model.takes_images):
+            return None
+        from vllm.platforms import current_platform
+
+        from .vision import MiniGpt4, OfVllm
+
+        if not model.vision:
+            return OfVllm(self._engine)
+
+        assert isinstance(model.tokenizer, Tokenizer)
+        config = self._engine.vllm_config.model_config
+        device = "cuda" if current_platform.is_cuda_alike() else "cpu"
+        return MiniGpt4(model.vision, model.tokenizer.pad_id, config.get_hidden_size(), config.dtype, device)
 
     def _start(self, model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> Any:
         """vLLM's LLMEngine, with ours in it."""
@@ -212,6 +247,7 @@ class VllmEngine:
         seed: int,
         adapter: str | None = None,
         scored: int = 0,
+        images: Sequence[Picture] = (),
     ) -> None:
         """Queues one request. Raises Reject(engine_error) if vLLM refuses it, for whatever reason; any other exception
         is the engine's end."""
@@ -219,13 +255,24 @@ class VllmEngine:
             self._scored[request_id] = Asked(prompt, scored, adapter)
         if self._guesses_ahead and sampling.temperature > 0 and self.sampler.runner == "V2":
             raise Reject("engine_error", f"speculative_config: {ONLY_GREEDY}")
-        try:
+        if images:
+            self._unseen.append(Unseen(request_id, prompt, sampling, seed, adapter, images))
+            return
+        with self._refusals(request_id):
             self._engine.add_request(
                 request_id,
                 {"type": "token", "prompt_token_ids": prompt},
                 self._scoring(may_read_cache=True) if scored else self.params(sampling, seed),
                 lora_request=self._adapters[adapter] if adapter else None,
             )
+        if sampling.stop:
+            self._searched[request_id] = Searched(StopSearch(sampling, self._tokenizer.decode))
+
+    @contextmanager
+    def _refusals(self, request_id: str) -> Iterator[None]:
+        """Wraps what gives vLLM a request. Raises Reject(engine_error) for what is the request's own fault."""
+        try:
+            yield
         except BaseException as error:  # of vLLM and its parts; VLLMValidationError is no ValueError
             is_panic = type(error).__name__ == "PanicException"  # of Rust's tokenizers, not derived from Exception
             if not is_panic and (not isinstance(error, Exception) or self._is_broken(error)):
@@ -234,8 +281,28 @@ class VllmEngine:
                 self._engine.abort_request([request_id])  # the front end may hold it already
             self._scored.pop(request_id, None)
             raise Reject("engine_error", _one_line(error)) from None
-        if sampling.stop:
-            self._searched[request_id] = Searched(StopSearch(sampling, self._tokenizer.decode))
+
+    def _see(self) -> list[Response]:
+        """Queues the requests with images that came since the last step; the responses of those that vLLM refuses."""
+        unseen, self._unseen = self._unseen, []
+        assert self._eyes
+        self._eyes.look_at(picture for each in unseen for picture in each.images)
+        refused = []
+        for request_id, prompt, sampling, seed, adapter, images in unseen:
+            try:
+                with self._refusals(request_id):
+                    self._engine.add_request(
+                        request_id,
+                        self._eyes.prompt(prompt, images),
+                        self.params(sampling, seed),
+                        lora_request=self._adapters[adapter] if adapter else None,
+                    )
+            except Reject as why:
+                refused.append(Response(request_id, [], why.detail))
+                continue
+            if sampling.stop:
+                self._searched[request_id] = Searched(StopSearch(sampling, self._tokenizer.decode))
+        return refused
 
     def load_adapter(self, adapter: Adapter) -> Any:
         """vLLM's LoRARequest of an adapter, which is loaded now, so that one that vLLM refuses costs no request. Raises
@@ -282,7 +349,9 @@ class VllmEngine:
 
     def step(self) -> list[Response]:
         """One step of all running requests; the responses that it finished."""
-        responses = []
+        responses = self._see() if self._unseen else []
+        if responses and not self._engine.has_unfinished_requests():
+            return responses  # vLLM would wait for ever
         for output in self._engine.step():
             completion = output.outputs[0]
             if asked := self._scored.get(output.request_id):
@@ -419,6 +488,10 @@ def _config(model: Model, args: dict[str, Any], context: int, on_cpu: bool) -> A
     settings |= lora.settings(model, args, on_cpu) if model.adapters else {}
     settings |= {"model": str(model.folder), "config_format": "hf", "generation_config": "vllm"}
     settings |= {"disable_log_stats": True}
+    if model.vision:
+        settings |= (
+            {"enable_prompt_embeds": True} | ({} if on_cpu else {"gpu_memory_utilization": BESIDE_VISION}) | args
+        )
     if isinstance(model.tokenizer, Tokenizer):
         settings["tokenizer_mode"] = TOKENIZER_MODE
     try:

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import JobError
@@ -122,6 +122,29 @@ def read(path: StrPath, most: int = SMALL) -> bytes:
         return b"".join(parts)
     finally:
         os.close(file)
+
+
+def read_below(folder: StrPath, names: Sequence[str], most: int) -> bytes:
+    """The first `most` bytes of a regular file below a folder, on the way to which there is no link; the folder itself
+    may be one.
+
+    names: of the folders on the way and of the file, none of them `..`. Raises OSError (ELOOP for a link), or JobError
+    if it is no regular file.
+    """
+    path = os.path.join(folder, *names)
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in names:
+            inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+            os.close(place)
+            place = inner
+        _size(path, os.fstat(place), None)
+        content = os.read(place, most)
+        while len(content) < most and (part := os.read(place, most - len(content))):
+            content += part
+        return content
+    finally:
+        os.close(place)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ FLAGS = {
     "sampling": "--sampling-column",
     "system": "--system-column",
     "adapter": "--adapter-column",
+    "image": "--image-column",
 }
 
 

@@ -17,7 +17,7 @@ LATER = frozenset({"check", "limits", "translate", "score", "metrics", "sweep"})
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result.
 MEANS = {
-    "input": frozenset({"path", "incremental", "follow_links", "skip", "limit"}),
+    "input": frozenset({"path", "incremental", "follow_links", "skip", "limit", "image_folder"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset(
@@ -30,7 +30,9 @@ MEANS = {
     "sweep": frozenset({"samples", "model"}),  # [sampling] n of the sweep, and digests, are results
     "translate": frozenset({"glossary", "memory"}),  # what they hold is a result
     "limits": frozenset({"check_seconds", "check_mb"}),  # a slower machine may need more
-    "model": frozenset({"path", "revision", "allow_withdrawn", "adapter"}),  # the digests of its files are results
+    "model": frozenset(
+        {"path", "revision", "allow_withdrawn", "adapter", "vision"}
+    ),  # the digests of its files are results
 }
 # The same for vLLM's EngineArgs. Tests say why for each name. Some exist in older or newer versions of vLLM only.
 ENGINE_MEANS = frozenset(

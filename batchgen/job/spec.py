@@ -79,6 +79,12 @@ class InputTable(_Table, frozen=True):
         | None
     ) = None
     adapter: Annotated[str, Meta(description="column that names the row's adapter; '' for none")] = ""
+    image: Annotated[
+        str, Meta(description="column with the row's image or images, or with messages that have some; '' for none")
+    ] = ""
+    image_folder: Annotated[
+        str, Meta(description="folder that images are named from; default: that of the input file")
+    ] = ""
     format: Annotated[InputFormat, Meta(description="shape of the records; auto decides for each row")] = "auto"
     drop_last_response: Annotated[bool, Meta(description="drop an answer at the end of a conversation")] = False
     limit: (
@@ -113,6 +119,9 @@ class ModelTable(_Table, frozen=True):
         dict[str, str],
         Meta(description="LoRA adapter in PEFT's format: a folder, or several by name (NAME=FOLDER as a flag)"),
     ] = {}
+    vision: Annotated[
+        str, Meta(description="for a MiniGPT-4 model, BLIP-2's weights: a folder, or a name on the hub")
+    ] = ""
     reasoning_parser: Annotated[
         str, Meta(description="for a model that reasons, vLLM's parser of it: its thoughts get a column of their own")
     ] = ""
@@ -221,6 +230,8 @@ class LimitsTable(_Table, frozen=True):
     schema_bytes: Annotated[int, Meta(ge=1, description="bytes of a row's structured_outputs, as JSON")] = 1 << 16
     schema_depth: Annotated[int, Meta(ge=1, description="nesting depth of a row's schema")] = 64
     schema_properties: Annotated[int, Meta(ge=0, description="properties in a row's schema, in total")] = 1000
+    images: Annotated[int, Meta(ge=0, description="images of a row")] = 64
+    image_pixels: Annotated[int, Meta(ge=1, description="pixels of an image")] = 50_000_000
     choices: Annotated[int, Meta(ge=0, description="choices of a row, or enum values in its schema")] = 10_000
     check_seconds: Annotated[float, Meta(gt=0, description="CPU seconds to check one schema or prompt")] = 4.0
     check_mb: Annotated[int, Meta(ge=16, description="megabytes of memory to check one schema or prompt")] = 1024
@@ -573,7 +584,12 @@ def _make_absolute(tables: dict[str, Any], folder: Path | str) -> None:
     of_texts = tables.get("translate")
     if isinstance(of_texts, dict):
         of_texts |= {key: absolute(of_texts[key]) for key in ("glossary", "memory") if of_texts.get(key)}
+    of_input = tables.get("input")
+    if isinstance(of_input, dict) and of_input.get("image_folder"):
+        of_input["image_folder"] = absolute(of_input["image_folder"])
     of_model = tables.get("model")
+    if isinstance(of_model, dict) and isinstance(of_model.get("vision"), str) and of_model["vision"]:
+        of_model["vision"] = model_path(of_model["vision"], folder)
     if isinstance(of_model, dict) and "adapter" in of_model:
         named = _adapters(of_model["adapter"])
         of_model["adapter"] = (

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from ..errors import JobError, Reject
 from ..host import trial
+from ..input import images
 from ..input.conversation import ASSISTANT, SYSTEM, USER, Conversation, Utterance
 from ..job.sampling import MinP, RepetitionPenalty, Temperature, TopK, TopP
 from . import hub, model_files, token_bound
@@ -62,6 +63,7 @@ class HfTokenizer:
         has_template: whether it can render conversations.
         date: the current date for templates that ask for it, such as 2026-01-31; "" for none, because prompts must not
             depend on the day they are made.
+        has_images: whether the marks of images in texts (input/images.py) stand for images.
     """
 
     def __init__(self, theirs: Any, eos_ids: list[int]):
@@ -76,6 +78,7 @@ class HfTokenizer:
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.date = ""
+        self.has_images = False
         self._normalizer: Any = None
         self._longest = self._longest_token()
 
@@ -106,7 +109,7 @@ class HfTokenizer:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt by the chat template, up to where the response begins. Raises Reject(bad_shape)."""
-        messages = [{"role": _ROLES[turn.speaker], "content": turn.text} for turn in conversation]
+        messages = [{"role": _ROLES[turn.speaker], "content": self._content(turn.text)} for turn in conversation]
         try:
             self._set_clock()
             prompt: str = self._theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -118,6 +121,17 @@ class HfTokenizer:
                 "bad_shape", f"the model's chat template: {' '.join(str(error).split())[:200]}{hint}"
             ) from None
         return prompt
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        """A text as chat templates take it: in parts, if there are images in it."""
+        texts = images.split(text) if self.has_images else [text]
+        if len(texts) == 1:
+            return text
+        parts: list[dict[str, str]] = []
+        for place, part in enumerate(texts):
+            parts += [{"type": "image"}] if place else []
+            parts += [{"type": "text", "text": part}] if part else []
+        return parts
 
     def _set_clock(self) -> None:
         """Puts our clock among the template's globals: of a function that comes as a variable, transformers 5.24 makes

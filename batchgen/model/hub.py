@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,9 @@ FILES = (
     *("additional_chat_templates/*.jinja", "tokenizer.model.*", "tekken.json", "*.tiktoken", "vocab.bpe"),
     *("encoder.json", "bpe.codes", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
 )
+# Files that say how images are prepared for a model that vLLM gives them to.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+CHECKPOINT = "checkpoint.pth"  # of a MiniGPT-4 model, which may have nothing else
 _PROXIES = ("all_proxy", "https_proxy", "http_proxy")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -48,19 +51,54 @@ class Found(NamedTuple):
     revision: str | None = None
 
 
-def find(path: str, revision: str = "") -> Found:
+class Wanted(NamedTuple):
+    """Which files of a repository are downloaded.
+
+    Attributes:
+        patterns: of all its files' names, those of the ones to download.
+        cached: patterns of what is looked for in the cache.
+        is_whole: whether a folder in the cache, with these names in it, has what is needed.
+    """
+
+    patterns: Callable[[Collection[str]], list[str]]
+    cached: list[str]
+    is_whole: Callable[[Collection[str]], bool]
+
+
+def is_complete(files: Collection[str]) -> bool:
+    """Whether a folder or repository with these files has a whole language model."""
+    return "config.json" in files and any(file.endswith((".safetensors", ".bin")) for file in files)
+
+
+def _patterns_of_model(files: Collection[str]) -> list[str]:
+    if CHECKPOINT in files and not is_complete(files):
+        return [*FILES, CHECKPOINT]
+    weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
+    return [*FILES, *PROCESSOR_FILES, weights]
+
+
+MODEL = Wanted(
+    _patterns_of_model,
+    [*FILES, "*.safetensors"],
+    lambda names: CHECKPOINT in names or any(name.endswith((".safetensors", ".bin")) for name in names),
+)
+
+
+def find(path: str, revision: str = "", wanted: Wanted = MODEL, cache_first: bool = False) -> Found:
     """The folder of a model, which is downloaded if needed.
 
     Args:
         path: a folder, the URI of one in a bucket, or the name of a model on the hub (job.spec.model_path tells them
             apart).
         revision: a branch, tag or commit on the hub. A commit that is in the cache is used without asking the hub.
+        wanted: the files that are needed.
+        cache_first: the same for a branch or tag.
 
     Raises:
         JobError
     """
     if is_hub_name(path):
-        return _on_hub(path, revision or "main")
+        return _on_hub(path, revision or "main", wanted, cache_first)
     if bucket.is_uri(path):
         return _in_bucket(path, revision)
     folder = Path(path)
@@ -76,30 +114,12 @@ def find(path: str, revision: str = "") -> Found:
 def _in_bucket(uri: str, revision: str) -> Found:
     if revision:
         raise JobError(f"[model] revision: {uri} is in a bucket; leave {revision} out")
-    folder = bucket_models.folder_of(uri, [*FILES, "*.safetensors", "*.bin"])
+    folder = bucket_models.folder_of(uri, [*FILES, *PROCESSOR_FILES, "*.safetensors", "*.bin", "*.pth"])
     return Found(folder, folder.name)
 
 
-def refuse_images(files: Collection[str], name: str) -> None:
-    """Refuses models like bilingual-gpt-neox-4b-minigpt4: a .pth with what a language model needs to see images.
-
-    Args:
-        files: the files of the folder or repository.
-        name: the model's name, which decides if the files are not those of a complete language model.
-
-    Raises:
-        JobError
-    """
-    complete = "config.json" in files and any(file.endswith((".safetensors", ".bin")) for file in files)
-    if not complete and ("minigpt4" in name.lower() or any(file.endswith(".pth") for file in files)):
-        raise JobError(
-            f"{name}: a MiniGPT-4 checkpoint (images and text), not a complete language model; batchgen supports text "
-            "only: use a text model, such as rinna/bilingual-gpt-neox-4b-instruction-sft"
-        )
-
-
-def _on_hub(name: str, revision: str) -> Found:
-    if _COMMIT.fullmatch(revision) and (cached := _cached(name, revision)):
+def _on_hub(name: str, revision: str, wanted: Wanted, cache_first: bool) -> Found:
+    if (cache_first or _COMMIT.fullmatch(revision)) and (cached := _cached(name, revision, wanted)):
         return cached
     if os.path.expanduser("~") == "~" and not (os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")):
         raise JobError(f"{name}: there is no home folder for the hub's cache; set HF_HOME to a folder")
@@ -120,9 +140,7 @@ def _on_hub(name: str, revision: str) -> Found:
         disable_progress_bars()
     try:
         files = [file.rfilename for file in hub.HfApi().model_info(name, revision=revision).siblings or []]
-        refuse_images(files, name)
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*FILES, weights]))
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted.patterns(files)))
     except errors.RevisionNotFoundError:
         raise JobError(f"{name}: has no revision {revision}; give one of its branches, tags or commits") from None
     except errors.GatedRepoError:
@@ -135,7 +153,7 @@ def _on_hub(name: str, revision: str) -> Found:
             raise  # the disk's, or a bug
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
-        if cached := _cached(name, revision):
+        if cached := _cached(name, revision, wanted):
             said = f"batchgen: {why}: using {name} from the cache, commit {cached.revision}"
             print(terminal.message(said), file=sys.stderr)
             return cached
@@ -157,15 +175,15 @@ def _reason(error: Exception) -> str:
     return f"{text}; the proxy is set by {', '.join(proxies)}" if proxies else text
 
 
-def _cached(name: str, revision: str) -> Found | None:
+def _cached(name: str, revision: str, wanted: Wanted) -> Found | None:
     """The model from the cache, if it is complete there."""
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = [*FILES, "*.safetensors"]
     try:
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        folder = Path(
+            hub.snapshot_download(name, revision=revision, allow_patterns=wanted.cached, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         return None
-    whole = any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
-    return Found(folder, name, folder.name) if whole else None
+    return Found(folder, name, folder.name) if wanted.is_whole(os.listdir(folder)) else None

@@ -1,6 +1,5 @@
 """A model: its config, tokenizer and weights, checked before an engine is started."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +10,12 @@ from msgspec import Meta
 from ..errors import JobError, shown, warn
 from . import adapters as lora
 from . import hf_tokenizer, hub, model_files, series
+from . import vision as sight
 from .adapters import Adapter
 from .hf_tokenizer import HfTokenizer
 from .series import Family
 from .tokenizer import Tokenizer, TokenizerError
+from .vision import Vision
 
 SERIES_FILES = ("config.json", "spiece.model", "tokenizer_config.json")
 
@@ -66,6 +67,7 @@ class Model:
         quantization: of the weights, in words; empty if they are not quantized.
         context: maximum number of tokens of prompt and response together.
         kv_width: numbers per token in the KV cache.
+        width: of an embedding.
         tokenizer: ours for the series, transformers' for other models.
         generation_config: generation_config.json; empty if there is none.
         adapters: those of the job, by number.
@@ -74,6 +76,8 @@ class Model:
         since_0_3: names of the files in `digests` that versions before 0.3 did not digest.
         weights: file name -> MD5, of all weight files, including those that vLLM ignores.
         sha256: file name -> SHA-256, of the same files and of the weights of adapters.
+        vision: what a MiniGPT-4 model sees by.
+        takes_images: whether vLLM itself gives images to the model.
     """
 
     folder: Path
@@ -84,6 +88,7 @@ class Model:
     quantization: str
     context: int
     kv_width: int
+    width: int
     tokenizer: Tokenizer | HfTokenizer
     generation_config: dict[str, Any]
     adapters: list[Adapter]
@@ -91,6 +96,8 @@ class Model:
     since_0_3: frozenset[str]
     weights: dict[str, str]
     sha256: dict[str, str]
+    vision: Vision | None = None
+    takes_images: bool = False
 
     @property
     def family(self) -> Family:
@@ -119,7 +126,14 @@ class Model:
         return series.WITHDRAWN_MD5 in self.weights.values()
 
 
-def load_model(path: str, revision: str = "", format: str = "auto", adapters: dict[str, str] | None = None) -> Model:
+def load_model(
+    path: str,
+    revision: str = "",
+    format: str = "auto",
+    adapters: dict[str, str] | None = None,
+    vision: str = "",
+    images: bool = False,
+) -> Model:
     """Finds, reads and checks a model and its adapters. Weights are digested, not loaded.
 
     Args:
@@ -127,13 +141,17 @@ def load_model(path: str, revision: str = "", format: str = "auto", adapters: di
         revision: branch, tag or commit on the hub.
         format: prompt format; chat-template requires the tokenizer of transformers.
         adapters: folders by name.
+        vision: folder of BLIP-2's weights, or their name on the hub, for a MiniGPT-4 model.
+        images: whether the model is to be given some, so that the files by which vLLM prepares them count.
 
     Raises:
         JobError
     """
-    folder, name, commit = hub.find(path, revision)
-    hub.refuse_images(os.listdir(folder), name)
-    texts = model_files.matching(folder, hub.FILES)
+    found = hub.find(path, revision)
+    seen_by = sight.find(found, vision)
+    folder, name, commit = sight.language_model(found).folder, found.name, found.revision
+    of_images = hub.PROCESSOR_FILES if images else ()
+    texts = model_files.matching(folder, (*hub.FILES, *of_images))
     model_files.check(texts)
     config = _config(folder)
     generation_config = hf_tokenizer.read_generation_config(folder)
@@ -146,12 +164,13 @@ def load_model(path: str, revision: str = "", format: str = "auto", adapters: di
     known, read = (
         (SERIES_FILES, hub.ENGINE_FILES) if isinstance(tokenizer, Tokenizer) else (hub.FILES_OF_0_2, hub.FILES)
     )
-    texts = model_files.matching(folder, (*known, *read))
+    texts = model_files.matching(folder, (*known, *read, *of_images))
     _check_index(folder / "model.safetensors.index.json", safetensors)
     digests = model_files.digests(folder, [*texts, *safetensors, *bins])
     loaded = lora.load(adapters or {})
     lora.check_fit(loaded, safetensors)
     of_adapters = lora.digests(loaded)
+    of_vision = (seen_by.md5, seen_by.sha256) if seen_by else ({}, {})
     return Model(
         folder=folder,
         name=name,
@@ -161,14 +180,20 @@ def load_model(path: str, revision: str = "", format: str = "auto", adapters: di
         quantization=_quantization(config),
         context=_context(dimensions, folder),
         kv_width=dimensions.kv_width,
+        width=dimensions.hidden_size,
         tokenizer=tokenizer,
         generation_config=generation_config,
         adapters=loaded,
         digests={file: digests.md5[file] for file in (str(path.relative_to(folder)) for path in [*texts, *used])}
-        | of_adapters.md5,
+        | of_adapters.md5
+        | of_vision[0],
         since_0_3=frozenset(str(path.relative_to(folder)) for path in texts) - {*known},
         weights={path.name: digests.md5[path.name] for path in [*safetensors, *bins]},
-        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]} | of_adapters.sha256,
+        sha256={path.name: digests.sha256[path.name] for path in [*safetensors, *bins]}
+        | of_adapters.sha256
+        | of_vision[1],
+        vision=seen_by,
+        takes_images=sight.is_seen_by_vllm(config),
     )
 
 

@@ -43,7 +43,11 @@ BILINGUAL = Family(
     "bilingual-gpt-neox-4b",
     "speaker",
     (
-        Card("instruction-sft, instruction-ppo", "speaker", {"temperature": 1.0, "top_p": 0.85, "max_tokens": 512}),
+        Card(
+            "instruction-sft, instruction-ppo, minigpt4",
+            "speaker",
+            {"temperature": 1.0, "top_p": 0.85, "max_tokens": 512},
+        ),
         Card("base", "raw", {"temperature": 1.0, "top_p": 0.95, "max_tokens": 100}),
     ),
 )

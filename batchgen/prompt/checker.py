@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import msgspec
 
@@ -35,8 +35,9 @@ from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..model.vllm_tokenizer import VllmTokenizer
 from . import fit as fitting
-from . import formats, structured_outputs
+from . import formats, pictures, structured_outputs
 from .fit import Fitted
+from .pictures import Decoded
 
 PATIENCE = 20  # wall-clock limit as a multiple of the CPU limit: a check may sleep, or wait for a processor
 REMEMBERED = 1024  # schemas whose result is cached: rows mostly share a few
@@ -51,13 +52,21 @@ class PromptSetup(msgspec.Struct):
     Attributes:
         format: prompt format.
         policy: on_overlength, see fit.fit.
-        date, control_tokens: see HfTokenizer.
+        date, control_tokens, has_images: see HfTokenizer.
     """
 
     format: str
     policy: str
     date: str
     control_tokens: str
+    has_images: bool = False
+
+
+class PictureSetup(msgspec.Struct):
+    """How images are read: see pictures.looked_at."""
+
+    square: int | None
+    most: int
 
 
 class Setup(msgspec.Struct, kw_only=True):
@@ -72,6 +81,7 @@ class Setup(msgspec.Struct, kw_only=True):
         seconds: CPU time that one check may take.
         mb: memory that one check may take on top of what is loaded.
         prompts: how prompts are made, if it checks prompts rather than grammars.
+        pictures: how images are read, if it does that.
     """
 
     folder: str
@@ -82,6 +92,7 @@ class Setup(msgspec.Struct, kw_only=True):
     seconds: float
     mb: int
     prompts: PromptSetup | None = None
+    pictures: PictureSetup | None = None
 
 
 class ToFit(NamedTuple):
@@ -92,11 +103,18 @@ class ToFit(NamedTuple):
     limit: int
 
 
-def fit(asked: ToFit, render: formats.Render, tokenizer: Tokenizer | HfTokenizer, policy: str, format: str) -> Fitted:
-    """The prompt of a conversation, in this process. Raises Reject."""
+def fit(
+    asked: ToFit,
+    render: formats.Render,
+    tokenizer: Tokenizer | HfTokenizer,
+    policy: str,
+    format: str,
+    encode: fitting.Encode | None = None,
+) -> Fitted:
+    """The prompt of a conversation, in this process. encode: in place of the tokenizer's. Raises Reject."""
     talk, prefix, limit = asked
     verbatim = format != "chat-template"
-    return fitting.fit(talk, prefix, render, tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
+    return fitting.fit(talk, prefix, render, encode or tokenizer.encode, limit, policy, tokenizer.exceeds, verbatim)
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -113,6 +131,12 @@ class Checked(msgspec.Struct, tag=True):
     """What is wrong with structured outputs; "" if nothing is."""
 
     problem: str
+
+
+class Seen(msgspec.Struct, tag=True):
+    """An image, read."""
+
+    picture: Decoded
 
 
 class Refused(msgspec.Struct, tag=True):
@@ -137,13 +161,14 @@ class Broken(msgspec.Struct, tag=True):
 NOT_BEGUN = -1  # in place of a signal: the process ended before any check
 COSTLY = (0, signal.SIGPROF)  # the check itself is to blame; any other signal may have come from elsewhere
 DOES_NOT_START = "the process that checks rows does not start; is memory short?"
-Answer = Ready | Fits | Checked | Refused | Ended | Broken
+Answer = Ready | Fits | Checked | Seen | Refused | Ended | Broken
 _encode = msgspec.msgpack.encode
 _answer_in = msgspec.msgpack.Decoder(Answer).decode
 
 
 class Checker:
-    """The checks of one job: prompts in one process, grammars in another, each started when first needed.
+    """The checks of one job: prompts in one process, grammars in another, images in a third, each started when first
+    needed.
 
     Attributes:
         has_prompts: whether prompts are made in a process; those of our own tokenizer need none.
@@ -161,14 +186,20 @@ class Checker:
             seconds=limits.check_seconds,
             mb=limits.check_mb,
         )
-        self._prompts, self._grammars = _Process(self._setup), _Process(self._setup)
+        self._prompts, self._grammars, self._pictures = (_Process(self._setup) for _ in range(3))
         self._vocab_size, self._thinks = model.vocab_size, thinks
         self._problems: dict[str, str] = {}
 
-    def set_up_prompts(self, format: str, policy: str, date: str, control_tokens: str) -> None:
+    def set_up_prompts(
+        self, format: str, policy: str, date: str, control_tokens: str, has_images: bool = False
+    ) -> None:
         """Sets how prompts are made. Call it before the first one."""
-        asked = PromptSetup(format, policy, date, control_tokens)
+        asked = PromptSetup(format, policy, date, control_tokens, has_images)
         self._prompts = _Process(msgspec.structs.replace(self._setup, prompts=asked))
+
+    def set_up_pictures(self, square: int | None, most: int) -> None:
+        """Sets how images are read. Call it before the first one."""
+        self._pictures = _Process(msgspec.structs.replace(self._setup, pictures=PictureSetup(square, most)))
 
     def start(self) -> None:
         """Starts the process for prompts, if they need one, so that it loads in the meantime."""
@@ -189,6 +220,13 @@ class Checker:
         """The prompts of conversations, or why there is none, in order. They are made while the caller goes on."""
         answers = self._prompts.ask(wanted, "the prompt")
         return (answer.fitted if isinstance(answer, Fits) else answer for answer in answers)
+
+    def look_at(self, content: bytes) -> Decoded:
+        """What is in the file of an image. Raises Reject."""
+        answer = next(self._pictures.ask([content], "an image"))
+        if isinstance(answer, Reject):
+            raise answer
+        return cast(Decoded, answer.picture)
 
     def _problem(self, wanted_json: str) -> str:
         """What is wrong with structured outputs, given as JSON; "" if nothing is."""
@@ -344,13 +382,20 @@ Check = Callable[[Any], Answer]
 
 
 def _load(setup: Setup) -> Check:
+    if setup.pictures:
+        pictures.load()
+        return partial(_look_at, setup.pictures)
     if setup.prompts is None:
         return _grammars(setup)
     tokenizer = HfTokenizer.tried(Path(setup.folder), setup.generation_config)
-    tokenizer.date = setup.prompts.date
+    tokenizer.date, tokenizer.has_images = setup.prompts.date, setup.prompts.has_images
     tokenizer.prepare_guard()
     render = formats.renderer(setup.prompts.format, tokenizer, setup.prompts.control_tokens)
     return partial(_fit, render, tokenizer, setup.prompts)
+
+
+def _look_at(setup: PictureSetup, content: bytes) -> Answer:
+    return Seen(pictures.looked_at(content, setup.square, setup.most))
 
 
 def _fit(render: formats.Render, tokenizer: HfTokenizer, setup: PromptSetup, question: Any) -> Answer:

@@ -13,6 +13,7 @@ from .open_shard import OpenShard
 # ids are held three times, here, in vLLM's front end and in its core.
 WINDOW_PER_SEQUENCE = 2
 WINDOW_TOKENS = 1 << 20
+WINDOW_BYTES = 1 << 30  # of prompts with images, beside their ids
 LATEST = 500  # finished requests, the slowest of which says how long the next one may take
 
 
@@ -25,8 +26,9 @@ class Admitted(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Admission:
     """The requests that are in the engine, by name, and which may join them."""
 
-    def __init__(self, max_num_seqs: int, window: int | None, poison: PoisonItems, until: float | None):
-        """window: most requests, running and waiting; until: by when all must have ended, by clock.monotonic."""
+    def __init__(self, max_num_seqs: int, window: int | None, poison: PoisonItems, until: float | None, width: int = 0):
+        """window: most requests, running and waiting; until: by when all must have ended, by clock.monotonic; width: of
+        the model's embeddings."""
         self.in_engine: dict[str, Admitted] = {}
         self._max_num_seqs = max_num_seqs
         self._window = window or WINDOW_PER_SEQUENCE * max_num_seqs
@@ -34,7 +36,8 @@ class Admission:
         self._refill_at = min(self._window - 1, (self._window + max_num_seqs) // 2)
         self._poison = poison
         self._until = until
-        self._prompt_tokens = 0
+        self._width = width
+        self._prompt_tokens = self._image_bytes = 0
         self._seconds: deque[float] = deque(maxlen=LATEST)  # from admission to the end
         self._entered: list[str] = []
         self._left: list[str] = []
@@ -47,6 +50,8 @@ class Admission:
     @property
     def has_room(self) -> bool:
         held = len(self.in_engine)
+        if self._image_bytes >= WINDOW_BYTES:
+            return False
         return held < self._window and (held < self._max_num_seqs or self._prompt_tokens < WINDOW_TOKENS)
 
     @property
@@ -70,12 +75,14 @@ class Admission:
         self.in_engine[name] = Admitted(request, opened, clock.monotonic())
         self._entered.append(name)
         self._prompt_tokens += len(request.prompt_token_ids)
+        self._image_bytes += image_bytes(request, self._width)
         opened.in_engine += 1
 
     def leave(self, name: str) -> Admitted:
         admitted = self.in_engine.pop(name)
         self._left.append(name)
         self._prompt_tokens -= len(admitted.request.prompt_token_ids)
+        self._image_bytes -= image_bytes(admitted.request, self._width)
         admitted.shard.in_engine -= 1
         return admitted
 
@@ -94,3 +101,12 @@ class Admission:
     @property
     def has_changed(self) -> bool:
         return bool(self._entered or self._left)
+
+
+def image_bytes(request: Request, width: int) -> int:
+    """The most that an engine holds of a prompt with images beside its ids: an embedding for each of them, and the
+    pixels of the images, all in float32. width: of the embeddings."""
+    if not request.images:
+        return 0
+    pixels = sum(each.size[0] * each.size[1] for each in request.images)
+    return 4 * (width * len(request.prompt_token_ids) + 3 * pixels)

@@ -44,7 +44,7 @@ from ..task.score import TOKENS
 from ..task.sweep import Sweep
 from ..task.task import Task
 from ..task.translate import Translate
-from . import scoring, sweeping, translation
+from . import images, scoring, sweeping, translation
 
 # Eight times in a row what takes three tokens or more: 24 tokens of "....." are the model's business, 24 of them thrice
 # are not. Patterns of more than 40 tokens are the check's, which sees the text at its end.
@@ -170,6 +170,7 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     if not isinstance(context, int) or not 1 < context <= model.context:
         raise JobError(f"[engine] max_model_len: {context} is not a whole number from 2 to {model.context}")
     format = model.prompt_format if spec.prompt.format == "auto" else spec.prompt.format
+    images.check(spec, model, format)
     checker = _checker(spec, model)
     spec, for_rows = _sampling(spec, model, format, checker)
     settings = sweeping.settings(spec) if spec.sweep.method else []
@@ -191,8 +192,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             folder_format=record.format,
             skip=frozenset(spec.input.skip),
             source=source_finder(plan) if "source" in spec.output.include else None,
+            sight=images.sight_of(spec, model, plan, checker),
         )
-        checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens)
+        has_images = bool(spec.input.image)
+        checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens, has_images)
         task: Task = generate
         if spec.translate.fields:
             taken_apart = translation.records_of(spec, plan.files, columns)
@@ -227,7 +230,10 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
         fingerprint=drift.fingerprint(results),
         results=results,
         spec=msgspec.to_builtins(spec, str_keys=True),
-        versions={"batchgen": __version__, **versions(not isinstance(model.tokenizer, Tokenizer))},
+        versions={
+            "batchgen": __version__,
+            **versions(not isinstance(model.tokenizer, Tokenizer), bool(spec.input.image)),
+        },
         plan=plan,
         after=old.fingerprint if old else None,
         schema=passthrough.written(columns),
@@ -325,7 +331,10 @@ def _model(spec: JobSpec) -> tuple[JobSpec, Model]:
     takes that very copy from the cache and need not ask the hub."""
     if spec.input.adapter and not spec.model.adapter:
         raise JobError("[input] adapter: the job has no adapters; name them in [model] adapter (--adapter NAME=FOLDER)")
-    model = load_model(spec.model.path, spec.model.revision, spec.prompt.format, spec.model.adapter)
+    table = spec.model
+    model = load_model(
+        table.path, table.revision, spec.prompt.format, table.adapter, table.vision, images=bool(spec.input.image)
+    )
     check_release(model, spec.model.allow_withdrawn)
     pinned = msgspec.structs.replace(spec.model, revision=model.revision or "")
     return msgspec.structs.replace(spec, model=pinned), model
@@ -406,6 +415,7 @@ def _results(
     more: dict[str, dict[str, Any]] = {
         "model": model.digests,
         "input": {"files": records.facts_of(plan.files)}
+        | images.results_of(model)
         | ({"picked": drift.fingerprint({"rows": picked})} if picked else {}),
         "prompt": {"format": format},
         "engine": {"max_model_len": context} | choice.as_result(engine),

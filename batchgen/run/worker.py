@@ -58,7 +58,7 @@ class Worker:
             warn=lambda text: report(Warn(text)),
         )
         self._first_responses = FirstResponses(job, warn=lambda text: report(Warn(text)))
-        self._admission = Admission(engine.max_num_seqs, window, poison, until)
+        self._admission = Admission(engine.max_num_seqs, window, poison, until, job.model.width)
         self._committer = Committer(job, fence, engine)
         self._stop_at: float | None = None
         self._stopping = Stopping.NO
@@ -137,7 +137,10 @@ class Worker:
         try:
             with end_of_engine():
                 asked = request.prompt_token_ids, request.sampling, request.seed, request.adapter, request.scored
-                self._engine.add(name, *asked)
+                if request.images:
+                    self._engine.add(name, *asked, images=request.images)
+                else:
+                    self._engine.add(name, *asked)
         except Reject as why:
             self._admission.leave(name)
             self._queue.put_back(opened, opened.fail(request, why))

@@ -23,8 +23,10 @@ from ..model.model import Model
 from ..prompt.checker import Checker, ToFit, fit
 from ..prompt.fit import Fitted
 from ..prompt.formats import Render, renderer, response_text, to_model_text
+from ..prompt.pictures import Picture
 from . import limits, tries
 from .output_columns import Answered, OutputColumn, columns_of, schema_of
+from .sight import Sight, kept
 from .task import WHOLE, Answer, Entry, Name, Reasoned, Request
 
 REQUESTS = {"openai-batch": "body", "anthropic-batch": "params"}  # shapes -> the column that holds the request
@@ -45,6 +47,7 @@ class Draft(NamedTuple):
     seed: int | None
     adapter: str | None
     asked: ToFit
+    images: Sequence[Picture] = ()
 
 
 Made = Fitted | Reject
@@ -62,6 +65,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     own_seed: that the row brings
     source: what its responses are compared with, if they are checked
     record: of the input, if a check of the user's own gets it
+    images: of its prompt
     checked: tries of its requests, with the checks that they fail
     """
 
@@ -79,6 +83,7 @@ class Prompted(msgspec.Struct, frozen=True, eq=False, gc=False):
     own_seed: int | None = None
     source: str = ""
     record: dict[str, Any] = {}
+    images: Sequence[Picture] = ()
     checked: dict[Name, tries.Try] = {}
 
 
@@ -94,6 +99,7 @@ class Generate:
     folder_format: in which the output folder was begun: rows become what the versions of it would have made of them
     skip: rows that are to be rejected
     source: gives the file and line of a row, if the output has them
+    sight: how images come to the model, if the job has some
     room: tokens that have to be left behind the prompt of a record, if its sampling does not say; raises Reject
     """
 
@@ -109,6 +115,7 @@ class Generate:
     folder_format: int
     skip: frozenset[int]
     source: Callable[[int], tuple[str, int]] | None = None
+    sight: Sight | None = None
     room: Callable[[dict[str, Any]], int] | None = None
 
     @property
@@ -117,7 +124,7 @@ class Generate:
         if self.has_user_check:
             return [EVERY_COLUMN]
         wanted = self.template.candidates if self.template else shapes.COLUMNS
-        own = (table.id, table.seed, table.sampling, table.system, table.adapter, self.spec.check.source)
+        own = (table.id, table.seed, table.sampling, table.system, table.adapter, table.image, self.spec.check.source)
         named = [name for name in own if name]
         return list(dict.fromkeys([*wanted, *named]))
 
@@ -204,11 +211,13 @@ class Generate:
             raise Reject("skipped", "[input] skip names the row")
         record, spec = row.record(), self.spec
         id = self.row_id(record, row)
-        shape = self._shape(record)
-        prefix, turns = self.turns(record, shape)
+        told, files = self.sight.files_of(record, row.number) if self.sight else (record, [])
+        shape = self._shape(told)
+        prefix, turns = self.turns(record if self.template else told, shape)
+        turns = self.sight.placed(prefix, turns, len(files)) if self.sight else turns
         if len(turns) > spec.limits.turns:
             raise Reject("bad_shape", f"{len(turns):,} utterances, and [limits] turns allows {spec.limits.turns:,}")
-        request = batch_requests.request_of(record, REQUESTS[shape]) if shape in REQUESTS else None
+        request = batch_requests.request_of(told, REQUESTS[shape]) if shape in REQUESTS else None
         columns, known = (spec.input.seed, spec.input.sampling), sampling.names_of(self.folder_format)
         params, n, seed = row_sampling.of_row(self.sampling, spec.sampling.n, record, request, *columns, known)
         if params is not self.sampling or n != spec.sampling.n or seed is not None:
@@ -216,9 +225,9 @@ class Generate:
         # With "reject" a prompt is too long if it leaves no room at all; a shortened one leaves room for max_tokens.
         room = 1 if spec.prompt.on_overlength == "reject" else min(params.max_tokens, self.context - 1)
         room = self.room(record) if self.room else room
-        return Draft(
-            row, record, id, shape, params, n, seed, self._adapter(record), ToFit(turns, prefix, self.context - room)
-        )
+        asked, adapter = ToFit(turns, prefix, self.context - room), self._adapter(record)
+        pictures = self.sight.pictures(files) if self.sight else []
+        return Draft(row, record, id, shape, params, n, seed, adapter, asked, pictures)
 
     def row_id(self, record: dict[str, Any], row: Row) -> str:
         """Raises Reject(bad_shape)."""
@@ -280,16 +289,21 @@ class Generate:
 
     def fit_here(self, asked: ToFit) -> Fitted | Reject:
         try:
-            return fit(asked, self.render, self.model.tokenizer, self.on_overlength, self.format)
+            return fit(asked, self.render, self.model.tokenizer, self.on_overlength, self.format, self._encode)
         except Reject as why:
             return why
         except MemoryError:
             return Reject("too_costly", NO_MEMORY)
 
+    @cached_property
+    def _encode(self) -> Callable[[str], list[int]]:
+        encode = self.model.tokenizer.encode
+        return self.sight.encoder(encode) if self.sight else encode
+
     def finish(self, draft: Draft, fitted: Fitted | Reject) -> Prompted | Reject:
         if isinstance(fitted, Reject):
             return fitted
-        row, record, id, shape, params, n, own_seed, adapter, _ = draft
+        row, record, id, shape, params, n, own_seed, adapter, _, pictures = draft
         ids = fitted.token_ids
         if not ids:
             return Reject("empty", "the prompt has no tokens")
@@ -301,11 +315,19 @@ class Generate:
             return why
         number, job_seed = row.number, self.spec.sampling.seed
         written = self._ranked(written)
+        pictures = kept(pictures, fitted.conversation)
         requests = [
-            Request(Name(number, 0, sample, 0), ids, written, _seed(job_seed, own_seed, id, sample), adapter=adapter)
+            Request(
+                Name(number, 0, sample, 0),
+                ids,
+                written,
+                _seed(job_seed, own_seed, id, sample),
+                adapter=adapter,
+                images=pictures,
+            )
             for sample in range(n)
         ]
-        made = Prompted(number, id, *fitted, params, passed, shape, adapter, requests, own_seed)
+        made = Prompted(number, id, *fitted, params, passed, shape, adapter, requests, own_seed, images=pictures)
         return self._to_be_checked(made, record) if self.spec.check.checks else made
 
     def _to_be_checked(self, made: Prompted, record: dict[str, Any]) -> Prompted | Reject:
@@ -335,7 +357,8 @@ class Generate:
     def request(self, work: Prompted, name: Name, key: Hashable = None) -> Request:
         """What the engine is asked for a try of a row."""
         sampling = self._of_try(work, name.attempt)[1]
-        return Request(name, work.prompt_token_ids, sampling, self._seed_of(work, name), key, work.adapter)
+        seed, images = self._seed_of(work, name), work.images
+        return Request(name, work.prompt_token_ids, sampling, seed, key, work.adapter, images=images)
 
     def output(self, work: Prompted, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         by_sample = groupby(answers, key=lambda answer: answer.request.name.sample)

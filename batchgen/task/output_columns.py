@@ -271,6 +271,20 @@ COLUMNS = (
         is_optional=True,
     ),
     OutputColumn(
+        "images",
+        pa.list_(
+            pa.struct(
+                [("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("animated", pa.bool_())]
+            )
+        ),
+        "the images of the prompt, in order, by the digests of their files; of an animation the model saw the first",
+        lambda done: [
+            {"sha256": each.digest, "width": each.width, "height": each.height, "animated": each.is_animated}
+            for each in done.work.images
+        ],
+        is_optional=True,
+    ),
+    OutputColumn(
         "adapter",
         pa.string(),
         "the adapter that answered; null is the model alone",
@@ -293,6 +307,7 @@ def columns_of(spec: JobSpec) -> list[OutputColumn]:
     wanted |= {"logprobs"} if spec.sampling.logprobs is not None else set()
     wanted |= {"reasoning"} if spec.model.reasoning_parser else set()
     wanted |= {"tries", "failed_checks"} if spec.check.checks else set()
+    wanted |= {"images"} if spec.input.image else set()
     wanted |= {"adapter"} if spec.model.adapter else set()
     return [column for column in COLUMNS if not column.is_optional or column.name in wanted]
 

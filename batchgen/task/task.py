@@ -12,6 +12,7 @@ import pyarrow as pa
 from ..input.columns import Column
 from ..input.conversation import Row
 from ..job.sampling import FINISH_REASONS, Sampling
+from ..prompt.pictures import Picture
 
 if TYPE_CHECKING:
     from .segment_rows import SegmentRow
@@ -48,6 +49,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     adapter: the name of the one that is to answer; None is the model alone
     key: two requests of a shard with the same key are generated once; None is never the same
     scored: how many of the prompt's last tokens are scored, instead of generating any
+    images: of the prompt, in the order of their places in it
     """
 
     name: Name
@@ -57,6 +59,7 @@ class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     key: Hashable = None
     adapter: str | None = None
     scored: int = 0
+    images: Sequence[Picture] = ()
 
 
 class Reasoned(NamedTuple):

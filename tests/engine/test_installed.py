@@ -24,7 +24,7 @@ def is_there(feature: str) -> bool:
         return False
     of = importlib.import_module(module) if name else None
     for part in name.split(".") if name else ():
-        of = getattr(of, part, None)
+        of = getattr(of, part, getattr(of, "__annotations__", {}).get(part))  # a TypedDict has no attributes
     return of is not None or not name
 
 

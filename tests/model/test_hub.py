@@ -13,7 +13,16 @@ from conftest import MODEL
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {path.name: path.read_bytes() for path in MODEL.iterdir()} | {"README.md": b"x", "pytorch_model.bin": b"x"}
-MODELS = {"rinna/demo": FILES, "rinna/some-minigpt4": {"README.md": b"x", "checkpoint.pth": b"x"}}
+# BLIP-2 as transformers has it: in many files, few of which hold its vision.
+WHERE = {"vision_model.a": "2", "qformer.b": "2", "query_tokens": "2", "language_model.c": "1", "language_model.d": "3"}
+SHARDS = {name: f"model-0000{number}-of-00003.safetensors" for name, number in WHERE.items()}
+BLIP2 = {"model.safetensors.index.json": json.dumps({"weight_map": SHARDS}).encode()}
+MODELS = {
+    "rinna/demo": FILES,
+    "rinna/bilingual-gpt-neox-4b": FILES,
+    "rinna/some-minigpt4": {"README.md": b"x", "checkpoint.pth": b"x"},
+    "org/blip2": BLIP2 | {name: b"x" for name in SHARDS.values()},
+}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -153,9 +162,16 @@ def test_no_such_revision(command):
     assert "rinna/demo: has no revision v9" in line
 
 
-def test_a_minigpt4_repository_is_refused_before_anything_is_downloaded(command, hub):
-    assert "a MiniGPT-4 checkpoint" in refusal(command("inspect", "rinna/some-minigpt4"))
-    assert not any("/resolve/" in path for path in hub.asked)
+def test_a_minigpt4_model_s_language_model_and_vision_come_from_the_hub_too(command, hub, tmp_path):
+    assert "name its weights in [model] vision" in refusal(command("inspect", "rinna/some-minigpt4"))
+    done = command("inspect", "rinna/some-minigpt4", "--vision", "org/blip2")
+    assert done.returncode == 0, done.stderr
+    assert "vision/model-00002-of-00003.safetensors" in done.stdout
+    named = {path.rpartition("/")[2] for path in hub.asked if "org/blip2/resolve" in path}
+    assert "model-00002-of-00003.safetensors" in named and "model-00001-of-00003.safetensors" not in named
+    asked = len(hub.asked)
+    again = command("inspect", "rinna/some-minigpt4", "--vision", "org/blip2", "--revision", COMMIT)
+    assert (again.stdout, hub.asked[asked:]) == (done.stdout, [])
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./rinna/none", "a/b/c", "rinna/a--b"])

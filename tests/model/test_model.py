@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CONVERSATIONS, MODEL, demo_records
+from minigpt4 import minigpt4  # noqa: F401
 from safetensors.torch import load_file, save_file
 
 from batchgen.errors import JobError
@@ -173,13 +174,25 @@ def test_the_withdrawn_weights_may_be_allowed(with_md5, write_rows, tmp_path, ca
 # --- images
 
 
-@pytest.mark.parametrize(("name", "file"), [("images", "checkpoint_9.pth"), ("x-minigpt4", "README.md")])
-def test_a_minigpt4_checkpoint_is_refused(batchgen, write_rows, tmp_path, name, file):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / file).write_bytes(b"x")
-    result = batchgen("run", write_rows([{"text": "x"}]), "--model", tmp_path / name, "--output", tmp_path / "out")
+def test_a_minigpt4_model_needs_blip_2s_vision(batchgen, minigpt4):  # noqa: F811
+    alone = minigpt4.model.with_name("alone")
+    alone.mkdir(exist_ok=True)
+    (alone / "checkpoint.pth").write_bytes((minigpt4.model / "checkpoint.pth").read_bytes())
+    result = batchgen("inspect", alone)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert f"{name}: a MiniGPT-4 checkpoint (images and text)" in result.stderr
+    assert (
+        "alone: a MiniGPT-4 model, which sees by BLIP-2's vision: name its weights in [model] vision" in result.stderr
+    )
+    seen = batchgen("inspect", minigpt4.model, "--vision", minigpt4.vision).stdout
+    assert "images           MiniGPT-4: 32 embeddings in place of <ImageHere>, by BLIP-2's vision" in seen
+    assert seen.count("blip2_pretrained_flant5xxl.pth  ") == 1 and "vision/eva_vit_g.pth" in seen
+
+
+def test_vision_goes_with_a_minigpt4_model_alone(batchgen, minigpt4):  # noqa: F811
+    for vision, why in ((minigpt4.vision, "has no checkpoint.pth"), ("nowhere", "has no checkpoint.pth")):
+        assert why in batchgen("inspect", MODEL, "--vision", vision).stderr
+    assert "nowhere: no such model folder" in batchgen("inspect", minigpt4.model, "--vision", "nowhere").stderr
+    assert "has neither eva_vit_g.pth and" in batchgen("inspect", minigpt4.model, "--vision", MODEL.parent).stderr
 
 
 def test_a_complete_model_is_taken_whatever_its_name(model):

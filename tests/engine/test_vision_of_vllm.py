@@ -1,0 +1,186 @@
+"""A model that has its own vision in vLLM: a LLaVA of two layers with random weights."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pictured
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import generating
+from llama import save_tokenizer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from batchgen.engine.vllm import VllmEngine
+from batchgen.model.model import load_model
+
+# vLLM's LLaVA imports it, and a build for CUDA cannot be imported beside a torch for CPUs.
+pytest.importorskip("torchvision", exc_type=Exception)
+pytestmark = pytest.mark.slow
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SIDE, MEAN, STD = 28, [0.48, 0.45, 0.40], [0.26, 0.26, 0.27]
+PREPARATION = {
+    "image_processor_type": "CLIPImageProcessor",
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_normalize", "do_rescale", "do_convert_rgb"), True),
+    "size": {"shortest_edge": SIDE},
+    "crop_size": {"height": SIDE, "width": SIDE},
+    "resample": 3,
+    "image_mean": MEAN,
+    "image_std": STD,
+}
+PROCESSOR = {
+    "processor_class": "LlavaProcessor",
+    "patch_size": 14,
+    "vision_feature_select_strategy": "default",
+    "image_token": "<image>",
+    "num_additional_image_tokens": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "llava"
+    tokenizer = save_tokenizer(folder, TEMPLATE, [AddedToken("<image>", special=True)])
+    torch.manual_seed(3)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    sight = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14
+    )
+    config = LlavaConfig(
+        vision_config=sight,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    network = LlavaForConditionalGeneration(config)
+    for name, weight in network.named_parameters():  # or all images look the same to it
+        if "vision_tower" in name or "projector" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    network.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    # vLLM 0.32 knows the names that checkpoints had before transformers 5.
+    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): each for name, each in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPARATION))
+    (folder / "processor_config.json").write_text(json.dumps(PROCESSOR))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generate_llava(llava, tmp_path_factory):
+    model = load_model(str(llava), images=True)
+    engine = VllmEngine(model, {"dtype": "float32", "max_num_seqs": 8}, model.context)
+    run = generating(engine, tmp_path_factory.mktemp("llava"))
+
+    def generate(rows: Path, out: str, **tables) -> list[dict]:
+        tables["model"] = {"path": str(llava)}
+        tables.setdefault("sampling", {"temperature": 0.0, "max_tokens": 12})
+        folder = run([rows], out=out, **tables)
+        return [row for part in sorted(folder.glob("part-*")) for row in pq.read_table(part).to_pylist()]
+
+    return generate
+
+
+def message(*parts: str | dict) -> list[dict]:
+    content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def image(url: str) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def greedy(llava: Path, prompt: str, contents: list[bytes]) -> list[int]:
+    """What transformers answers to a prompt with `<image>` in it. [4 tokens per image of 2 x 2 patches]"""
+    network = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
+    tokenizer = load_model(str(llava)).tokenizer
+    values = []
+    for content in contents:
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
+        scale = SIDE / min(picture.size)
+        picture = picture.resize([max(SIDE, int(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
+        left, top = ((side - SIDE) // 2 for side in picture.size)
+        picture = picture.crop((left, top, left + SIDE, top + SIDE))
+        values.append(((np.asarray(picture) / 255 - MEAN) / STD).transpose(2, 0, 1))
+    ids = tokenizer.encode(prompt.replace("<image>", "<image>" * 4))
+    with torch.inference_mode():
+        made = network.generate(
+            input_ids=torch.tensor([ids]),
+            pixel_values=torch.tensor(np.array(values), dtype=torch.float32),
+            do_sample=False,
+            max_new_tokens=12,
+        )[0]
+    return made[len(ids) :].tolist()
+
+
+def test_messages_with_images_are_answered_as_by_transformers(generate_llava, llava, write_rows, tmp_path):
+    contents = [pictured.photo(number, 40, 40) for number in range(4)]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    data = "data:image/png;base64," + base64.b64encode(contents[3]).decode()
+    rows = [
+        {"messages": message(image("0.png"), "What is it?")},
+        {"messages": message("This ", image("1.png"), " or that ", image("2.png"), "?")},
+        {"messages": message(image(data), "And <|end|> this?")},
+        {"messages": message("No image.")},
+    ]
+    answers = generate_llava(
+        write_rows(rows), "messages", input={"image": "messages"}, output={"include": ["response_token_ids"]}
+    )
+    expected = [
+        greedy(llava, "<|user|><image>What is it?<|end|><|assistant|>", contents[:1]),
+        greedy(llava, "<|user|>This <image> or that <image>?<|end|><|assistant|>", contents[1:3]),
+    ]
+    assert [answer["response_token_ids"] for answer in answers[:2]] == expected
+    assert [len(answer["images"]) for answer in answers] == [1, 2, 1, 0]
+    assert len({tuple(answer["response_token_ids"]) for answer in answers}) == 4
+
+
+def test_a_column_of_images_gives_the_same_answers(generate_llava, write_rows, tmp_path):
+    (tmp_path / "0.png").write_bytes(pictured.photo(0, 40, 40))
+    parts = [{"messages": message(image("0.png"), "What is it?")}]
+    column = [{"text": "What is it?", "picture": "0.png"}]
+    [one] = generate_llava(write_rows(parts), "parts", input={"image": "messages"})
+    [other] = generate_llava(write_rows(column, "column.jsonl"), "column", input={"image": "picture"})
+    assert (one["response"], one["images"]) == (other["response"], other["images"])
+
+
+def test_sampled_answers_are_the_same_alone_and_in_a_batch(generate_llava, write_rows, tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(pictured.photo(number, 40, 40))
+    rows = [{"id": str(number), "text": "What?", "image": f"{number}.png"} for number in range(6)]
+    more = {"sampling": {"temperature": 1.0, "max_tokens": 12}, "input": {"image": "image"}}
+    together = generate_llava(write_rows(rows), "together", **more)
+    [alone] = generate_llava(write_rows(rows[4:5], "alone.jsonl"), "alone", **more)
+    assert {**alone, "row": 4} == together[4]
+
+
+def test_an_image_that_vllm_refuses_costs_its_row_alone(generate_llava, write_rows, tmp_path):
+    (tmp_path / "0.png").write_bytes(pictured.photo(0, 40, 40))
+    rows = [{"text": "What?", "image": name} for name in ("0.png", "0.png", "0.png")]
+    rows[1] = {"text": "What? " * 60, "image": ["0.png"] * 8}  # whose places do not fit
+    answers = generate_llava(write_rows(rows), "refused", input={"image": "image"})
+    assert [answer["row"] for answer in answers] == [0, 2]
