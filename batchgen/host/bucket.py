@@ -30,6 +30,7 @@ _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL", "GOOGLE_ENDPOINT_URL"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
+_KEYS = {"s3": "AWS_ACCESS_KEY_ID", "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": "AZURE_STORAGE_ACCOUNT_NAME"}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 _URI = re.compile(rf"({'|'.join(SCHEMES)})://", re.I)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.I)
@@ -71,6 +72,7 @@ class Bucket:
     def __init__(self, uri: str, patience: float = PATIENCE):
         """patience: seconds; the longest that a request for a small object may take is twice that. Raises JobError."""
         scheme, bucket, place = _parsed(uri)
+        self._scheme = scheme
         self.uri = f"{scheme}://{bucket}/{place}".rstrip("/")
         self.lists_from_anywhere = scheme != "az"  # whose listings begin at the first name, whatever is asked for
         self._patience = patience
@@ -239,7 +241,7 @@ class Bucket:
         if is_denied and "169.254." not in text:
             return f"access is denied ({_reason(text)})"
         if not self._was_reached and _NO_CREDENTIALS.search(text):
-            return "no credentials were found; give them in the environment (AWS_ACCESS_KEY_ID, ...)"
+            return f"no credentials were found; give them in the environment ({_KEYS[self._scheme]}, ...)"
         return _reason(text) if _WRONG.search(text) or kind == "InvalidPathError" else None
 
     def _failure(self, name: str, why: str, is_refused: bool) -> JobError | Stopped:
@@ -308,7 +310,11 @@ def _opened(scheme: str, bucket: str, place: str, seconds: float, patience: floa
             "connect_timeout": datetime.timedelta(seconds=min(5.0, patience / 2)),
             "timeout": datetime.timedelta(seconds=seconds),
         },
-        "retry_config": {"max_retries": 10, "retry_timeout": datetime.timedelta(seconds=patience / 2)},
+        "retry_config": {
+            "max_retries": 10,
+            "retry_timeout": datetime.timedelta(seconds=patience / 2),
+            "backoff": {"max_backoff": datetime.timedelta(seconds=2)},
+        },
     }
     try:
         if scheme == "gs":
@@ -317,7 +323,8 @@ def _opened(scheme: str, bucket: str, place: str, seconds: float, patience: floa
             return store.AzureStore(container_name=bucket, **options)
         return store.S3Store(bucket, **options, **_profile())
     except Exception as error:
-        raise JobError(f"{scheme}://{bucket}: cannot be opened: {_reason(str(error))}") from None
+        why = f"{_reason(str(error))}; `batchgen manual buckets` says what a bucket needs"
+        raise JobError(f"{scheme}://{bucket}: cannot be opened: {why}") from None
 
 
 def _allows_http(scheme: str) -> bool:

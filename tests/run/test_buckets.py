@@ -16,6 +16,7 @@ SHARDS = ["--shard-rows", 40]
 QUICK = ["--stale", 3, "--journal-every", 0.5]  # so that a test need not wait for long
 
 
+@pytest.mark.slow
 def test_a_job_in_a_bucket_is_killed_resumed_and_the_same_as_in_a_folder(
     start, instantly, bucket, write_rows, tmp_path
 ):
