@@ -50,7 +50,7 @@ class OfVllm:
 
     def __init__(self, engine: Any):
         """engine: vLLM's LLMEngine."""
-        self._render = engine.renderer.render_cmpl
+        self._engine = engine
 
     def look_at(self, pictures: Iterable[Picture]) -> None:
         return None
@@ -60,7 +60,9 @@ class OfVllm:
         from PIL import Image
 
         images = [Image.frombytes("RGB", each.size, each.pixels()) for each in pictures]
-        [made] = self._render([{"prompt_token_ids": token_ids, "multi_modal_data": {"image": images}}])
+        [made] = self._engine.renderer.render_cmpl(
+            [{"prompt_token_ids": token_ids, "multi_modal_data": {"image": images}}]
+        )
         return made
 
 
