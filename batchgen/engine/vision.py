@@ -30,7 +30,7 @@ LAST_NORM_EPS = 1e-5  # of LAVIS' ln_vision, where transformers has 1e-6
 # Images that are encoded together. Always as many, so that the same kernels run and an image's embeddings do not depend
 # on its neighbours. One fills two cores of a CPU (4 s), not a GPU.
 TOGETHER = {"cpu": 1, "cuda": 16}
-CACHE = 256 << 20  # bytes of embeddings that are remembered; 32 x 2816 in float16 are 180 kB
+CACHE = 64 << 20  # bytes of embeddings that are remembered; 32 x 2816 in float16 are 180 kB
 
 Tensors = dict[str, torch.Tensor]
 
