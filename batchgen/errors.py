@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Literal, get_args
 
-from .host import console, terminal
+from .host import caller, console, terminal
 
 shown = terminal.line
 
@@ -119,7 +119,11 @@ def plain(message: str) -> str:
 
 
 def warn(text: str) -> None:
-    """Prints one line on stderr: something the user should know that does not stop the run."""
+    """Tells of something that the user should know and that does not stop the run: in one line on stderr, or as the
+    Python program that has called wants it."""
+    if tell := caller.current().warn:
+        tell(text)
+        return
     print(terminal.message(f"batchgen: warning: {text}"), file=console.stderr())
 
 

@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..host.caller import Caller, called_by
 from ..run.prepare import Job, prepare
 from ..run.session import Session, key_of
-from .jobs import load
+from .jobs import load, warn
 
 _lock = threading.Lock()
 _kept: Session | None = None
@@ -53,8 +54,11 @@ def generate(prompts: Any, model: Any, **tables: Any) -> Iterator[Answer]:
     named = {name: tables.pop(name) for name in ("prompt", "sampling", "engine", "check", "limits") if name in tables}
     named["sampling"] = {**named.get("sampling", {}), **tables}
     with tempfile.TemporaryDirectory(prefix="batchgen-generate-") as scratch:
-        job = prepare(load(input=prompts, model=model, output=str(Path(scratch) / "out"), **named))
-        with closing(_session(job).generate(job)) as answers:
+        # Not around what is yielded: who has called may be somebody else between two answers.
+        with called_by(Caller(warn, catches_signals=False)):
+            job = prepare(load(input=prompts, model=model, output=str(Path(scratch) / "out"), **named))
+            session = _session(job)
+        with closing(session.generate(job)) as answers:
             for made in answers:
                 if line := made.reject:
                     why = f"{line['reason']}: {line['detail']}"

@@ -145,3 +145,8 @@ class Results:
             if name not in known:
                 raise JobError(f"{self.path}: no column {name}{nearest(name, known)}")
         return list(known if columns is None else columns)
+
+
+def open(out: str | Path) -> Results:
+    """The results of the job in an output folder. Raises JobError if it is none."""
+    return Results(out)

@@ -21,6 +21,7 @@ PAGES = {
     "scaling": "a thousand workers, by simulation: requests, costs, what gives way first",
     "checking": "plan, status, show, verify, rejects, retry",
     "reporting": "a page to look at in a browser: figures, charts, samples; several outputs side by side",
+    "python": "jobs, results and responses from Python and in notebooks",
     "exporting": "one file, or a dataset to publish",
     "performance": "what was measured, and how to measure your machine",
     "troubleshooting": "out of memory, where the logs are, what to send with a report",

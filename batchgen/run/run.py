@@ -13,7 +13,7 @@ import msgspec
 
 from ..engine.choice import require_engine, warn_of_choice
 from ..errors import JobError, Reject, Stopped, Stopping, warn
-from ..host import console
+from ..host import caller, console
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
 from ..output import journal, opening, owners, record, shard, success
@@ -147,7 +147,8 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         len(planned.row_numbers) for planned in missing
     )
     environments, text = divide(job, len(missing))
-    progress = Progress(console.stderr(), job.rows, rows_done)
+    watch = caller.current().watch or (lambda rows, done: Progress(console.stderr(), rows, done))
+    progress = watch(job.rows, rows_done)
     if text:
         for line in header.lines(job, text, rows_done):
             progress.write(f"batchgen: {line}")

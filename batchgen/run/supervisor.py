@@ -14,6 +14,8 @@ from ..engine import choice
 from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
 from ..errors import JobError, MachineError, Stopped, Stopping
+from ..host import caller
+from ..host.caller import Watching
 from ..output import logs, shard
 from . import deadline, death
 from .death import Death
@@ -21,7 +23,6 @@ from .messages import Exit, ExitKind, Started, Totals, Warn, Work
 from .other_engine import OtherEngine
 from .poison import PoisonDetector
 from .prepare import Job
-from .progress import Progress
 from .worker_process import WorkerProcess
 
 TICK = 0.2  # seconds between two looks at signals and at the watchdog
@@ -73,7 +74,7 @@ class Slot:
 class Supervisor:
     """Brings a job to its end, over as many deaths of its engines as the job allows."""
 
-    def __init__(self, job: Job, progress: Progress, environments: list[dict[str, str]], until: float | None = None):
+    def __init__(self, job: Job, progress: Watching, environments: list[dict[str, str]], until: float | None = None):
         """environments: one per worker, what it has beside ours; until: when running requests have to end, in seconds
         since the epoch."""
         self.signals: list[int] = []  # all that came
@@ -101,7 +102,10 @@ class Supervisor:
                     self._warn(self._other_engine.of_noise(now))
                 with selectors.DefaultSelector() as self._selector:
                     while any(slot.worker or slot.start_at is not None for slot in self._slots):
-                        self._turn()
+                        try:
+                            self._turn()
+                        except KeyboardInterrupt:  # where signals are not ours to catch
+                            self.signals.append(signal.SIGINT)
             finally:
                 for slot in self._slots:
                     if slot.worker:
@@ -230,6 +234,9 @@ class Supervisor:
 
     @contextmanager
     def _catching_signals(self) -> Iterator[None]:
+        if not caller.current().catches_signals:
+            yield
+            return
         caught = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is how nohup leaves it
             caught.append(signal.SIGHUP)
@@ -245,6 +252,8 @@ class Supervisor:
 
     def _obey_signals(self) -> None:
         """The first one asks the workers to drain. A Ctrl-C after that stops at once."""
+        if (stop := caller.current().stop) and stop.is_set() and not self.signals:
+            self.signals.append(signal.SIGTERM)
         while self._obeyed < len(self.signals):
             number = self.signals[self._obeyed]
             self._obeyed += 1

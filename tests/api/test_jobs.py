@@ -1,0 +1,160 @@
+"""Jobs from Python: the same folders as from the command line, typed results, nothing printed, no signal taken."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import CONVERSATIONS, MODEL, demo_records
+
+import batchgen
+from batchgen.api import jobs
+
+
+@pytest.fixture(autouse=True)
+def instant(monkeypatch):
+    """Workers whose engine answers at once, or as slowly as a test says."""
+    monkeypatch.setenv("BATCHGEN_ENGINE", "instant")
+
+
+@pytest.fixture
+def job(tmp_path):
+    def load(rows=40, **tables):
+        tables = {"sampling": {"max_tokens": 4}, "output": {"path": str(tmp_path / "out"), "shard_rows": 10}} | tables
+        return batchgen.load(input=demo_records(rows), model=MODEL, **tables)
+
+    return load
+
+
+def test_a_job_is_run_and_read(job, tmp_path, capfd):
+    outcome = jobs.run(job())
+    assert (outcome.counts.rows, outcome.counts.responses) == (40, 40)
+    assert [row["row"] for row in batchgen.open(tmp_path / "out")] == list(range(40))
+    assert jobs.run(job()).totals.rows == 0  # all done already
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+def test_it_makes_the_shards_that_the_command_line_makes(job, tmp_path, batchgen_process):
+    jobs.run(job())
+    [source] = tmp_path.glob("out.input-*.jsonl")
+    flags = ["--model", MODEL, "--output", tmp_path / "other", "--max-tokens", 4, "--shard-rows", 10]
+    done = batchgen_process("run", source, *flags)
+    assert done.returncode == 0, done.stderr
+    assert ds.dataset(tmp_path / "other").to_table().equals(ds.dataset(tmp_path / "out").to_table())
+    parts = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
+    assert all((tmp_path / "out" / part).read_bytes() == (tmp_path / "other" / part).read_bytes() for part in parts)
+
+
+def test_progress_is_told_to_its_end(job):
+    told: list[batchgen.Progress] = []
+    jobs.run(job(), on_progress=told.append)
+    assert told[-1].rows == told[-1].done == 40
+    assert all(one.done <= other.done for one, other in itertools.pairwise(told))
+
+
+def test_a_thread_can_run_a_job_and_signals_stay_the_programs_own(job):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    found = []
+    thread = threading.Thread(target=lambda: found.append(jobs.run(job())))
+    thread.start()
+    thread.join(60)
+    assert found[0].counts.rows == 40
+    jobs.run(job(output=str(found[0].out) + "-2"))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    monkeypatch.setenv("BATCHGEN_ENGINE", "paced:Instant")
+    monkeypatch.setenv("PYTHONPATH", f"{os.path.dirname(os.path.dirname(__file__))}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(os.path.dirname(os.path.dirname(__file__)))
+    monkeypatch.setenv("BATCHGEN_TEST_STEP", "0.2")
+
+
+def test_a_run_that_is_told_to_stop_is_resumed_by_the_next_call(job, slow, monkeypatch):
+    stop = threading.Event()
+
+    def watch(now: batchgen.Progress) -> None:
+        if now.done >= 16:
+            stop.set()
+
+    with pytest.raises(batchgen.Stopped):
+        jobs.run(job(400), on_progress=watch, stop=stop)
+    monkeypatch.setenv("BATCHGEN_TEST_STEP", "0")
+    outcome = jobs.run(job(400))
+    assert outcome.counts.rows == 400 and 0 < outcome.totals.rows < 400
+
+
+def test_ctrl_c_stops_a_run_resumably(job, slow, monkeypatch):
+    def interrupt() -> None:
+        time.sleep(4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(batchgen.Stopped):
+        jobs.run(job(2000))
+    monkeypatch.setenv("BATCHGEN_TEST_STEP", "0")
+    assert jobs.run(job(2000)).counts.rows == 2000
+
+
+def test_warnings_are_pythons(job, capfd):
+    rows = [{"id": "a", "text": "Monday"}] * 2
+    with pytest.warns(batchgen.BatchgenWarning, match="have the id of an earlier row"):
+        batchgen.plan(batchgen.load(input=rows, model=MODEL, output="nowhere"))
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_wrong_is_an_exception(job, tmp_path):
+    with pytest.raises(batchgen.JobError, match=r"\[sampling\] temperatur: unknown key; did you mean temperature"):
+        job(sampling={"temperatur": 1})
+    with pytest.raises(batchgen.JobError, match=r"\[sampling\]: is a table"):
+        job(sampling=1)
+    jobs.run(job())
+    with pytest.raises(batchgen.JobError, match="max_tokens: 4 -> 5"):
+        jobs.run(job(sampling={"max_tokens": 5}))
+    assert jobs.run(job(sampling={"max_tokens": 5}), discard=True).counts.rows == 40
+
+
+def test_a_job_file_and_what_is_said_beside_it(tmp_path):
+    (tmp_path / "job.toml").write_text('[input]\npath = "in.jsonl"\n[model]\npath = "m"\n[output]\npath = "out"\n')
+    loaded = batchgen.load(tmp_path / "job.toml", sampling={"temperature": 0}, input=str(CONVERSATIONS))
+    assert loaded.input.path == [str(CONVERSATIONS)] and loaded.sampling.temperature == 0
+    assert loaded.output.path == str(tmp_path / "out")
+
+
+def test_looking_and_checking_give_what_the_commands_print(job, tmp_path):
+    forecast = batchgen.plan(job())
+    assert (forecast.job.plan.rows, len(forecast.lengths), dict(forecast.shapes)) == (40, 40, {"speaker": 40})
+    jobs.run(job())
+    assert batchgen.status(tmp_path / "out").rows_done == 40
+    verdict = batchgen.verify(tmp_path / "out")
+    assert verdict.problems == [] and verdict.counts.rows == 40
+    (tmp_path / "out" / "part-00001-of-00004.parquet").write_bytes(b"")
+    assert batchgen.verify(str(tmp_path / "out")).problems
+
+
+def test_results_are_exported_and_rows_tried_again(job, tmp_path):
+    jobs.run(job())
+    batchgen.export(tmp_path / "out", tmp_path / "all.csv", columns=["id", "response"])
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as lines:
+        assert [row["id"] for row in csv.DictReader(lines)] == [record["id"] for record in demo_records(40)]
+    again = batchgen.retry(tmp_path / "out", ["length"], sampling={"max_tokens": 9}, output=tmp_path / "longer")
+    assert again.counts.rows == 40 and again.counts.responses == 40
+
+
+def test_importing_batchgen_takes_no_time_and_loads_nothing(batchgen_process):
+    code = (
+        "import sys, time; t = time.perf_counter(); import batchgen; took = time.perf_counter() - t\n"
+        "assert not {'pyarrow', 'numpy', 'click', 'vllm'} & set(sys.modules), 'heavy'\n"
+        "assert took < 0.1, took; print(*dir(batchgen))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {*batchgen.__all__} <= set(done.stdout.split())
