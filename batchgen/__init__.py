@@ -14,14 +14,14 @@ __version__ = "0.3.0"
 
 if TYPE_CHECKING:
     from .api.generate import Answer, close, generate
-    from .api.jobs import BatchgenWarning, Progress, export, load, plan, retry, run, status, verify
+    from .api.jobs import BatchgenWarning, Progress, export, load, plan, retry, run, status, sweep, verify
     from .api.results import Rejected, Results, open
     from .errors import JobError, MachineError, Stopped
     from .job.spec import JobSpec
 
 _PLACES = {
     "api.generate": ("Answer", "close", "generate"),
-    "api.jobs": ("BatchgenWarning", "Progress", "export", "load", "plan", "retry", "run", "status", "verify"),
+    "api.jobs": ("BatchgenWarning", "Progress", "export", "load", "plan", "retry", "run", "status", "sweep", "verify"),
     "api.results": ("Rejected", "Results", "open"),
     "errors": ("JobError", "MachineError", "Stopped"),
     "job.spec": ("JobSpec",),
@@ -47,6 +47,7 @@ __all__ = [
     "retry",
     "run",
     "status",
+    "sweep",
     "verify",
 ]
 

@@ -11,11 +11,14 @@ from ..commands import export as exporting
 from ..commands import plan as planning
 from ..commands import retry as retrying
 from ..commands import status as looking
+from ..commands import sweep as sweeping
 from ..commands import verify as verifying
-from ..errors import JobError
+from ..errors import JobError, Stopped
 from ..host.caller import Caller, called_by
 from ..job import spec as specs
 from ..job.spec import JobSpec
+from ..metrics.summary import Summary
+from ..output.store import Place
 from ..run import run as running
 from ..run.run import Outcome
 from . import data
@@ -174,11 +177,30 @@ def run(
     Raises JobError, MachineError or Stopped.
     """
     with called_by(_listening(on_progress, stop, signals)):
-        return running.run(job, discard)
+        return running.run(specs.without_sweep(job), discard)
+
+
+def sweep(
+    job: JobSpec,
+    *,
+    on_progress: Callable[[Progress], None] | bool = False,
+    discard: bool = False,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Answers a sample of the input with every setting that `[sweep]` lists, and compares them by `[metrics]`. What
+    comes out is in the output folder as well, with the best setting and a page to look at.
+
+    Raises what `run` raises; Stopped, too, while other workers hold the last shards.
+    """
+    with called_by(_listening(on_progress, stop, signals=False)):
+        finished = list(sweeping.sweep(job, discard))
+        if not all(done.outcome.counts for done in finished):
+            raise Stopped(f"{job.output.path}: other workers hold the last shards")
+        return sweeping.compare(job, finished)
 
 
 def retry(
-    out: str | Path,
+    out: Place,
     only: str | Sequence[str],
     *,
     on_progress: Callable[[Progress], None] | bool = False,
@@ -194,7 +216,7 @@ def retry(
     """
     reasons = only if isinstance(only, str) else ",".join(only)
     with called_by(_listening(on_progress, stop, signals=False)):
-        return retrying.retry(Path(out), reasons, {name: _table(name, value) for name, value in tables.items()})
+        return retrying.retry(out, reasons, {name: _table(name, value) for name, value in tables.items()})
 
 
 # --- looking at them
@@ -203,28 +225,28 @@ def retry(
 @_of_python
 def plan(job: JobSpec) -> planning.Forecast:
     """Reads, renders and tokenizes the whole input: rows, rejects to come, prompt lengths, shards. Raises JobError."""
-    return planning.plan(job)
+    return planning.plan(specs.without_sweep(job))
 
 
 @_of_python
-def status(out: str | Path) -> looking.Status:
+def status(out: Place) -> looking.Status:
     """How far the job in a folder is: shards, rows, workers, throughput, time left. Raises JobError."""
-    return looking.look(Path(out))
+    return looking.look(out)
 
 
 @_of_python
-def verify(out: str | Path, *, quarantine: bool = False, close: bool = False) -> verifying.Verdict:
+def verify(out: Place, *, quarantine: bool = False, close: bool = False) -> verifying.Verdict:
     """Checks every shard against the job and its input; `problems` is empty if no row is missing, doubled or damaged.
 
     quarantine: move damaged shards aside, so that a run makes them again; close: write `_SUCCESS` if only that is
     missing. Raises JobError.
     """
-    return verifying.verify(Path(out), verifying.Writing(quarantine, close))
+    return verifying.verify(out, verifying.Writing(quarantine, close))
 
 
 @_of_python
 def export(
-    out: str | Path,
+    out: Place,
     to: str | Path,
     *,
     format: str = "",
@@ -239,6 +261,6 @@ def export(
     """
     names = ",".join(columns)
     if str(to).startswith("hf://"):
-        exporting.export_to_hub(Path(out), str(to), names, partial, overwrite, public=False)
+        exporting.export_to_hub(out, str(to), names, partial, overwrite, public=False)
     else:
-        exporting.export(Path(out), Path(to), format, names, partial, overwrite)
+        exporting.export(out, Path(to), format, names, partial, overwrite)

@@ -125,7 +125,7 @@ class Results:
 
     def rejects(self) -> Iterator[Rejected]:
         """The rows without a response, of what is finished."""
-        for place, line in rejected(Path(self.path), []):
+        for place, line in rejected(self.path, []):
             yield Rejected(**line, place=place)
 
     # --- inside
