@@ -78,7 +78,7 @@ def test_a_name_that_people_use_is_taken(place, path):
     ("path", "reason"),
     [
         ("file:///tmp/x.jsonl", "results go to local files"),
-        ("hf://datasets/a/b.jsonl", "results go to local files"),
+        ("https://host/a/b.jsonl", "results go to local files"),
         ("o\x1b[31mut.jsonl", "has a control character in its name"),
         ("loop/x.jsonl", "is a broken link, or one to itself"),
     ],
