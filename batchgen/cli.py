@@ -21,7 +21,7 @@ from .host import bucket, console, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
 if TYPE_CHECKING:
-    from .run.run import Outcome
+    from .runner.run import Outcome
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 
@@ -199,7 +199,7 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
     """
     with exit_codes():
         spec = flags.spec_of(inputs, engine, options)
-        from .run.run import run
+        from .runner.run import run
 
         outcome = run(spec, discard)
     _end(outcome)
@@ -320,7 +320,7 @@ def submit_command(
     """
     from .commands import submit
     from .engine.choice import check_engine
-    from .run.prepare import prepare
+    from .runner.prepare import prepare
 
     with exit_codes():
         where = job_file if isinstance(job_file, str) else current_folder() / job_file

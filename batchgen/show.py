@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.sweep import Forecast as SweepForecast
     from .commands.verify import Verdict
     from .metrics.summary import MeasuredSetting, Summary, Value
-    from .run.run import Outcome
+    from .runner.run import Outcome
     from .task.generate import Prompted
     from .task.segment_rows import SegmentRow
 

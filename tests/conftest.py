@@ -28,9 +28,9 @@ from batchgen.output import opening
 from batchgen.output.bucket import BucketStore
 from batchgen.output.claims import Claims
 from batchgen.output.store import FolderStore, Store, at
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import close, missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import close, missing_shards
+from batchgen.runner.worker import Worker
 from batchgen.task.generate import Prompted
 
 DEMO = Path(__file__).parent.parent / "batchgen" / "demo"

@@ -16,8 +16,8 @@ import msgspec
 from conftest import MODEL
 
 import batchgen.model.model
-import batchgen.run.prepare
-import batchgen.run.run
+import batchgen.runner.prepare
+import batchgen.runner.run
 from batchgen.engine.types import Engine
 from batchgen.errors import Stopped
 from batchgen.job.spec import JobSpec, load
@@ -26,11 +26,11 @@ from batchgen.output import opening, shard, store
 from batchgen.output.claims import Claims
 from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
-from batchgen.run.messages import Report, Totals, Warn
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.progress import Progress
-from batchgen.run.run import Outcome
-from batchgen.run.worker import Worker
+from batchgen.runner.messages import Report, Totals, Warn
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.progress import Progress
+from batchgen.runner.run import Outcome
+from batchgen.runner.worker import Worker
 
 # A fork has one thread: work that OpenMP shares out would wait for the others for ever. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,7 +74,7 @@ class _HereByItself(_Here):
 def worker_here(engine: Engine, kind: type[_Here] = _HereByItself) -> Iterator[None]:
     """Whatever runs a job in this block has its worker in this process, on this engine."""
     with (
-        mock.patch.object(batchgen.run.run, "Supervisor", kind),
+        mock.patch.object(batchgen.runner.run, "Supervisor", kind),
         mock.patch.object(_Here, "engine", engine, create=True),
     ):
         yield
@@ -125,11 +125,11 @@ def run_here(engine: Engine, spec: JobSpec) -> Outcome:
     with (
         worker_here(engine, _Here),
         # What reads vLLM's source, its versions and the model, and has nothing to do with the disk:
-        mock.patch.object(batchgen.run.prepare, "check_args"),
-        mock.patch.object(batchgen.run.prepare, "versions", _versions),
-        mock.patch.object(batchgen.run.prepare, "load_model", _load_model),
+        mock.patch.object(batchgen.runner.prepare, "check_args"),
+        mock.patch.object(batchgen.runner.prepare, "versions", _versions),
+        mock.patch.object(batchgen.runner.prepare, "load_model", _load_model),
     ):
-        return batchgen.run.run.run(spec)
+        return batchgen.runner.run.run(spec)
 
 
 def dataset(out: Path) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ PATIENCE = 120  # seconds that anything may take on a slow machine
 # Python runs this in every worker. It patches only what is asked for: the rest is the product and its engine.
 _VLLM = """
 import sys
-if "batchgen.run.process" in sys.orig_argv:
+if "batchgen.runner.process" in sys.orig_argv:
     from batchgen.engine import cpu
     from batchgen.engine.vllm import VllmEngine as Engine
     cpu.SEQUENCES = 64  # by default, so that requests wait
@@ -33,13 +33,13 @@ if "batchgen.run.process" in sys.orig_argv:
 _INSTANT = """
 import os, sys
 os.fsync = lambda file: None  # as in conftest.py
-if "batchgen.run.process" in sys.orig_argv:
+if "batchgen.runner.process" in sys.orig_argv:
     from paced import Instant
     Engine = Instant
 """
 _PATCHED = """
 import os, sys, time
-if "batchgen.run.process" in sys.orig_argv:
+if "batchgen.runner.process" in sys.orig_argv:
     init = Engine.__init__
     def patched(self, *arguments):
         init(self, *arguments)
@@ -193,7 +193,7 @@ class Run:
             return []
         found = {pid: stat.started for pid, stat in _processes().items() if stat.parent == self.process.pid}
         self._seen |= found
-        return [pid for pid in found if b"batchgen.run.process" in _command_line(pid)]
+        return [pid for pid in found if b"batchgen.runner.process" in _command_line(pid)]
 
     def generating(self) -> bool:
         """Whether a journal has something in it: the engine works, and responses have come."""

@@ -16,7 +16,7 @@ from batchgen.job.spec import load
 from batchgen.output import opening, shard
 from batchgen.output.counts import Counts
 from batchgen.output.store import at
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 from batchgen.task.output_columns import as_column
 from batchgen.task.segment_rows import SegmentRow
 

@@ -12,7 +12,7 @@ from batchgen.job.sampling import Sampling
 from batchgen.output import opening, shard
 from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 from batchgen.task.segment_rows import SegmentRow
 
 

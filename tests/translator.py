@@ -15,9 +15,9 @@ from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import close, missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import close, missing_shards
+from batchgen.runner.worker import Worker
 
 BEGIN, END = "ユーザー: ", "\nシステム: "
 

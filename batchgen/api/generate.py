@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..host.caller import Caller, called_by
-from ..run.prepare import Job, prepare
-from ..run.session import Session, key_of
+from ..runner.prepare import Job, prepare
+from ..runner.session import Session, key_of
 from .jobs import load, warn
 
 _lock = threading.Lock()

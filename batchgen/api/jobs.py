@@ -19,8 +19,8 @@ from ..job import spec as specs
 from ..job.spec import JobSpec
 from ..metrics.summary import Summary
 from ..output.store import Place
-from ..run import run as running
-from ..run.run import Outcome
+from ..runner import run as running
+from ..runner.run import Outcome
 from . import data
 
 P = ParamSpec("P")

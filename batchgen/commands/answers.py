@@ -30,8 +30,8 @@ from ..job.spec import nearest
 from ..output import journal, layout, record, segments, shard, store
 from ..output.journal import Journal
 from ..output.store import Place
-from ..run.open_shard import OpenShard
-from ..run.prepare import Job, prepare
+from ..runner.open_shard import OpenShard
+from ..runner.prepare import Job, prepare
 from ..task.flow import work_of
 from ..task.segment_rows import SegmentRow
 from ..task.translate import Translate, Translation

@@ -46,12 +46,12 @@ from ..model.tokenizer import Tokenizer
 from ..output import journal, opening, shard
 from ..output.claims import Claims
 from ..output.counts import Counts
-from ..run import gpus
-from ..run.admission import WINDOW_PER_SEQUENCE
-from ..run.messages import Report, Work
-from ..run.prepare import Job, prepare
-from ..run.run import close
-from ..run.worker import Worker
+from ..runner import gpus
+from ..runner.admission import WINDOW_PER_SEQUENCE
+from ..runner.messages import Report, Work
+from ..runner.prepare import Job, prepare
+from ..runner.run import close
+from ..runner.worker import Worker
 from ..task.flow import work_of
 from ..task.generate import Generate
 

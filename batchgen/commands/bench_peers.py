@@ -35,7 +35,7 @@ from ..job.spec import JobSpec
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..output import layout
-from ..run.prepare import Job, prepare
+from ..runner.prepare import Job, prepare
 from ..task.flow import work_of
 from .bench import MB, Figures, circumstances, first_rows, nearest_folder, refuse_translation
 
@@ -341,7 +341,7 @@ def _results(way: str, out: Path, model: Model) -> Iterator[tuple[int, tuple[str
 
 def main() -> None:
     """`batchgen run` of a spec in a file, beside which it marks when its engines were up."""
-    from ..run.run import run
+    from ..runner.run import run
 
     die_with_parent()
     order = Path(sys.argv[1])

@@ -9,7 +9,7 @@ import msgspec
 from ..engine.scratch import adopt
 from ..engine.stock import StockEngine
 from ..host.lifeline import die_with_parent
-from ..run.prepare import prepare
+from ..runner.prepare import prepare
 from . import bench
 
 

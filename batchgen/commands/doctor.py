@@ -22,8 +22,8 @@ from ..errors import JobError, MachineError, Stopped, in_one_line
 from ..host import machine
 from ..job.sampler import ON_CPU
 from ..job.spec import load
-from ..run import gpus
-from ..run.run import run
+from ..runner import gpus
+from ..runner.run import run
 
 # Beside vLLM and torch, for the line about packages: what a report about wrong responses or a crash has to name.
 PACKAGES = ("transformers", "xgrammar", "triton", "sentencepiece", "pyarrow")

@@ -25,7 +25,7 @@ from ..job.sampling import Sampling
 from ..job.spec import current_folder, load, model_path
 from ..model.model import load_model
 from ..output import shard, store
-from ..run.run import run
+from ..runner.run import run
 from .verify import open_finished
 
 WORK = "lm_eval-batchgen"  # where the jobs lie, unless `work` says

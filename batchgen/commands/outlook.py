@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..output import record, shard
-from ..run.prepare import Job
+from ..runner.prepare import Job
 from . import status
 from .status import Status
 

@@ -16,9 +16,9 @@ from ..job.spec import JobSpec
 from ..output import record
 from ..prompt import formats
 from ..prompt.pictures import Picture
-from ..run.division import divide
-from ..run.prepare import Job, prepare
-from ..run.translation import field_paths, warn_of_no_text
+from ..runner.division import divide
+from ..runner.prepare import Job, prepare
+from ..runner.translation import field_paths, warn_of_no_text
 from ..task.flow import work_of
 from ..task.generate import Prompted
 from ..task.score import Scored

@@ -27,8 +27,8 @@ from ..output import record, segments, shard, store
 from ..output.memory import Memory, sources_of
 from ..output.record import JobRecord
 from ..output.store import Place, Store
-from ..run.prepare import Job, prepare
-from ..run.run import run, run_job
+from ..runner.prepare import Job, prepare
+from ..runner.run import run, run_job
 from ..task.output_columns import SETTING, from_column
 from ..task.segment_rows import SegmentRow
 from .verify import open_finished

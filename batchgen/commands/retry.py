@@ -17,8 +17,8 @@ from ..output import shard, store
 from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
 from ..output.store import Place, Store
-from ..run.prepare import Job, prepare
-from ..run.run import Outcome, run_job
+from ..runner.prepare import Job, prepare
+from ..runner.run import Outcome, run_job
 from ..task.output_columns import always
 from .verify import grows, open_finished
 

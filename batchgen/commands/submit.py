@@ -17,9 +17,9 @@ from ..engine.installed import needs_gpu
 from ..errors import JobError, warn
 from ..host import credentials, safeopen
 from ..output import opening, success
-from ..run import gpus
-from ..run.prepare import Job
-from ..run.run import missing_shards
+from ..runner import gpus
+from ..runner.prepare import Job
+from ..runner.run import missing_shards
 
 # To the batch process itself (B:), as under cgroup tracking nothing else gets it, 120 to 150 s before the end.
 WARNING = "B:USR1@120"

@@ -27,8 +27,8 @@ from ..metrics.summary import MeasuredSetting, Summary
 from ..output import layout, owners, record, store
 from ..output.store import FolderStore
 from ..report.make import page_of
-from ..run.prepare import Job, prepare
-from ..run.run import Outcome, run
+from ..runner.prepare import Job, prepare
+from ..runner.run import Outcome, run
 from ..task.flow import work_of
 from ..task.output_columns import COLUMNS, SETTING
 from ..task.sweep import Sweep

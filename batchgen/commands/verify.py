@@ -15,8 +15,8 @@ from ..output.counts import Counts
 from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
 from ..output.store import Place, Store
-from ..run.prepare import Job, prepare
-from ..run.run import close
+from ..runner.prepare import Job, prepare
+from ..runner.run import close
 from ..task.flow import work_of
 from ..task.generate import Generate, Prompted
 from ..task.output_columns import SETTING, always

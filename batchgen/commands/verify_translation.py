@@ -17,7 +17,7 @@ from ..input.plan import Shard
 from ..input.rows import Reader
 from ..output import layout, segments, shard
 from ..output.counts import Counts
-from ..run.prepare import Job
+from ..runner.prepare import Job
 from ..task.flow import work_of
 from ..task.segment_rows import SegmentRow
 from ..task.translate import Part, Translate, Translation, count_in

@@ -14,7 +14,6 @@ import pytest
 from conftest import CONVERSATIONS, MODEL, demo_records
 
 import batchgen
-from batchgen.api import jobs
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +32,16 @@ def job(tmp_path):
 
 
 def test_a_job_is_run_and_read(job, tmp_path, capfd):
-    outcome = jobs.run(job())
+    outcome = batchgen.run(job())
     assert (outcome.counts.rows, outcome.counts.responses) == (40, 40)
     assert [row["row"] for row in batchgen.open(tmp_path / "out")] == list(range(40))
-    assert jobs.run(job()).totals.rows == 0  # all done already
+    assert batchgen.run(job()).totals.rows == 0  # all done already
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
 
 
 def test_it_makes_the_shards_that_the_command_line_makes(job, tmp_path, batchgen_process):
-    jobs.run(job())
+    batchgen.run(job())
     [source] = tmp_path.glob("out.input-*.jsonl")
     flags = ["--model", MODEL, "--output", tmp_path / "other", "--max-tokens", 4, "--shard-rows", 10]
     done = batchgen_process("run", source, *flags)
@@ -54,7 +53,7 @@ def test_it_makes_the_shards_that_the_command_line_makes(job, tmp_path, batchgen
 
 def test_progress_is_told_to_its_end(job):
     told: list[batchgen.Progress] = []
-    jobs.run(job(), on_progress=told.append)
+    batchgen.run(job(), on_progress=told.append)
     assert told[-1].rows == told[-1].done == 40
     assert all(one.done <= other.done for one, other in itertools.pairwise(told))
 
@@ -62,11 +61,11 @@ def test_progress_is_told_to_its_end(job):
 def test_a_thread_can_run_a_job_and_signals_stay_the_programs_own(job):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     found = []
-    thread = threading.Thread(target=lambda: found.append(jobs.run(job())))
+    thread = threading.Thread(target=lambda: found.append(batchgen.run(job())))
     thread.start()
     thread.join(60)
     assert found[0].counts.rows == 40
-    jobs.run(job(output=str(found[0].out) + "-2"))
+    batchgen.run(job(output=str(found[0].out) + "-2"))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
@@ -86,9 +85,9 @@ def test_a_run_that_is_told_to_stop_is_resumed_by_the_next_call(job, slow, monke
             stop.set()
 
     with pytest.raises(batchgen.Stopped):
-        jobs.run(job(400), on_progress=watch, stop=stop)
+        batchgen.run(job(400), on_progress=watch, stop=stop)
     monkeypatch.setenv("BATCHGEN_TEST_STEP", "0")
-    outcome = jobs.run(job(400))
+    outcome = batchgen.run(job(400))
     assert outcome.counts.rows == 400 and 0 < outcome.totals.rows < 400
 
 
@@ -99,9 +98,9 @@ def test_ctrl_c_stops_a_run_resumably(job, slow, monkeypatch):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(batchgen.Stopped):
-        jobs.run(job(2000))
+        batchgen.run(job(2000))
     monkeypatch.setenv("BATCHGEN_TEST_STEP", "0")
-    assert jobs.run(job(2000)).counts.rows == 2000
+    assert batchgen.run(job(2000)).counts.rows == 2000
 
 
 def test_warnings_are_pythons(job, capfd):
@@ -116,10 +115,10 @@ def test_what_is_wrong_is_an_exception(job, tmp_path):
         job(sampling={"temperatur": 1})
     with pytest.raises(batchgen.JobError, match=r"\[sampling\]: is a table"):
         job(sampling=1)
-    jobs.run(job())
+    batchgen.run(job())
     with pytest.raises(batchgen.JobError, match="max_tokens: 4 -> 5"):
-        jobs.run(job(sampling={"max_tokens": 5}))
-    assert jobs.run(job(sampling={"max_tokens": 5}), discard=True).counts.rows == 40
+        batchgen.run(job(sampling={"max_tokens": 5}))
+    assert batchgen.run(job(sampling={"max_tokens": 5}), discard=True).counts.rows == 40
 
 
 def test_a_job_file_and_what_is_said_beside_it(tmp_path):
@@ -132,7 +131,7 @@ def test_a_job_file_and_what_is_said_beside_it(tmp_path):
 def test_looking_and_checking_give_what_the_commands_print(job, tmp_path):
     forecast = batchgen.plan(job())
     assert (forecast.job.plan.rows, len(forecast.lengths), dict(forecast.shapes)) == (40, 40, {"speaker": 40})
-    jobs.run(job())
+    batchgen.run(job())
     assert batchgen.status(tmp_path / "out").rows_done == 40
     verdict = batchgen.verify(tmp_path / "out")
     assert verdict.problems == [] and verdict.counts.rows == 40
@@ -141,7 +140,7 @@ def test_looking_and_checking_give_what_the_commands_print(job, tmp_path):
 
 
 def test_results_are_exported_and_rows_tried_again(job, tmp_path):
-    jobs.run(job())
+    batchgen.run(job())
     batchgen.export(tmp_path / "out", tmp_path / "all.csv", columns=["id", "response"])
     with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as lines:
         assert [row["id"] for row in csv.DictReader(lines)] == [record["id"] for record in demo_records(40)]

@@ -47,8 +47,8 @@ from batchgen.output.bucket import BucketStore
 from batchgen.output.presence import Presence
 from batchgen.output.record import JobRecord
 from batchgen.output.store import Stat
-from batchgen.run import queue
-from batchgen.run.worker import Worker
+from batchgen.runner import queue
+from batchgen.runner.worker import Worker
 from batchgen.task.task import Name, Request
 
 TOGETHER = 256  # rows that an engine runs at a time

@@ -18,7 +18,7 @@ from pathlib import Path
 from batchgen.input.rows import read_rows
 from batchgen.job.spec import load
 from batchgen.model.model import Model
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 from batchgen.task.generate import Prompted
 
 

@@ -20,9 +20,9 @@ from batchgen.host import width
 from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import prepare
-from batchgen.run.run import missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import prepare
+from batchgen.runner.run import missing_shards
+from batchgen.runner.worker import Worker
 
 JA = {"Hello.": "こんにちは。", "See you.": "またね。"}
 

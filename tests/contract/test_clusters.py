@@ -22,7 +22,7 @@ from processes import dataset, instant
 
 from batchgen import cli
 from batchgen.job.spec import load
-from batchgen.run import supervisor
+from batchgen.runner import supervisor
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 JOB = yaml.safe_load((JOBS / "kubernetes.yaml").read_text())["spec"]

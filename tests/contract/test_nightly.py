@@ -13,7 +13,7 @@ from conftest import MODEL, demo_records
 from processes import instant
 
 from batchgen.job.spec import OutputTable, load
-from batchgen.run.supervisor import GRACE
+from batchgen.runner.supervisor import GRACE
 
 NIGHTLY = Path(__file__).parent.parent.parent / "jobs" / "nightly"
 

@@ -10,7 +10,7 @@ from conftest import demo_records
 from processes import LONG, Run, Watch, assert_stopped_resumable, dataset, hook, is_running, said, until
 
 from batchgen.engine.scratch import VARIABLE
-from batchgen.run.death import OUT_OF_MEMORY
+from batchgen.runner.death import OUT_OF_MEMORY
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_with_any_version_it_goes_on_with_a_warning_and_claims_no_noise(engine, 
 
 # A worker whose vLLM samples as it comes.
 STOCK = """
-if "batchgen.run.process" in sys.orig_argv:
+if "batchgen.runner.process" in sys.orig_argv:
     import batchgen.engine.vllm as ours
     install = ours.install_into_vllm
     def all_but_the_draw():

@@ -19,7 +19,7 @@ from batchgen.job.spec import load
 from batchgen.output import opening, shard
 from batchgen.output.counts import Counts
 from batchgen.output.journal import Entry
-from batchgen.run.prepare import Job, prepare
+from batchgen.runner.prepare import Job, prepare
 from batchgen.task.task import Answer
 
 

@@ -25,7 +25,7 @@ from batchgen.input.rows import Reader, read_rows
 from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output import record as records
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 LINE = b'{"text": "Monday"}\n'
 

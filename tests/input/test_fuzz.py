@@ -18,7 +18,7 @@ from batchgen.errors import JobError, Reject, Stopped
 from batchgen.job.sampling import Sampling, StructuredOutputs
 from batchgen.job.spec import load
 from batchgen.output import shard
-from batchgen.run.prepare import Job, prepare
+from batchgen.runner.prepare import Job, prepare
 from batchgen.task.flow import work_of
 
 ROWS = [

@@ -17,7 +17,7 @@ from batchgen.input.conversation import row_id
 from batchgen.input.ids import Survey, survey
 from batchgen.input.plan import plan_input
 from batchgen.job.spec import load
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 

@@ -22,7 +22,7 @@ from batchgen.output import journal, layout, opening
 from batchgen.output import record as records
 from batchgen.output.sealed import sealed
 from batchgen.output.store import at
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 MADE = Path(__file__).parent.parent / "folders" / "0.2.0"
 # What no record holds in its place.

@@ -17,7 +17,7 @@ from batchgen.host import environment
 from batchgen.job import trust
 from batchgen.output import record as records
 from batchgen.output.store import at
-from batchgen.run.worker_process import _offline
+from batchgen.runner.worker_process import _offline
 
 PLUGIN = {"backend": "xgrammar", "reasoning_parser_plugin": "plugin.py"}
 

@@ -21,7 +21,7 @@ from batchgen.model.hf_tokenizer import HfTokenizer
 from batchgen.model.model import load_model
 from batchgen.output import record as records
 from batchgen.output.store import at
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 ROWS = [
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Monday?"}]},

@@ -24,9 +24,9 @@ from batchgen.job.drift import fingerprint
 from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
-from batchgen.run import death
-from batchgen.run.messages import Exit, ExitKind
-from batchgen.run.prepare import prepare
+from batchgen.runner import death
+from batchgen.runner.messages import Exit, ExitKind
+from batchgen.runner.prepare import prepare
 
 CONFIG = json.loads((MODEL / "config.json").read_text())
 SECONDS, BYTES = 5, 1 << 30  # that any folder may cost

@@ -15,7 +15,7 @@ from batchgen.job.spec import load
 from batchgen.model import model_files
 from batchgen.model.model import load_model
 from batchgen.model.series import RELEASED_MD5, WITHDRAWN_MD5
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 LINEAR = {"type": "linear", "factor": 4.0}
 CONFIG = json.loads((MODEL / "config.json").read_text())

@@ -3,7 +3,7 @@
 import msgspec
 
 from batchgen.output.counts import Counts, by_reason
-from batchgen.run.messages import Totals
+from batchgen.runner.messages import Totals
 
 
 def test_counts_add_up_by_reason_in_the_order_in_which_reasons_were_seen():

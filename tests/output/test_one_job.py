@@ -21,7 +21,7 @@ from batchgen.output import record as records
 from batchgen.output.journal import Entry, Journal
 from batchgen.output.presence import Presence
 from batchgen.output.store import at
-from batchgen.run.prepare import Job, prepare
+from batchgen.runner.prepare import Job, prepare
 
 ROWS = 120
 FLAGS = ("--temperature", "0.8", "--shard-rows", "40", "--max-tokens", "16")

@@ -17,7 +17,7 @@ from translator import Translator, work
 from batchgen import __version__
 from batchgen.job.spec import load
 from batchgen.output import opening
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 
 @pytest.fixture

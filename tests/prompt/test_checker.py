@@ -15,7 +15,7 @@ from batchgen.errors import Reject
 from batchgen.input.conversation import USER, Utterance
 from batchgen.job.spec import load
 from batchgen.model.hf_tokenizer import HfTokenizer
-from batchgen.run.prepare import Job, prepare
+from batchgen.runner.prepare import Job, prepare
 from batchgen.task.flow import work_of
 from batchgen.task.generate import TOGETHER
 

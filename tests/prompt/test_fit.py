@@ -231,7 +231,7 @@ import resource
 from batchgen.errors import Reject
 from batchgen.input.conversation import Row
 from batchgen.job.spec import load
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 spec = load(None, {{"input": {{"path": ["{tmp_path}/in.jsonl"]}}, "model": {{"path": {str(MODEL)!r}}},
                        "output": {{"path": "{tmp_path}/out"}}, "sampling": {{"max_tokens": 100}},

@@ -9,7 +9,7 @@ from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo, VocabType
 from batchgen.engine.installed import SPACED_JSON
 from batchgen.engine.vllm import _compact_json
 from batchgen.prompt.structured_outputs import compile_compact, problem
-from batchgen.run.worker_process import _of_its_format
+from batchgen.runner.worker_process import _of_its_format
 
 INTEGER = {"type": "integer"}
 TWO = {"type": "object", "properties": {"a": INTEGER, "b": INTEGER}}

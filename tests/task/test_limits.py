@@ -24,9 +24,9 @@ from batchgen.input.transcripts import kind_of_transcript, split
 from batchgen.job.spec import load
 from batchgen.output import opening, shard
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import close, missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import close, missing_shards
+from batchgen.runner.worker import Worker
 from batchgen.task.flow import work_of
 from batchgen.task.generate import Generate
 

@@ -14,9 +14,9 @@ from batchgen.job.spec import load
 from batchgen.model.model import load_model
 from batchgen.output import opening
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import prepare
-from batchgen.run.run import close, missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import prepare
+from batchgen.runner.run import close, missing_shards
+from batchgen.runner.worker import Worker
 from batchgen.task.score import windows_of
 
 CLOSE = 1e-4

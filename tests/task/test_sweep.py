@@ -9,7 +9,7 @@ from llama import llama  # noqa: F401
 
 from batchgen.errors import Reject
 from batchgen.job.spec import load
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 from batchgen.task.flow import work_of
 from batchgen.task.generate import Generate
 

@@ -9,8 +9,8 @@ from conftest import MODEL, demo_records
 from batchgen.engine import choice, cpu
 from batchgen.host import machine
 from batchgen.job.spec import load
-from batchgen.run import division, gpus
-from batchgen.run.prepare import prepare
+from batchgen.runner import division, gpus
+from batchgen.runner.prepare import prepare
 
 SIZE = "6 MB model"  # the demo model's weights in float32
 GB = 10**9

@@ -21,10 +21,10 @@ from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output.claims import Claims
 from batchgen.output.journal import Journal
-from batchgen.run.open_shard import OpenShard
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner.open_shard import OpenShard
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import missing_shards
+from batchgen.runner.worker import Worker
 from batchgen.task.flow import work_of
 from batchgen.task.task import Answer, Entry, Name, Request
 

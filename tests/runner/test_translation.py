@@ -14,10 +14,10 @@ from batchgen.commands.verify import verify
 from batchgen.errors import Stopped
 from batchgen.output import journal, shard
 from batchgen.output.claims import Claims
-from batchgen.run import run
-from batchgen.run.progress import Progress
-from batchgen.run.supervisor import Supervisor
-from batchgen.run.worker import Worker
+from batchgen.runner import run
+from batchgen.runner.progress import Progress
+from batchgen.runner.supervisor import Supervisor
+from batchgen.runner.worker import Worker
 
 TABLES = {
     "prompt": {"template": "{text}"},

@@ -13,7 +13,7 @@ from conftest import MODEL, demo_records
 from processes import instant, on_a_terminal, said
 
 from batchgen.demo.score import score
-from batchgen.run.progress import Progress
+from batchgen.runner.progress import Progress
 
 MONDAYS = [{"text": "Monday"}] * 40
 
@@ -76,7 +76,7 @@ def test_on_a_terminal_a_bar_shows_rows_rates_and_requests(write_rows, tmp_path)
 
 def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
     paced = instant(tmp_path / "instant", step=0.5)
-    code = "import sys, batchgen.run.progress as p; p.LOG_EVERY = 0; from batchgen.cli import cli; cli(sys.argv[1:])"
+    code = "import sys, batchgen.runner.progress as p; p.LOG_EVERY = 0; from batchgen.cli import cli; cli(sys.argv[1:])"
     command = [sys.executable, "-c", code, "run", str(write_rows(MONDAYS)), "--model", str(MODEL)]
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], env=paced, capture_output=True, text=True)
     assert done.returncode == 0
@@ -93,7 +93,7 @@ def test_while_the_engine_starts_the_bar_says_so(write_rows, tmp_path):
 
 
 def test_a_log_has_a_line_of_an_engine_that_takes_long_to_start(monkeypatch):
-    monkeypatch.setattr("batchgen.run.progress.STARTING_AFTER", 0)
+    monkeypatch.setattr("batchgen.runner.progress.STARTING_AFTER", 0)
     progress = Progress(log := io.StringIO(), 10, 0)
     for _ in range(3):
         progress.starting()
@@ -102,15 +102,15 @@ def test_a_log_has_a_line_of_an_engine_that_takes_long_to_start(monkeypatch):
 
 def test_rejects_and_the_share_that_ended_by_length_stand_beside_the_pace(monkeypatch):
     now = iter([0, 0, 0, 2])
-    monkeypatch.setattr("batchgen.run.progress.time.monotonic", lambda: next(now))
-    monkeypatch.setattr("batchgen.run.progress.LOG_EVERY", 0)
+    monkeypatch.setattr("batchgen.runner.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("batchgen.runner.progress.LOG_EVERY", 0)
     Progress(log := io.StringIO(), 10, 0).show(1, 10, 10, 1, 0, rejected=3, by_length=0.25)
     assert log.getvalue().endswith(", rejects 3, 25% by length\n")
 
 
 def test_a_bar_goes_on_after_a_long_sleep_of_the_machine(monkeypatch):
     now = iter([0, 0, 0, 2, 1000, 1002])
-    monkeypatch.setattr("batchgen.run.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("batchgen.runner.progress.time.monotonic", lambda: next(now))
     progress = Progress(io.StringIO(), 10, 0)
     for rows in (1, 2, 3):
         progress.show(rows, 10 * rows, 10 * rows, 1, 0)

@@ -11,9 +11,9 @@ from neighbours import instant_engine
 from batchgen.errors import EngineDied
 from batchgen.output import layout, opening
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import close
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import close
+from batchgen.runner.worker import Worker
 
 
 @pytest.fixture

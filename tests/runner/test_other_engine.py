@@ -10,8 +10,8 @@ from processes import instant, said
 
 from batchgen.engine.instant import InstantEngine
 from batchgen.job.sampler import NONE, Sampler
-from batchgen.run.other_engine import OtherEngine
-from batchgen.run.prepare import prepare
+from batchgen.runner.other_engine import OtherEngine
+from batchgen.runner.prepare import prepare
 
 V2 = Sampler("V2", "Philox")
 

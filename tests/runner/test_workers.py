@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import PATIENCE, Watch, dataset, is_running, on_a_terminal, said, until
 
-from batchgen.run import division
+from batchgen.runner import division
 
 SHARDS = {"shard_rows": 25}
 STEP = 0.05  # seconds, in which an engine answers eight rows

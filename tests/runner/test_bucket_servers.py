@@ -32,7 +32,7 @@ from batchgen.output.counts import Counts
 from batchgen.output.sealed import sealed
 from batchgen.output.shard import Checksums
 from batchgen.output.store import at
-from batchgen.run.prepare import prepare
+from batchgen.runner.prepare import prepare
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent.parent

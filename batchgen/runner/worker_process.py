@@ -66,7 +66,7 @@ class WorkerProcess:
                 log_begin = stream.tell()
                 process = subprocess.Popen(
                     # -P: a file in the user's folder must not stand in for one of our modules.
-                    [sys.executable, "-P", "-m", "batchgen.run.process"],
+                    [sys.executable, "-P", "-m", "batchgen.runner.process"],
                     stdin=subprocess.PIPE,
                     stdout=stream,
                     stderr=stream,

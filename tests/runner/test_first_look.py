@@ -10,11 +10,11 @@ from batchgen.errors import JobError
 from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output.claims import Claims
-from batchgen.run import first_look
-from batchgen.run.messages import Warn
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.run import missing_shards
-from batchgen.run.worker import Worker
+from batchgen.runner import first_look
+from batchgen.runner.messages import Warn
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.run import missing_shards
+from batchgen.runner.worker import Worker
 
 LOOP, LONG, SAME = ("はい。" * 30, "length"), ("one and two", "length"), "the same answer to all of them"
 

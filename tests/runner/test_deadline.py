@@ -11,8 +11,8 @@ from batchgen.host import clock
 from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output.claims import Claims
-from batchgen.run.prepare import prepare
-from batchgen.run.worker import Worker
+from batchgen.runner.prepare import prepare
+from batchgen.runner.worker import Worker
 
 
 def test_a_moment_is_a_clock_time_an_iso_time_or_seconds():

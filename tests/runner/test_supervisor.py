@@ -17,13 +17,13 @@ from batchgen.host.console import Console
 from batchgen.job.spec import load
 from batchgen.output.journal import Entry, Journal, rows_done
 from batchgen.output.opening import open_job
-from batchgen.run import admission, run
-from batchgen.run.death import Death
-from batchgen.run.messages import Exit, ExitKind
-from batchgen.run.prepare import Job, prepare
-from batchgen.run.progress import Progress
-from batchgen.run.supervisor import Supervisor
-from batchgen.run.worker_process import WorkerProcess
+from batchgen.runner import admission, run
+from batchgen.runner.death import Death
+from batchgen.runner.messages import Exit, ExitKind
+from batchgen.runner.prepare import Job, prepare
+from batchgen.runner.progress import Progress
+from batchgen.runner.supervisor import Supervisor
+from batchgen.runner.worker_process import WorkerProcess
 
 
 @pytest.fixture

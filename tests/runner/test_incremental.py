@@ -25,8 +25,8 @@ from batchgen.job.spec import load
 from batchgen.output import opening
 from batchgen.output import record as records
 from batchgen.output.store import at
-from batchgen.run import prepare
-from batchgen.run.run import close
+from batchgen.runner import prepare
+from batchgen.runner.run import close
 
 GREEDY = {"temperature": 0, "max_tokens": 16}
 

@@ -123,7 +123,7 @@ class Session:
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         variables = {**environment.of_worker([]), **self._scratch.environment(), **divide(job, 1).environments[0]}
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "batchgen.run.session_process"],
+            [sys.executable, "-P", "-m", "batchgen.runner.session_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -6,8 +6,8 @@ import pyarrow.dataset as ds
 from conftest import demo_records
 from processes import Watch
 
-from batchgen.run.messages import PoisonItems
-from batchgen.run.poison import KILLS_ENGINES, PoisonDetector
+from batchgen.runner.messages import PoisonItems
+from batchgen.runner.poison import KILLS_ENGINES, PoisonDetector
 
 
 def deadly(item: str, deaths: object) -> str:

@@ -5,8 +5,8 @@ import re
 from conftest import MODEL, demo_records
 
 from batchgen.job.spec import load
-from batchgen.run import header
-from batchgen.run.prepare import prepare
+from batchgen.runner import header
+from batchgen.runner.prepare import prepare
 
 
 def lines(source, out, **tables) -> list[str]:

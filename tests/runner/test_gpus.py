@@ -3,7 +3,7 @@
 import pytest
 
 from batchgen.errors import JobError
-from batchgen.run import gpus
+from batchgen.runner import gpus
 
 TWO = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-7f57f032-34ab-a064-c37c-7a4f75601cc5)
