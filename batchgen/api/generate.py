@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..host.caller import Caller, called_by
+from ..runner.kept_engine import KeptEngine, key_of
 from ..runner.prepare import Job, prepare
-from ..runner.session import Session, key_of
 from .jobs import load, warn
 
 _lock = threading.Lock()
-_kept: Session | None = None
+_kept: KeptEngine | None = None
 
 
 class Answer(NamedTuple):
@@ -57,8 +57,8 @@ def generate(prompts: Any, model: Any, **tables: Any) -> Iterator[Answer]:
         # Not around what is yielded: who has called may be somebody else between two answers.
         with called_by(Caller(warn, catches_signals=False)):
             job = prepare(load(input=prompts, model=model, output=str(Path(scratch) / "out"), **named))
-            session = _session(job)
-        with closing(session.generate(job)) as answers:
+            engine = _engine(job)
+        with closing(engine.generate(job)) as answers:
             for made in answers:
                 if line := made.reject:
                     why = f"{line['reason']}: {line['detail']}"
@@ -76,14 +76,14 @@ def close() -> None:
         _kept = None
 
 
-def _session(job: Job) -> Session:
+def _engine(job: Job) -> KeptEngine:
     """The engine that is kept, or a new one in its place if it cannot be used for this job."""
     global _kept
     with _lock:
         if _kept and (_kept.key != key_of(job) or not _kept.is_alive):
             _kept.close()
             _kept = None
-        _kept = _kept or Session(job)
+        _kept = _kept or KeptEngine(job)
         return _kept
 
 

@@ -14,7 +14,7 @@ from ..commands import status as looking
 from ..commands import sweep as sweeping
 from ..commands import verify as verifying
 from ..errors import JobError, Stopped
-from ..host.caller import Caller, called_by
+from ..host.caller import Caller, Seen, called_by
 from ..job import spec as specs
 from ..job.spec import JobSpec
 from ..metrics.summary import Summary
@@ -113,18 +113,10 @@ class _Watch:
     def starting(self) -> None:
         self._tell(self._last)
 
-    def show(
-        self,
-        rows: int,
-        prompt_tokens: int,
-        response_tokens: int,
-        running: int,
-        waiting: int,
-        rejected: int = 0,
-        by_length: float = 0.0,
-    ) -> None:
-        tokens = prompt_tokens, response_tokens
-        self._last = Progress(self._rows, self._done + rows, rejected, by_length, *tokens, running, waiting)
+    def show(self, seen: Seen) -> None:
+        tokens = seen.prompt_tokens, seen.response_tokens
+        done = self._done + seen.rows
+        self._last = Progress(self._rows, done, seen.rejected, seen.by_length, *tokens, seen.running, seen.waiting)
         self._tell(self._last)
 
     def write(self, line: str) -> None:

@@ -6,26 +6,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Seen(NamedTuple):
+    """How far a run has come.
+
+    rows, prompt_tokens, response_tokens: of this run
+    running, waiting: requests in the engines
+    rejected: rows of this run
+    by_length: share of its responses that max_tokens or the context ended
+    """
+
+    rows: int
+    prompt_tokens: int
+    response_tokens: int
+    running: int
+    waiting: int
+    rejected: int = 0
+    by_length: float = 0.0
 
 
 class Watching(Protocol):
-    """What shows how far a run has come. rows and tokens are those of this run."""
+    """What shows how far a run has come."""
 
     def starting(self) -> None:
         """No engine is up yet."""
 
-    def show(
-        self,
-        rows: int,
-        prompt_tokens: int,
-        response_tokens: int,
-        running: int,
-        waiting: int,
-        rejected: int = 0,
-        by_length: float = 0.0,
-    ) -> None:
-        """rejected: rows; by_length: share of the responses that max_tokens or the context ended"""
+    def show(self, seen: Seen) -> None: ...
 
     def write(self, line: str) -> None:
         """A line for the user."""

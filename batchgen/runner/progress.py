@@ -7,6 +7,7 @@ from typing import IO
 from tqdm import tqdm
 
 from ..host import terminal
+from ..host.caller import Seen
 
 LOG_EVERY = 30.0  # seconds between two lines in a log file
 RATE_OVER = 30.0  # seconds over which throughput is averaged
@@ -39,44 +40,34 @@ class Progress:
             self._said_so = True
         self._is_starting = True
 
-    def show(
-        self,
-        rows: int,
-        prompt_tokens: int,
-        response_tokens: int,
-        running: int,
-        waiting: int,
-        rejected: int = 0,
-        by_length: float = 0.0,
-    ) -> None:
-        """rows, prompt_tokens, response_tokens, rejected: of this run; by_length: share of its responses that
-        max_tokens or the context ended. Draws at most once a second."""
-        now = time.monotonic()
-        if self._is_starting and not self._has_begun:
-            self._past = deque(
-                [(now, prompt_tokens, response_tokens)]
-            )  # the start of an engine says nothing of its pace
+    def show(self, seen: Seen) -> None:
+        """Draws at most once a second."""
+        now, tokens = time.monotonic(), (seen.prompt_tokens, seen.response_tokens)
+        if self._is_starting and not self._has_begun:  # the start of an engine says nothing of its pace
+            self._past = deque([(now, *tokens)])
             self._begin = now
         self._has_begun = True
         if now - self._past[-1][0] < 1:
             return
-        self._past.append((now, prompt_tokens, response_tokens))
+        self._past.append((now, *tokens))
         while len(self._past) > 2 and now - self._past[0][0] > RATE_OVER:  # two, even if we were suspended meanwhile
             self._past.popleft()
-        then, prompts, responses = self._past[0]
-        seconds = now - then
-        rates = (
-            f"prompt {(prompt_tokens - prompts) / seconds:,.0f} tok/s, "
-            f"response {(response_tokens - responses) / seconds:,.0f} tok/s, "
-            f"running {running}, waiting {waiting}"
-        )
-        wrong = (f", rejects {rejected:,}" if rejected else "") + (f", {by_length:.0%} by length" if by_length else "")
-        rates += wrong
+        rates = self._rates(seen)
         self._bar.set_postfix_str(rates, refresh=False)
-        self._bar.update(self._done + rows - self._bar.n)
+        self._bar.update(self._done + seen.rows - self._bar.n)
         if self._log and now >= self._next_line:
             self._next_line = now + LOG_EVERY
-            self._log_line(f"{self._rows_line(rows, now)}, {rates}")
+            self._log_line(f"{self._rows_line(seen.rows, now)}, {rates}")
+
+    def _rates(self, seen: Seen) -> str:
+        (then, prompts, responses), (now, *_) = self._past[0], self._past[-1]
+        rates = (
+            f"prompt {(seen.prompt_tokens - prompts) / (now - then):,.0f} tok/s, "
+            f"response {(seen.response_tokens - responses) / (now - then):,.0f} tok/s, "
+            f"running {seen.running}, waiting {seen.waiting}"
+        )
+        rejected = f", rejects {seen.rejected:,}" if seen.rejected else ""
+        return rates + rejected + (f", {seen.by_length:.0%} by length" if seen.by_length else "")
 
     def _log_line(self, text: str) -> None:
         """With the time: a log file has the lines of many runs."""

@@ -15,7 +15,7 @@ from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
 from ..errors import JobError, MachineError, Stopped, Stopping
 from ..host import caller
-from ..host.caller import Watching
+from ..host.caller import Seen, Watching
 from ..output import logs, shard
 from . import deadline, death
 from .death import Death
@@ -224,7 +224,7 @@ class Supervisor:
             return
         rows, tokens = totals.rows + totals.open_rows, (totals.prompt_tokens, totals.response_tokens)
         rejected, by_length = totals.rejected + totals.open_rejects, totals.by_length / max(1, totals.responses)
-        self._progress.show(rows, *tokens, running, waiting, rejected, by_length)
+        self._progress.show(Seen(rows, *tokens, running, waiting, rejected, by_length))
 
     def _warn(self, text: str) -> None:
         if text:

@@ -13,6 +13,7 @@ from conftest import MODEL, demo_records
 from processes import instant, on_a_terminal, said
 
 from batchgen.demo.score import score
+from batchgen.host.caller import Seen
 from batchgen.runner.progress import Progress
 
 MONDAYS = [{"text": "Monday"}] * 40
@@ -104,7 +105,7 @@ def test_rejects_and_the_share_that_ended_by_length_stand_beside_the_pace(monkey
     now = iter([0, 0, 0, 2])
     monkeypatch.setattr("batchgen.runner.progress.time.monotonic", lambda: next(now))
     monkeypatch.setattr("batchgen.runner.progress.LOG_EVERY", 0)
-    Progress(log := io.StringIO(), 10, 0).show(1, 10, 10, 1, 0, rejected=3, by_length=0.25)
+    Progress(log := io.StringIO(), 10, 0).show(Seen(1, 10, 10, 1, 0, rejected=3, by_length=0.25))
     assert log.getvalue().endswith(", rejects 3, 25% by length\n")
 
 
@@ -113,7 +114,7 @@ def test_a_bar_goes_on_after_a_long_sleep_of_the_machine(monkeypatch):
     monkeypatch.setattr("batchgen.runner.progress.time.monotonic", lambda: next(now))
     progress = Progress(io.StringIO(), 10, 0)
     for rows in (1, 2, 3):
-        progress.show(rows, 10 * rows, 10 * rows, 1, 0)
+        progress.show(Seen(rows, 10 * rows, 10 * rows, 1, 0))
 
 
 def test_damaged_weights_are_one_line_and_exit_1(write_rows, batchgen_process, tmp_path):

@@ -1,4 +1,4 @@
-"""The process of a session's engine: requests come in on stdin, answers go out on stdout."""
+"""The process of a kept engine: requests come in on stdin, answers go out on stdout."""
 
 import os
 import queue
@@ -11,9 +11,9 @@ from ..engine.types import Engine
 from ..errors import JobError, Reject, in_one_line
 from ..host import garbage
 from ..model.model import load_model
-from . import session
+from . import kept_engine
+from .kept_engine import Answers, Ask, Failed, Ready, Refused, Setup
 from .process import harden
-from .session import Answers, Ask, Failed, Ready, Refused, Setup
 
 
 def main() -> None:
@@ -21,17 +21,17 @@ def main() -> None:
     os.dup2(2, 1)  # whatever vLLM prints goes to the log
     harden()
     garbage.collect_rarely()
-    setup = session.read(told, Setup)
+    setup = kept_engine.read(told, Setup)
     if setup is None or os.getppid() != setup.supervisor:
         return  # it is gone already
     try:
         engine = _engine(setup)
-        session.write(tell, Ready(engine.max_num_seqs))
+        kept_engine.write(tell, Ready(engine.max_num_seqs))
         _serve(engine, told, tell)
     except JobError as error:
-        session.write(tell, Failed(str(error), is_ours=True))
+        kept_engine.write(tell, Failed(str(error), is_ours=True))
     except Exception as error:
-        session.write(tell, Failed(in_one_line(error), is_ours=False))
+        kept_engine.write(tell, Failed(in_one_line(error), is_ours=False))
         raise
     sys.stderr.flush()
     os._exit(0)  # not by atexit handlers: an engine's may wait for ever
@@ -58,14 +58,14 @@ def _serve(engine: Engine, told: IO[bytes], tell: IO[bytes]) -> None:
                 engine.add(request.name, request.prompt, *of_it)
                 running += 1
             except Reject as why:
-                session.write(tell, Refused(request.name, why.reason, why.detail))
+                kept_engine.write(tell, Refused(request.name, why.reason, why.detail))
         if responses := engine.step():
             running -= len(responses)
-            session.write(tell, Answers(responses))
+            kept_engine.write(tell, Answers(responses))
 
 
 def _listen(told: IO[bytes], asked: "queue.SimpleQueue[Ask | None]") -> None:
-    while (request := session.read(told, Ask)) is not None:
+    while (request := kept_engine.read(told, Ask)) is not None:
         asked.put(request)
     asked.put(None)
 

@@ -101,7 +101,7 @@ class Made(NamedTuple):
     reject: dict[str, Any] | None
 
 
-class Session:
+class KeptEngine:
     """An engine, for any number of jobs with one model and the same `[engine]`."""
 
     def __init__(self, job: Job):
@@ -123,7 +123,7 @@ class Session:
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         variables = {**environment.of_worker([]), **self._scratch.environment(), **divide(job, 1).environments[0]}
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "batchgen.runner.session_process"],
+            [sys.executable, "-P", "-m", "batchgen.runner.kept_engine_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
