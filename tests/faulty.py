@@ -84,8 +84,8 @@ _load_once = functools.cache(batchgen.model.model.load_model)
 _versions = functools.cache(batchgen.engine.installed.versions)
 
 
-def _load_model(path: str, revision: str, format: str, adapters: dict[str, str]) -> Model:
-    assert not adapters  # which have no hash
+def _load_model(path: str, revision: str, format: str, adapters: dict[str, str], vision: str, images: bool) -> Model:
+    assert not (adapters or vision or images)  # adapters have no hash
     return _load_once(path, revision, format)
 
 

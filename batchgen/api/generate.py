@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import JobError
 from ..host.caller import Caller, called_by
 from ..runner.kept_engine import KeptEngine, key_of
 from ..runner.prepare import Job, prepare
@@ -57,6 +58,8 @@ def generate(prompts: Any, model: Any, **tables: Any) -> Iterator[Answer]:
         # Not around what is yielded: who has called may be somebody else between two answers.
         with called_by(Caller(warn, catches_signals=False)):
             job = prepare(load(input=prompts, model=model, output=str(Path(scratch) / "out"), **named))
+            if job.spec.input.image:
+                raise JobError("[input] image: images are for a job; see batchgen.run")
             engine = _engine(job)
         with closing(engine.generate(job)) as answers:
             for made in answers:

@@ -215,6 +215,8 @@ class KeptEngine:
             return told
         if isinstance(told, Failed) and told.is_ours:
             raise JobError(told.text)
+        self._process.kill()  # what has ended must not be taken for alive by the next call
+        self._process.wait()
         self._log.seek(0)
         log = self._log.read().decode(errors="replace").strip()[-LOG_TAIL:]
         text = told.text if isinstance(told, Failed) else "its process ended"

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pyarrow.dataset as ds
 import pytest
@@ -91,16 +90,24 @@ def test_a_run_that_is_told_to_stop_is_resumed_by_the_next_call(job, slow, monke
     assert outcome.counts.rows == 400 and 0 < outcome.totals.rows < 400
 
 
-def test_ctrl_c_stops_a_run_resumably(job, slow, monkeypatch):
-    def interrupt() -> None:
-        time.sleep(4)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(batchgen.Stopped):
-        batchgen.run(job(2000))
+def test_ctrl_c_stops_a_run_resumably(job, slow, tmp_path, monkeypatch):
+    """In a process of its own: pytest's takes no SIGINT."""
+    program = (
+        "import os, signal, sys, batchgen\n"
+        "def watch(now):\n"
+        "    if now.done >= 16: os.kill(os.getpid(), signal.SIGINT)\n"
+        "source, model, out = sys.argv[1:]\n"
+        "tables = {'sampling': {'max_tokens': 4}, 'output': {'path': out, 'shard_rows': 10}}\n"
+        "try: batchgen.run(batchgen.load(input=source, model=model, **tables), on_progress=watch)\n"
+        "except batchgen.Stopped: print('stopped')\n"
+    )
+    [source] = job(400).input.path
+    command = [sys.executable, "-c", program, source, MODEL, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("stopped\n", 0), done.stderr
     monkeypatch.setenv("BATCHGEN_TEST_STEP", "0")
-    assert batchgen.run(job(2000)).counts.rows == 2000
+    outcome = batchgen.run(job(400))
+    assert outcome.counts.rows == 400 and 0 < outcome.totals.rows < 400
 
 
 def test_warnings_are_pythons(job, capfd):

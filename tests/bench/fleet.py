@@ -466,7 +466,7 @@ class Job:
     spec: SimpleNamespace = dataclasses.field(
         default_factory=lambda: SimpleNamespace(output=SimpleNamespace(drain=30.0, stall=1e9, journal_every=None))
     )
-    model: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(name="", revision=""))
+    model: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(name="", revision="", width=0))
     digests: dict = dataclasses.field(default_factory=dict)
     context: int = 2048
     end: int | None = None

@@ -105,7 +105,7 @@ def test_timers_are_gone_after_the_block():
         (Generate, "fit_here"),
         (Generate, "finish"),
         (Generate, "output"),
-        (journal.Journal, "sync"),
+        (journal.Journal, "keep"),
         (shard, "commit"),
     ]
     before = [getattr(*place) for place in places]

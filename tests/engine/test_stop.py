@@ -196,7 +196,7 @@ def test_a_response_is_cut_where_the_journal_says_and_an_older_journal_is_cut_by
     written.flush()
     written.close()
     [name] = journal.names(out, 0)
-    entries, damage = journal.read(out, name, "f")
+    entries, damage, _ = journal.read(out, name, "f")
     assert (entries[0], damage) == (old, "")
     [request] = made.requests
     answers = [row for entry in entries for row in job.task.output(made, [Answer(request, entry)])]

@@ -1,5 +1,6 @@
 """The table of output columns: complete, and each value fits its type."""
 
+from types import SimpleNamespace
 from typing import get_args
 
 import msgspec
@@ -34,7 +35,7 @@ def sampling_of(given: dict) -> Sampling:
 
 def test_the_job_file_offers_the_optional_columns_but_those_that_other_keys_ask_for():
     optional = [column.name for column in COLUMNS if column.is_optional]
-    by_other_tables = ["setting", "reasoning", "tries", "failed_checks", "logprobs", "adapter"]
+    by_other_tables = ["setting", "reasoning", "tries", "failed_checks", "logprobs", "images", "adapter"]
     assert [name for name in optional if name not in by_other_tables] == [*get_args(OptionalColumn)]
     assert set(by_other_tables) <= set(optional)
     tables = {"input": {"path": ["in"]}, "model": {"path": "m"}, "sampling": {"logprobs": 0}}
@@ -50,7 +51,8 @@ def test_the_job_file_offers_the_optional_columns_but_those_that_other_keys_ask_
 def test_every_column_has_a_meaning_and_a_value_of_its_type(column):
     asked = sampling_of({"logit_bias": {5: 1.5}})
     turns = [Utterance("ユーザー", "月曜日")]
-    work = Prompted(9, "a", turns, "ユーザー: 月曜日", [5, 6], 2, asked, {}, "text", "ja", [])
+    seen = SimpleNamespace(digest="ab", width=2, height=3, is_animated=False)
+    work = Prompted(9, "a", turns, "ユーザー: 月曜日", [5, 6], 2, asked, {}, "text", "ja", [], images=[seen])
     entry = Entry(9, 1, [7, 8], "stop", [[(7, -0.5), (8, -1.0)], [(8, 0.0)]], 3)
     done = Answered(work, 77, entry, "金曜日", asked, 2, ["numbers"], "日曜日", {"file": "a.jsonl", "line": 3})
     value = column.value(done)
