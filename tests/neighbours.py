@@ -1,5 +1,6 @@
 """Other users of the machine, as they are: a fork of this process that has become one of them. Needs root."""
 
+import encodings.utf_32_le  # noqa: F401, as other users cannot read Python itself, if it is in root's home folder
 import os
 import select
 import signal

@@ -23,6 +23,7 @@ import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -299,7 +300,10 @@ class Bucket:
         self.head(name)
         return io.BufferedReader(io.BytesIO(self.get(name)[0]))
 
-    def below(self, folder: str = "", after: str = "", begin: str = "") -> Iterator[bucket.Found]:
+    def below(self, folder: str = "") -> Iterator[bucket.Found]:
+        return (self._found(each["path"]) for each in self.listed(folder))
+
+    def listed(self, folder: str, after: str = "", begin: str = "") -> Iterator[dict[str, Any]]:
         start = f"{folder}/" if folder else ""
         names = self._objects.names(folder)
         place = bisect.bisect_left(names, start + max(after, begin))
@@ -309,7 +313,10 @@ class Bucket:
                 found.append(names[place])
             place += 1
         self._requests.list(len(found))
-        return (self._found(name) for name in found if name in self._objects.content)
+        for name in found:
+            if name in self._objects.content:
+                there = self._found(name)
+                yield {"path": name, "size": there.size, "last_modified": datetime.fromtimestamp(there.modified, UTC)}
 
     def names(self, folder: str = "") -> tuple[list[str], list[bucket.Found]]:
         return [], list(self.below(folder))
