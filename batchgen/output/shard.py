@@ -460,6 +460,13 @@ def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def first_reject(out: Store, shards: Iterable[Shard]) -> dict[str, Any] | None:
+    """The line of the first rejected row; a listing tells which shard has it."""
+    there = {f"{layout.REJECTS}/{name}" for name in out.listed(layout.REJECTS, layout.PARTS, missing_ok=True)}
+    some = (planned for planned in shards if layout.rejects(planned) in there)
+    return next((line for planned in some for line in read_rejects(out, planned)), None)
+
+
 def read_rejects(out: Store, shard: Shard) -> list[dict[str, Any]]:
     """Raises JobError if a line is not one that batchgen writes."""
     name = layout.rejects(shard)

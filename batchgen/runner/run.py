@@ -175,8 +175,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
 def _outcome(
     job: Job, counts: Counts | None, totals: Totals | None = None, seconds: float = 0.0, engine_start: float = 0.0
 ) -> Outcome:
-    rejects = (line for planned in job.plan.shards for line in shard.read_rejects(job.out, planned))
-    line = next(rejects, None) if counts and counts.rejected else None
+    line = shard.first_reject(job.out, job.plan.shards) if counts and counts.rejected else None
     first = f"{locate(job.plan, line['row'])}: {line['reason']}: {line['detail'][:SENTENCE]}" if line else ""
     whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
     is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))

@@ -20,9 +20,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from batchgen.engine.vllm import VllmEngine
 from batchgen.model.model import load_model
 
-# vLLM's LLaVA imports it, and a build for CUDA cannot be imported beside a torch for CPUs.
-pytest.importorskip("torchvision", exc_type=Exception)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.torchvision]  # which vLLM's LLaVA imports
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>"
