@@ -10,7 +10,7 @@ What is here is loaded when it is first used: `import batchgen` takes millisecon
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 if TYPE_CHECKING:
     from .api.generate import Answer, close, generate

@@ -94,6 +94,7 @@ def test_ctrl_c_stops_a_run_resumably(job, slow, tmp_path, monkeypatch):
     """In a process of its own: pytest's takes no SIGINT."""
     program = (
         "import os, signal, sys, batchgen\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job has none
         "left = [signal.SIGINT]\n"
         "def watch(now):\n"
         "    if now.done >= 16 and left: os.kill(os.getpid(), left.pop())\n"
