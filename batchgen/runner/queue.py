@@ -66,7 +66,10 @@ class Queue:
         self._ready: deque[tuple[OpenShard, Request]] = deque()
 
     def begin(self, shards: Iterable[Shard]) -> None:
-        self._left.extend(shards)
+        """Without those that are finished, by one listing: they are no misses, and a worker that is alone goes on in
+        order, with the shard first that was begun last."""
+        done = {shard.index for shard in finished(self._job.out, self._job.plan)}
+        self._left.extend(shard for shard in shards if shard.index not in done)
 
     @property
     def is_done(self) -> bool:
