@@ -461,8 +461,9 @@ def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:
 
 
 def first_reject(out: Store, shards: Iterable[Shard]) -> dict[str, Any] | None:
-    """The line of the first rejected row; a listing tells which shard has it."""
-    there = {f"{layout.REJECTS}/{name}" for name in out.listed(layout.REJECTS, layout.PARTS, missing_ok=True)}
+    """The line of the first rejected row, where there are some; a listing tells which shard has it. Raises Stopped if
+    their folder is gone, as a share is that was unmounted."""
+    there = {f"{layout.REJECTS}/{name}" for name in out.listed(layout.REJECTS, layout.PARTS)}
     some = (planned for planned in shards if layout.rejects(planned) in there)
     return next((line for planned in some for line in read_rejects(out, planned)), None)
 
