@@ -35,13 +35,9 @@ def save_tokenizer(folder: Path, template: str, more: Sequence[AddedToken] = ())
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    tokenizer = save_tokenizer(folder, TEMPLATE)
-    torch.manual_seed(3)
-    config = LlamaConfig(
+def config_of(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Two layers, for a vocabulary."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -53,7 +49,15 @@ def llama(tmp_path_factory):
         eos_token_id=1,
         bos_token_id=None,
     )
-    network = LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Two layers of random weights, a byte-level BPE of 600 tokens, a chat template, two ids that end a text."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tokenizer = save_tokenizer(folder, TEMPLATE)
+    torch.manual_seed(3)
+    network = LlamaForCausalLM(config_of(tokenizer))
     network.generation_config.eos_token_id = [1, 5]
     network.generation_config.pad_token_id = 0
     network.generation_config.repetition_penalty = 1.05

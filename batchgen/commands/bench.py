@@ -370,7 +370,7 @@ def _compare(orders: Orders) -> Figures:
             theirs.close()
             theirs = None
         begin = time.perf_counter()
-        runner = (Unseeded if orders.unseeded else VllmEngine)(job.model, job.engine_args, job.context)
+        runner = (Unseeded if orders.unseeded else VllmEngine)(job.model, job.spec.engine_args, job.context)
         runner.check(job.generate.sampling)
         engine_start = time.perf_counter() - begin
         for text in runner.warnings:

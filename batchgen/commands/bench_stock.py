@@ -25,7 +25,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=die_with_parent)
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=bench.Orders)
     job = prepare(orders.spec)
-    runner = (UnseededStock if orders.unseeded else StockEngine)(job.model, job.engine_args, job.context)
+    runner = (UnseededStock if orders.unseeded else StockEngine)(job.model, job.spec.engine_args, job.context)
     requests = bench.requests_of(job, runner)
     bench.bare(runner, requests[: bench.WARM_UP])
     with open(int(orders.result), "wb", buffering=0) as results:

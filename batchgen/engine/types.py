@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..errors import Reject
 from ..job.sampler import Sampler
-from ..job.sampling import Sampling
+from ..job.sampling import FINISH_REASONS, Sampling
 from ..model.model import Model
 from ..prompt.pictures import Picture
-from ..task.task import WHOLE, Reasoned
+from ..task.task import WHOLE, Entry, Name, Reasoned
 
 # Of every token of a response the pairs (token id, log probability): the sampled one first, then the likeliest others.
 Logprobs = list[list[tuple[int, float]]]
@@ -35,6 +36,23 @@ class Response:
     text_end: int = WHOLE
     reasoned: Reasoned | None = None
     ranks: list[int] | None = None
+
+    def as_entry(self, name: Name) -> Entry:
+        """The answer to the request of this name. Raises Reject if the engine failed on it."""
+        if self.finish_reason not in FINISH_REASONS:
+            raise Reject("engine_error", f"the engine ended the request with: {self.finish_reason}")
+        return Entry(
+            name.row,
+            name.sample,
+            self.token_ids,
+            self.finish_reason,
+            self.logprobs,
+            self.text_end,
+            name.part,
+            name.attempt,
+            self.reasoned,
+            self.ranks,
+        )
 
 
 class Engine(Protocol):

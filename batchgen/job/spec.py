@@ -444,6 +444,12 @@ class JobSpec(_Table, frozen=True):
     sweep: SweepTable = SweepTable()
     limits: LimitsTable = LimitsTable()
 
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """What the job's engine is made with: [engine], and what of other tables vLLM has among its EngineArgs."""
+        parser = self.model.reasoning_parser
+        return self.engine | ({"reasoning_parser": parser} if parser else {})
+
 
 TABLES: dict[str, type[msgspec.Struct]] = {
     "input": InputTable,

@@ -31,6 +31,11 @@ KEYS = {  # to look at, by the reason for which rows are rejected
 }
 
 
+def told(job: Job, row: int, reason: str, detail: str) -> str:
+    """A reject in a sentence: where the row is, and why."""
+    return f"{locate(job.plan, row)}: {reason}: {detail[:SENTENCE]}"
+
+
 class FirstRows:
     """The rows that a worker reads, and how many of them are rejected."""
 
@@ -47,8 +52,7 @@ class FirstRows:
         if why and why.reason != "skipped":
             self._rejects[why.reason] += 1
             if why.reason not in self._first:
-                sentence = f"{why.reason}: {why.detail[:SENTENCE]}"
-                self._first[why.reason] = f"{locate(self._job.plan, row.number)}: {sentence}"
+                self._first[why.reason] = told(self._job, row.number, why.reason, why.detail)
         if self._rows < self._look_at:
             return
         most = self._job.spec.output.abort_if_rejected

@@ -22,7 +22,7 @@ from ..engine.scratch import Scratch
 from ..engine.types import Response
 from ..errors import JobError, MachineError, Reject
 from ..host import environment
-from ..job.sampling import FINISH_REASONS, Sampling
+from ..job.sampling import Sampling
 from ..job.spec import JobSpec
 from ..task.flow import work_of
 from ..task.task import Entry, Request
@@ -240,22 +240,10 @@ def _taken(opened: OpenShard, request: Request, answer: Response | Refused) -> l
     """Hands an answer to its row. Returns what is to be asked next because of it."""
     if isinstance(answer, Refused):
         return opened.fail(request, Reject(answer.reason, answer.detail))  # type: ignore[arg-type]
-    if answer.finish_reason not in FINISH_REASONS:
-        why = f"the engine ended the request with: {answer.finish_reason}"
-        return opened.fail(request, Reject("engine_error", why))
-    row, part, sample, attempt = request.name
-    entry = Entry(
-        row,
-        sample,
-        answer.token_ids,
-        answer.finish_reason,
-        answer.logprobs,
-        answer.text_end,
-        part,
-        attempt,
-        answer.reasoned,
-        answer.ranks,
-    )
+    try:
+        entry = answer.as_entry(request.name)
+    except Reject as why:
+        return opened.fail(request, why)
     return opened.answer(request, entry)
 
 

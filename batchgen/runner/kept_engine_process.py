@@ -40,8 +40,7 @@ def main() -> None:
 def _engine(setup: Setup) -> Engine:
     spec = setup.spec
     model = load_model(spec.model.path, spec.model.revision, spec.prompt.format, spec.model.adapter)
-    parser = {"reasoning_parser": spec.model.reasoning_parser} if spec.model.reasoning_parser else {}
-    return engine_class()(model, spec.engine | parser, setup.context)
+    return engine_class()(model, spec.engine_args, setup.context)
 
 
 def _serve(engine: Engine, told: IO[bytes], tell: IO[bytes]) -> None:

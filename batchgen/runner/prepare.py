@@ -68,12 +68,6 @@ class Job:
     generate: Generate
 
     @property
-    def engine_args(self) -> dict[str, Any]:
-        """What the job's engine is made with: [engine], and what of other tables vLLM has among its EngineArgs."""
-        parser = self.spec.model.reasoning_parser
-        return self.spec.engine | ({"reasoning_parser": parser} if parser else {})
-
-    @property
     def samplings(self) -> list[Sampling]:
         """What rows that bring no parameters are answered with: of a sweep, with each setting."""
         return [each.sampling for each in (self.task.generates if isinstance(self.task, Sweep) else [self.generate])]

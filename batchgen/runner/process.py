@@ -76,7 +76,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     job.generate.checker.start()  # it loads while the engine does
     claims = Claims(job.out, job.spec.output.stale)
     with end_of_engine():
-        engine = engine_class()(job.model, job.engine_args, job.context)
+        engine = engine_class()(job.model, job.spec.engine_args, job.context)
         for params in job.samplings:
             engine.check(params)
     engine.when_process_dies(lambda reason: _end(report, Exit(ExitKind.DIED, reason)))

@@ -24,14 +24,13 @@ from ..task.flow import work_of
 from ..task.translate import Translate
 from . import deadline, header, slurm
 from .division import divide
-from .first_look import KEYS, ROWS, FirstRows
+from .first_look import KEYS, ROWS, FirstRows, told
 from .messages import Totals
 from .prepare import Job, prepare
 from .progress import Progress
 from .supervisor import Supervisor
 from .translation import check_texts
 
-SENTENCE = 300  # characters of a reject's detail beside the counts
 LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an engine takes a minute to start
 
 
@@ -176,7 +175,7 @@ def _outcome(
     job: Job, counts: Counts | None, totals: Totals | None = None, seconds: float = 0.0, engine_start: float = 0.0
 ) -> Outcome:
     line = shard.first_reject(job.out, job.plan.shards) if counts and counts.rejected else None
-    first = f"{locate(job.plan, line['row'])}: {line['reason']}: {line['detail'][:SENTENCE]}" if line else ""
+    first = told(job, line["row"], line["reason"], line["detail"]) if line else ""
     whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
     is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
     trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""

@@ -7,11 +7,9 @@ from ..engine.types import Engine, Response
 from ..errors import EngineDied, JobError, Reject, Stopped, Stopping, in_one_line
 from ..host import clock
 from ..input.plan import Shard
-from ..job.sampling import FINISH_REASONS
 from ..output.claims import Claims
 from ..output.heartbeat import Activity, Pace
 from ..output.opening import Fence
-from ..task.task import Entry
 from .admission import Admission
 from .committer import Committer
 from .first_look import FirstResponses
@@ -170,27 +168,15 @@ class Worker:
     def _take(self, response: Response) -> None:
         admitted = self._admission.finish(response.request_id)
         request, opened = admitted.request, admitted.shard
-        if response.finish_reason not in FINISH_REASONS:
-            why = Reject("engine_error", f"the engine ended the request with: {response.finish_reason}")
+        try:
+            entry = response.as_entry(request.name)
+        except Reject as why:
             self._queue.put_back(opened, opened.fail(request, why))
             return
-        row, part, sample, attempt = request.name
         self.totals.responses += 1
         self.totals.prompt_tokens += len(request.prompt_token_ids)
         self.totals.response_tokens += len(response.token_ids)
         self.totals.by_length += response.finish_reason == "length"
-        entry = Entry(
-            row,
-            sample,
-            response.token_ids,
-            response.finish_reason,
-            response.logprobs,
-            response.text_end,
-            part,
-            attempt,
-            response.reasoned,
-            response.ranks,
-        )
         self._first_responses.take(request, entry)
         self._queue.put_back(opened, opened.answer(request, entry))
 

@@ -6,65 +6,62 @@ import io
 import json
 import os
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import demo_records
+from stub_hub import StubHub, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(StubHub):
     """What huggingface_hub 2.4 asks for to push: a repository, how files are uploaded, large ones, and the commit."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         match = re.match(r"/api/datasets/([^/]+/[^/]+)", self.path)
         name = match[1] if match else ""
         if name not in self.server.repositories:
-            self._answer(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"} if match else {})
+            self._tell(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"} if match else {})
         elif "/tree/" in self.path:
             files = self.server.repositories[name]["files"]
             tree = [
                 {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                 for path, content in files.items()
             ]
-            self._answer(200, tree)
+            self._tell(200, tree)
         else:
             siblings = [{"rfilename": path} for path in self.server.repositories[name]["files"]]
-            self._answer(200, {"id": name, "sha": COMMIT, "siblings": siblings})
+            self._tell(200, {"id": name, "sha": COMMIT, "siblings": siblings})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.tokens.add(self.headers["Authorization"])
         if self.server.refuses:
-            self._answer(403, {"error": "You don't have the rights to create a dataset under this namespace"})
+            self._tell(403, {"error": "You don't have the rights to create a dataset under this namespace"})
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.server.repositories:
-                self._answer(409, {"error": "there already", "url": self._url(name)})
+                self._tell(409, {"error": "there already", "url": self._url(name)})
                 return
             visibility = asked.get("visibility") or ("private" if asked["private"] else "public")  # from 2.0 on; before
             self.server.repositories[name] = {"visibility": visibility, "files": {".gitattributes": b""}}
-            self._answer(200, {"url": self._url(name)})
+            self._tell(200, {"url": self._url(name)})
         elif self.path == "/api/validate-yaml":
-            self._answer(200, {"errors": [], "warnings": []})
+            self._tell(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [
                 {"path": each["path"], "uploadMode": "lfs" if each["path"].endswith(".parquet") else "regular"}
                 for each in json.loads(body)["files"]
             ]
-            self._answer(200, {"files": [{**each, "shouldIgnore": False, "oid": None} for each in files]})
+            self._tell(200, {"files": [{**each, "shouldIgnore": False, "oid": None} for each in files]})
         elif self.path.endswith("/info/lfs/objects/batch"):
             base = f"http://127.0.0.1:{self.server.server_port}/upload/"
             objects = [
                 {**each, "actions": {"upload": {"href": base + each["oid"]}}} for each in json.loads(body)["objects"]
             ]
-            self._answer(200, {"transfer": "basic", "objects": objects})
+            self._tell(200, {"transfer": "basic", "objects": objects})
         else:
             self._commit(re.match(r"/api/datasets/([^/]+/[^/]+)/commit/main", self.path)[1], body)
 
@@ -79,38 +76,25 @@ class Hub(BaseHTTPRequestHandler):
                     files[value["path"]] = self.server.uploaded[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
-        self._answer(200, {"success": True, "commitUrl": f"{self._url(name)}/commit/{COMMIT}", "commitOid": COMMIT})
+        self._tell(200, {"success": True, "commitUrl": f"{self._url(name)}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.uploaded[self.path.rpartition("/")[2]] = content
-        self._answer(200, {})
+        self._tell(200, {})
 
     def _url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/datasets/{name}"
 
-    def _answer(self, code: int, content: object, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def _tell(self, code: int, content: object, headers: dict[str, str] | None = None) -> None:
+        self._answer(code, json.dumps(content).encode(), headers)
 
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.uploaded, server.tokens, server.refuses = {}, {}, set(), False
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub) as server:
+        server.repositories, server.uploaded, server.tokens, server.refuses = {}, {}, set(), False
+        yield server
 
 
 @pytest.fixture

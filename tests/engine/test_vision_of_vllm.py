@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import generating
-from llama import save_tokenizer
+from llama import config_of, save_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from batchgen.engine.vllm import VllmEngine
 from batchgen.model.model import load_model
@@ -52,24 +52,12 @@ def llava(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "llava"
     tokenizer = save_tokenizer(folder, TEMPLATE, [AddedToken("<image>", special=True)])
     torch.manual_seed(3)
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
     sight = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14
     )
     config = LlavaConfig(
         vision_config=sight,
-        text_config=text,
+        text_config=config_of(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
     )

@@ -4,12 +4,11 @@ import hashlib
 import json
 import os
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL
+from stub_hub import StubHub, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {path.name: path.read_bytes() for path in MODEL.iterdir()} | {"README.md": b"x", "pytorch_model.bin": b"x"}
@@ -25,10 +24,8 @@ MODELS = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(StubHub):
     """What huggingface_hub 1.33 asks for: a revision's commit and files, their sizes, the files themselves."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
@@ -58,28 +55,12 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _answer(self, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub) as server:
+        server.asked = []
+        yield server
 
 
 @pytest.fixture
