@@ -304,7 +304,7 @@ class Answers:
             with shard.opened(self.out, planned) as stream:
                 file = pq.ParquetFile(stream)
                 names = [name for name in file.schema_arrow.names if name in known]
-                for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
                     some = wanted.among(batch if picked is None else batch.filter(pc.is_in(batch["row"], picked)))
                     values = [pythons(some[name]) for name in names]
                     yield from (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))

@@ -52,7 +52,7 @@ class Results:
             fingerprint = made_by[self.record.plan.files[planned.file].growth]
             _refuse(self.out, planned, shard.wrong_content(self.out, planned, fingerprint, always(self.spec)))
             with shard.opened(self.out, planned) as stream:
-                for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+                for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                     yield batch.select(columns)
 
 

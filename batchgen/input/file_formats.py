@@ -484,14 +484,15 @@ class Table:
                 continue
             end = begin + rows
             try:
-                for batch in self._file.iter_batches(self._step, [group], columns=names):
+                for batch in self._file.iter_batches(self._step, [group], columns=names, use_threads=False):
                     yield begin, batch.select(names)  # Arrow also takes `a.b` for a field of a column `a`
                     begin += batch.num_rows
             except OSError as error:
                 if "DeltaByteArray" not in str(error):
                     raise
                 read = begin - (end - rows)
-                for start, batch in _numbered(self._plain.iter_batches(FEW_ROWS, [group], columns=names)):
+                plain = self._plain.iter_batches(FEW_ROWS, [group], columns=names, use_threads=False)
+                for start, batch in _numbered(plain):
                     if start >= read:
                         yield begin, batch.select(names)
                         begin += batch.num_rows

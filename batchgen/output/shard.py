@@ -362,7 +362,7 @@ def _has_columns(out: Store, shard: Shard, required: pa.Schema) -> bool:
         with opened(out, shard) as stream:
             file = pq.ParquetFile(stream)
             filled = [field.name for field in required if not field.nullable]
-            table = file.read([name for name in filled if name in file.schema_arrow.names])
+            table = file.read([name for name in filled if name in file.schema_arrow.names], use_threads=False)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, UnicodeDecodeError, OSError):  # the disk's own are Stopped
@@ -446,7 +446,7 @@ def engines(out: Store, shards: Sequence[Shard]) -> tuple[Counter[Sampler], Coun
 def read(out: Store, shard: Shard, columns: list[str]) -> pa.Table:
     """Some columns of a finished shard, all at once. Raises as `metadata`."""
     with opened(out, shard) as stream:
-        return pq.ParquetFile(stream).read(columns)
+        return pq.ParquetFile(stream).read(columns, use_threads=False)
 
 
 def digest_of_all(out: Store, shards: Iterable[Shard]) -> str:

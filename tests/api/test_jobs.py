@@ -112,10 +112,10 @@ def test_ctrl_c_stops_a_run_resumably(job, slow, tmp_path, monkeypatch):
     assert outcome.counts.rows == 400 and 0 < outcome.totals.rows < 400
 
 
-def test_warnings_are_pythons(job, capfd):
+def test_warnings_are_pythons(job, tmp_path, capfd):
     rows = [{"id": "a", "text": "Monday"}] * 2
     with pytest.warns(batchgen.BatchgenWarning, match="have the id of an earlier row"):
-        batchgen.plan(batchgen.load(input=rows, model=MODEL, output="nowhere"))
+        batchgen.plan(batchgen.load(input=rows, model=MODEL, output=tmp_path / "out"))
     assert capfd.readouterr().err == ""
 
 

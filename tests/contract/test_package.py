@@ -182,3 +182,10 @@ def test_nobody_is_told_to_install_the_strangers_package():
         assert not any(f"install {name}" in text for name in ("batchgen ", "batchgen\n", "'batchgen", '"batchgen')), (
             file
         )
+
+
+def test_the_top_level_holds_what_it_should():
+    """A test that writes to the current folder leaves its file there."""
+    made = {"build", "batchgen.egg-info"}  # by setuptools
+    there = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")} - made
+    assert there == {"README.md", "batchgen", "jobs", "pyproject.toml", "tests"}
