@@ -89,7 +89,8 @@ def greedy_of_transformers(folder, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("positions", [2048, pytest.param(8192, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", [2048, 8192])
 def test_greedy_tokens_beyond_position_2048_are_those_of_transformers(
     model, batchgen_process, write_rows, tmp_path, positions
 ):

@@ -129,19 +129,22 @@ def job_in_a_folder(request, job):
 
 @pytest.mark.small_process
 @pytest.mark.parametrize(
-    "error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)], ids=errno.errorcode.get
+    "error, every",
+    [(errno.ENOSPC, False), *(pytest.param(each, True, marks=pytest.mark.slow) for each in (errno.ENOSPC, errno.EIO))],
 )
-def test_a_call_that_fails_stops_the_run_with_one_line_and_the_next_run_completes_it(job_in_a_folder, error):
+def test_a_call_that_fails_stops_the_run_with_one_line_and_the_next_run_completes_it(job_in_a_folder, error, every):
+    """every: not only the last of the calls that are alike"""
     job, calls = job_in_a_folder, job_in_a_folder.calls()
-    for at, call in enumerate(calls):
-        out = job.folder / f"{at}"
+    moments = range(len(calls)) if every else {call: at for at, call in enumerate(calls)}.values()
+    for at in moments:
+        out, call = job.folder / f"{at}", calls[at]
         ended = job.disturb(out, at, partial(fail, error), part=0.5 if error == errno.ENOSPC else 0)
         assert ended.startswith("stopped: "), f"{call}: {ended}"
         assert os.strerror(error) in ended
         assert "\n" not in ended
         assert not list(out.glob("_state/*.tmp")), f"{call}: takes room for nothing"
         assert job.finish(out) == job.good, call
-    print(f"{len(calls)} faults injected, {len(set(calls))} places")
+    print(f"{len(moments)} faults injected, {len(set(calls))} places")
 
 
 @pytest.mark.small_process

@@ -186,8 +186,9 @@ def test_thirty_kills_of_a_translation_change_no_byte(start, write_rows, tmp_pat
 
 
 def test_a_translation_that_is_killed_and_resumed_is_the_same(start, write_rows, tmp_path):
-    source, flags = write_rows(texts_to_translate(24)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 6]
-    assert start(source, tmp_path / "expected", *flags).wait(WHOLE) == 0
-    watch, moments = Watch(tmp_path), [while_generating(random.Random(1), 20)]
+    source, flags = write_rows(texts_to_translate(60)), [*TRANSLATION, "--temperature", 1.5, "--shard-rows", 6]
+    watch, chance = Watch(tmp_path, step=0.03), random.Random(1)
+    assert start(source, tmp_path / "expected", *flags, env=watch.environment).wait(WHOLE) == 0
+    moments = [while_generating(chance, 60), while_committing(chance), while_generating(chance, 60)]
     killed_and_resumed(start, watch, source, tmp_path / "out", flags, moments)
     assert whole_folder(tmp_path / "out") == whole_folder(tmp_path / "expected")

@@ -54,6 +54,7 @@ def test_two_workers_make_the_dataset_of_one_under_one_bar_and_one_summary(insta
     assert logs == ["engine-2.log", "engine.log"]
 
 
+@pytest.mark.slow
 def test_one_of_two_on_vllm_is_killed_and_comes_back_while_the_other_goes_on(start, generate, source, tmp_path):
     expected = generate([source], "expected", output=SHARDS)
     watch = Watch(tmp_path, together=2)
