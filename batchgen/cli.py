@@ -21,7 +21,7 @@ from .host import bucket, console, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
 if TYPE_CHECKING:
-    from .runner.run import Outcome
+    from .runner.outcome import Outcome
 
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 
@@ -212,9 +212,8 @@ def _end(outcome: "Outcome") -> None:
 
 
 def _check_rejects(outcome: "Outcome") -> None:
-    rejected = outcome.counts.rejected if outcome.counts else 0
-    most = outcome.max_rejects
-    if most is not None and rejected > most:
+    if outcome.has_too_many_rejects:
+        rejected, most = outcome.rejected, outcome.max_rejects
         fail(f"{rejected} rows were rejected, max_rejects allows {most}; see batchgen rejects", EXIT_REJECTS)
 
 

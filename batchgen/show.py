@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for their types alone: importing them for good would make `
     from .commands.sweep import Forecast as SweepForecast
     from .commands.verify import Verdict
     from .metrics.summary import MeasuredSetting, Summary, Value
-    from .runner.run import Outcome
+    from .runner.outcome import Outcome
     from .task.generate import Prompted
     from .task.segment_rows import SegmentRow
 
@@ -84,14 +84,12 @@ def outcome(done: "Outcome") -> None:
         console.say(f"{state}: {done.counts} in {done.out}")
     rows = totals.rows + (totals.open_rows if done.trial else 0)  # of a trial the last shard is not finished
     if rows:
-        seconds = max(done.seconds - done.engine_start, 1e-9)
         kind = "response" if totals.response_tokens else "prompt"  # scores have no responses
-        tokens = totals.response_tokens or totals.prompt_tokens
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
         console.say(
             f"this run: {rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
-            f"{done.engine_start:,.1f} s; then {tokens / seconds:,.0f} {kind} tokens/s"
+            f"{done.engine_start:,.1f} s; then {done.tokens_per_second:,.0f} {kind} tokens/s"
         )
     if done.first_reject:
         console.say(f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}")

@@ -27,9 +27,9 @@ from batchgen.output.claims import Claims
 from batchgen.output.counts import Counts
 from batchgen.output.record import JobRecord
 from batchgen.runner.messages import Report, Totals, Warn
+from batchgen.runner.outcome import Outcome
 from batchgen.runner.prepare import Job, prepare
 from batchgen.runner.progress import Progress
-from batchgen.runner.run import Outcome
 from batchgen.runner.worker import Worker
 
 # A fork has one thread: work that OpenMP shares out would wait for the others for ever. Read when torch is loaded.

@@ -158,6 +158,10 @@ class MemoryStore:
                 self.write(name, new)
             return True
 
+    def add_line(self, name: str, line: bytes) -> None:
+        with self._lock:
+            self.write(name, self.objects.get(name, b"") + line + b"\n")
+
     def appender(self, name: str, head: bytes, every: float) -> Appending:
         self.create(name, head)
         return Appending(self, name)

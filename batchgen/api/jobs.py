@@ -20,7 +20,7 @@ from ..job.spec import JobSpec
 from ..metrics.summary import Summary
 from ..output.store import Place
 from ..runner import run as running
-from ..runner.run import Outcome
+from ..runner.outcome import Outcome
 from . import data
 
 P = ParamSpec("P")

@@ -17,8 +17,9 @@ from ..output import shard, store
 from ..output.quarantine import set_aside_by
 from ..output.record import JobRecord
 from ..output.store import Place, Store
+from ..runner.outcome import Outcome
 from ..runner.prepare import Job, prepare
-from ..runner.run import Outcome, run_job
+from ..runner.run import run_job
 from ..task.output_columns import always
 from .verify import grows, open_finished
 

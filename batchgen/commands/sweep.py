@@ -27,8 +27,9 @@ from ..metrics.summary import MeasuredSetting, Summary
 from ..output import layout, owners, record, store
 from ..output.store import FolderStore
 from ..report.make import page_of
+from ..runner.outcome import Outcome
 from ..runner.prepare import Job, prepare
-from ..runner.run import Outcome, run
+from ..runner.run import run
 from ..task.flow import work_of
 from ..task.output_columns import COLUMNS, SETTING
 from ..task.sweep import Sweep

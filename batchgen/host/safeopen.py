@@ -162,6 +162,13 @@ def updating(path: StrPath) -> Iterator[io.BufferedRandom]:
         yield stream
 
 
+@contextlib.contextmanager
+def adding(path: StrPath) -> Iterator[io.BufferedRandom]:
+    """A file to add to, which is created if there is none."""
+    with open(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "r+b") as stream:
+        yield stream
+
+
 def facts(path: StrPath) -> os.stat_result:
     """Of a regular file. Raises JobError if it is not one."""
     about = os.stat(path, follow_symlinks=False)

@@ -13,6 +13,7 @@ import binascii
 import contextlib
 import itertools
 import os
+import random
 import socket
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from ..errors import Stopped
 from ..host import clock, safeopen
 from ..host.bucket import Bucket, Found
 from . import layout
@@ -31,6 +33,8 @@ STALE_SHARE = 4  # a request may take this part of the time after which a worker
 KEPT = 0.8  # of the time within which what was appended is to be uploaded; the rest is for the upload
 PIECE = 1000  # names that a service lists at a time
 GRACE = 5.0  # seconds that another worker has to finish a commit that it has begun
+ADDING = 60.0  # seconds in which a line finds a moment when no other host adds one: 100 at once take 15
+LONGEST_LINES = 1 << 28  # bytes of an object that lines are added to
 LONGEST_LOG = 16 << 20  # bytes of a log that are uploaded, its last ones
 LONGEST_PART = 200  # characters of a part of a name: services that keep objects as files allow 255
 # What notes have in common, as zlib's dictionary, so that they are short. It decides what their names mean: never to be
@@ -258,6 +262,22 @@ class BucketStore:
         if new is None:  # there is no conditional delete: nobody takes over at once what is empty
             self._bucket.delete([name])
         return True
+
+    def add_line(self, name: str, line: bytes) -> None:
+        """By writing all of it again, if nobody else has meanwhile: what has a line for each run is short."""
+        until = clock.monotonic() + ADDING
+        while True:
+            try:
+                content, found = self._bucket.get(name, LONGEST_LINES)
+            except FileNotFoundError:
+                if self._bucket.create(name, line + b"\n"):
+                    return
+                continue
+            if line in content or self._bucket.swap(name, found.version, content + line + b"\n"):
+                return
+            if clock.monotonic() > until:
+                raise Stopped(f"{self.where(name)}: others were faster for {ADDING:g} s")
+            clock.sleep(random.uniform(0, 2 * self.pause))
 
     def appender(self, name: str, head: bytes, every: float) -> "_Segments":
         return _Segments(self, name, head, every)

@@ -7,6 +7,7 @@ one out.
     _segments/part-00000-of-00040.parquet      what became of its segments, if it was translated (segments.py)
     _sweep/                                    what a sweep comes to: settings.json and others (commands/sweep.py)
     _SUCCESS                                   the accounting of a finished job (success.py)
+    _runs.jsonl                                a line for each run that worked on it (runner/outcome.py)
     .huggingface.yaml                          tells `datasets` which files are data
     _state/checksums/part-00000-of-00040.json  digests and counts of a finished shard
     _state/journal/part-00000.WORKER.journal   finished items of a shard under way (journal.py)
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 JOB = "_job.json"
 SUCCESS = "_SUCCESS"
+RUN_LOG = "_runs.jsonl"
 HUGGING_FACE = ".huggingface.yaml"
 REJECTS = "_rejects"
 SEGMENTS = "_segments"

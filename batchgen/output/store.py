@@ -176,6 +176,10 @@ class Store(Protocol):
         """Writes again what has the same length each time, even on a full disk. It need not outlast a power loss, and
         who reads in that moment may find a part of the old and a part of the new."""
 
+    def add_line(self, name: str, line: bytes) -> None:
+        """Adds a line, unlike any other, to what several hosts add lines to. One that was torn by a power loss stays a
+        line of its own. Raises JobError if it is no file of ours."""
+
     def appender(self, name: str, head: bytes, every: float) -> Appender:
         """A new object that begins with `head`, or several whose names begin with this one, each with the head. every:
         seconds within which what is appended is kept."""
@@ -392,6 +396,17 @@ class FolderStore:
                 os.pwrite(file, content, 0)
             finally:
                 os.close(file)
+
+    def add_line(self, name: str, line: bytes) -> None:
+        with self._stopping(name), safeopen.adding(self._at(name)) as stream:
+            with contextlib.suppress(OSError):  # where there are no locks, two hosts may tear each other's lines
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, end - 1))
+            is_torn = stream.read(1) not in (b"", b"\n")
+            stream.write(b"\n" * is_torn + line + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def appender(self, name: str, head: bytes, every: float) -> "_File":
         return _File(self, name, head, every)

@@ -23,8 +23,16 @@ def is_of(out: Store, fingerprint: str) -> bool:
     return is_there(out) and fingerprint.encode() in _read(out)
 
 
-def write(out: Store, totals: dict[str, Any]) -> None:
-    out.write(layout.SUCCESS, _written(totals))
+def write(out: Store, totals: dict[str, Any]) -> bool:
+    """False if another run has just written the same."""
+    content = _written(totals)
+    try:
+        out.create(layout.SUCCESS, content)
+    except FileExistsError:
+        if _read(out) == content:
+            return False
+        out.write(layout.SUCCESS, content)
+    return True
 
 
 def remove(out: Store) -> None:

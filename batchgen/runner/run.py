@@ -12,20 +12,19 @@ from typing import Any
 import msgspec
 
 from ..engine.choice import require_engine, warn_of_choice
-from ..errors import JobError, Reject, Stopped, Stopping, warn
+from ..errors import JobError, MachineError, Reject, Stopped, Stopping, warn
 from ..host import caller, console
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
-from ..output import journal, opening, owners, record, shard, success
+from ..output import journal, layout, opening, owners, record, shard, success
 from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
-from ..output.store import Store
 from ..task.flow import work_of
 from ..task.translate import Translate
-from . import deadline, header, slurm
+from . import deadline, header, outcome, slurm
 from .division import divide
 from .first_look import KEYS, ROWS, FirstRows, told
-from .messages import Totals
+from .outcome import Outcome, RunRecord
 from .prepare import Job, prepare
 from .progress import Progress
 from .supervisor import Supervisor
@@ -34,20 +33,43 @@ from .translation import check_texts
 LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an engine takes a minute to start
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
-    workers are still at it; first_reject: where it is, and why; seconds: of this run, and of its engine starts;
-    trial: the rows that it was to do, if they are done and others are not."""
+@dataclass
+class Doing:
+    """What one run is doing, and what came of it so far, however it ends.
 
-    out: Store
-    max_rejects: int | None = None
-    totals: Totals = field(default_factory=Totals)
-    counts: Counts | None = None
-    seconds: float = 0.0
-    engine_start: float = 0.0
-    first_reject: str = ""
-    trial: str = ""
+    began: in seconds since the epoch; since: the same by time.monotonic
+    judged: the shards whose rejects it has to answer for
+    """
+
+    job: Job
+    judged: list[Shard] = field(default_factory=list)
+    supervisor: Supervisor | None = None
+    closed: bool = False
+    began: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def so_far(self) -> Outcome:
+        done = Outcome(self.job.out, self.job.spec.output.max_rejects, closed=self.closed)
+        if not (run := self.supervisor):
+            return done
+        seconds = time.monotonic() - self.since
+        return dataclasses.replace(done, totals=run.totals, seconds=seconds, engine_start=run.engine_start)
+
+    def record(self, done: Outcome, error: JobError | MachineError | Stopped | None = None) -> RunRecord:
+        return outcome.record_of(done, self.began, self.job.record.versions, error)
+
+    def outcome(self, counts: Counts | None) -> Outcome:
+        job, line, rejected = self.job, None, 0
+        if counts and counts.rejected:
+            line = shard.first_reject(job.out, self.judged)
+            is_all = len(self.judged) == len(job.plan.shards)
+            rejected = (counts if is_all else shard.Survey(job.out, self.judged).total(self.judged)).rejected
+        first = told(job, line["row"], line["reason"], line["detail"]) if line else ""
+        whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
+        is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
+        trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""
+        return dataclasses.replace(self.so_far, counts=counts, rejected=rejected, first_reject=first, trial=trial)
 
 
 def run(spec: JobSpec, discard: bool = False) -> Outcome:
@@ -60,14 +82,14 @@ def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     """The same for a job that is prepared in another way."""
     job = prepared()
     if (counts := _done_already(job)) is not None:
-        return _outcome(job, counts)
+        return Doing(job, _judged(job, [])).outcome(counts)
     _check_for_answers(job)
     with owners.writing(job.spec.output.shared):
         if not success.is_there(job.out):  # before anything is written for a run that cannot be
             require_engine(job.spec.engine)
         job.out.prepare(job.spec.output.shared)
         with Presence(job.out, job.spec.output.stale) as presence:
-            return _at_work(_opened(job, prepared, presence, discard), presence)
+            return _logged(Doing(_opened(job, prepared, presence, discard)), presence)
 
 
 def _check_for_answers(job: Job) -> None:
@@ -126,17 +148,35 @@ def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: 
         job = prepared()
 
 
-def _at_work(job: Job, presence: Presence) -> Outcome:
-    begin = time.monotonic()
+def _logged(doing: Doing, presence: Presence) -> Outcome:
+    """Works on a job, and adds to its `_runs.jsonl` what became of it; nothing if there was nothing to do."""
+    try:
+        done = _at_work(doing, presence)
+    except (JobError, MachineError, Stopped) as error:
+        if doing.supervisor:
+            with contextlib.suppress(JobError, Stopped):  # which may be why it ends
+                outcome.log(doing.job.out, doing.record(doing.so_far, error))
+        raise
+    if doing.supervisor or doing.closed:
+        try:
+            outcome.log(doing.job.out, doing.record(done))
+        except (JobError, Stopped) as error:
+            warn(f"no line about this run was added to {layout.RUN_LOG}: {error}")
+    return done
+
+
+def _at_work(doing: Doing, presence: Presence) -> Outcome:
+    job = doing.job
     _set_damaged_aside(job, opening.check_shards(job.out, job.record))
     missing = missing_shards(job)
     _warn_of_skip(job, missing)
+    doing.judged = _judged(job, missing)
     if not missing:
-        return _outcome(job, _closed(job, presence))
+        return doing.outcome(_closed(doing, presence))
     asked = {planned.index for planned in job.shards}
     missing = [planned for planned in missing if planned.index in asked]
     if not missing:
-        return _outcome(job, None)
+        return doing.outcome(None)
     if success.is_there(job.out):  # from before shards were set aside or the input grew
         require_engine(job.spec.engine)
         success.remove(job.out)
@@ -152,6 +192,7 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         for line in header.lines(job, text, rows_done):
             progress.write(f"batchgen: {line}")
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
+    doing.supervisor = supervisor
     try:
         supervisor.run()
     except Stopped as why:
@@ -165,22 +206,22 @@ def _at_work(job: Job, presence: Presence) -> Outcome:
         raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)
-    job = _as_it_is_now(job)
-    counts = _closed(job, presence) if not missing_shards(job) else None
-    seconds = time.monotonic() - begin
-    return _outcome(job, counts, supervisor.totals, seconds, supervisor.engine_start)
+    doing.job = _as_it_is_now(job)
+    if doing.job is not job:
+        doing.judged = _judged(doing.job, missing)
+    return doing.outcome(_closed(doing, presence) if not missing_shards(doing.job) else None)
 
 
-def _outcome(
-    job: Job, counts: Counts | None, totals: Totals | None = None, seconds: float = 0.0, engine_start: float = 0.0
-) -> Outcome:
-    line = shard.first_reject(job.out, job.plan.shards) if counts and counts.rejected else None
-    first = told(job, line["row"], line["reason"], line["detail"]) if line else ""
-    whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
-    is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
-    trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""
-    max_rejects = job.spec.output.max_rejects
-    return Outcome(job.out, max_rejects, totals or Totals(), counts, seconds, engine_start, first, trial)
+def _judged(job: Job, missing: list[Shard]) -> list[Shard]:
+    """The shards whose rejects a run has to answer for that began when these were missing: all of them, but of a job
+    that grows those of growths that were not finished then; those before have been told of."""
+    plan = job.plan
+    if not (job.spec.input.incremental or plan.growth):
+        return plan.shards
+    growths = {plan.files[planned.file].growth for planned in missing}
+    if not success.is_of(job.out, job.record.fingerprint):
+        growths.add(plan.growth)
+    return [planned for planned in plan.shards if plan.files[planned.file].growth in growths]
 
 
 def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
@@ -193,8 +234,8 @@ def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
         warn(f"[input] skip: row {min(late)} is in a finished shard, which stays as it is, or not in the input")
 
 
-def _closed(job: Job, presence: Presence) -> Counts:
-    counts = close(job)
+def _closed(doing: Doing, presence: Presence) -> Counts:
+    counts, doing.closed = _close(doing.job)
     presence.tidy()
     return counts
 
@@ -251,13 +292,20 @@ def close(job: Job) -> Counts:
     A run that lets the job grow removes `_SUCCESS`, before and after: either it finds the one written here, or its
     growth is found here.
     """
+    return _close(job)[0]
+
+
+def _close(job: Job) -> tuple[Counts, bool]:
+    """The same, and whether it is this run that closed it: of several that come here at once only one has."""
     counts = opening.check_shards(job.out, job.record).total(job.plan.shards)
     content = _as_success(job, counts)
-    if not success.says(job.out, content):
-        success.write(job.out, content)
-        if _as_it_is_now(job) is not job:
-            success.remove(job.out)
-    return counts
+    if success.says(job.out, content):
+        return counts, False
+    is_ours = success.write(job.out, content)
+    if _as_it_is_now(job) is not job:
+        success.remove(job.out)
+        return counts, False
+    return counts, is_ours
 
 
 def _as_success(job: Job, counts: Counts) -> dict[str, Any]:

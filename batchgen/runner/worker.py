@@ -192,7 +192,15 @@ class Worker:
     def _commit(self) -> None:
         for opened in [opened for opened in self._queue.open if opened.is_complete]:
             counts = self._committer.commit(opened)
-            self.totals += Totals(rows=counts.rows, rejects=counts.rejects, tries=counts.tries, failed=counts.failed)
+            self.totals += Totals(
+                rows=counts.rows,
+                rejects=counts.rejects,
+                tries=counts.tries,
+                failed=counts.failed,
+                finish_reasons=counts.finish_reasons,
+                empty=counts.empty,
+                repetitive=counts.repetitive,
+            )
             self._resumed += opened.resumed
             self._rows_resumed += opened.rows_resumed
             self._queue.forget(opened)

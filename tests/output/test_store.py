@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,21 @@ def test_what_is_appended_is_kept_in_time_without_anybody_waiting(store):
     appender.keep()
     until(lambda: appended(store, layout.journals(0)) == b"1", timeout=10)
     appender.close()
+
+
+def test_lines_that_many_add_at_once_are_all_there_and_whole(store):
+    lines = [b'{"run": %d, "text": "%s"}' % (number, b"x" * 500) for number in range(12)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda line: store.add_line(layout.RUN_LOG, line), lines))
+    content = store.read(layout.RUN_LOG)
+    assert content.endswith(b"\n")
+    assert sorted(content.splitlines()) == sorted(lines)
+
+
+def test_a_torn_line_does_not_spoil_the_next_one(folder):
+    folder.write(layout.RUN_LOG, b'{"run": 1}\n{"ru')
+    folder.add_line(layout.RUN_LOG, b'{"run": 2}')
+    assert folder.read(layout.RUN_LOG) == b'{"run": 1}\n{"ru\n{"run": 2}\n'
 
 
 def test_what_is_overwritten_is_made_if_it_is_not_there_and_keeps_its_length(store):
