@@ -122,6 +122,34 @@ class Job:
         return records.fingerprints(self.record)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a job is made of, all but its record: see Job.
+
+    templates: by their texts
+    columns: that are passed through
+    checker: of rows' parameters and prompts
+    for_rows: what rows that bring no parameters are answered with
+    settings: of a sweep, each with the same
+    """
+
+    spec: JobSpec
+    out: Store
+    model: Model
+    context: int
+    format: str
+    plan: Plan
+    templates: dict[str, Template | None]
+    columns: list[Column]
+    checker: Checker
+    for_rows: Sampling
+    settings: list[tuple[Setting, Sampling]]
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        return [params for _, params in self.settings] or [self.for_rows]
+
+
 def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = None, discard: bool = False) -> Job:
     """Checks engine arguments, output folder, model and input, and plans the shards; writes nothing.
 
@@ -129,6 +157,28 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     discard: another job's results in the folder are going to be dropped. Raises JobError.
     """
     out = store.at(spec.output.path, spec.output.stale)
+    spec = _checked(spec)
+    old = begun or records.read_job(out)
+    spec, model = _model(spec)
+    planned = begun.plan if begun else plan or _plan(spec, out, old, discard)
+    templates = _templates(spec)
+    if not begun:  # or else it was checked before; where a column comes late, that reads all rows
+        _check_columns(spec, planned, templates)
+        if not plan and not (old and planned is old.plan):  # what is known was told of before
+            checks.tell(planned, spec.input, has_template=all(templates.values()) or spec.score.mode == "text")
+    parts = _parts(spec, out, model, planned, templates, old)
+    if begun:
+        results = _results(parts, choice.of_results(begun.results), begun)
+        _check_same(begun, _as_named(begun, results, model))
+        _check_weights(begun, model)
+        return _job(parts, begun)
+    for params in parts.samplings:
+        _check_tries(spec, params, parts.checker)
+    return _job(parts, _record(parts, _results(parts, choice.chosen(), None), old))
+
+
+def _checked(spec: JobSpec) -> JobSpec:
+    """The spec with what its kind of task makes of it, if nothing in it is wrong whatever model and input are."""
     if spec.translate.fields:
         spec = translation.resolved(spec)
     if spec.score.mode != "off":
@@ -139,26 +189,29 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     check_parameters(name for name in NAMES if getattr(spec.sampling, name) is not None)
     if spec.model.reasoning_parser:
         check_reasoning_parser(spec.model.reasoning_parser, spec.engine)
-    old = begun or records.read_job(out)
-    spec, model = _model(spec)
-    is_new = False  # what is known was told of before
-    if begun:
-        plan = begun.plan
-    if plan is None:
-        plan = _plan(spec, out, old, discard)
-        is_new = old is None or plan is not old.plan
-    templates = _templates(spec)
-    if not begun:  # or else it was checked before; where a column comes late, that reads all rows
-        if spec.score.mode != "off":
-            scoring.check_columns(spec, plan.files)
-        if spec.translate.fields:
-            translation.check_fields(spec, plan.files)
-        elif spec.score.mode != "text":
-            for template in templates.values():
-                checks.check_columns(plan.files, spec.input.format, template)
-        checks.check_names(plan.files, spec.input)
-    if is_new:
-        checks.tell(plan, spec.input, has_template=all(templates.values()) or spec.score.mode == "text")
+    return spec
+
+
+def _check_columns(spec: JobSpec, plan: Plan, templates: dict[str, Template | None]) -> None:
+    """Raises JobError if the input lacks a column that the job reads."""
+    if spec.score.mode != "off":
+        scoring.check_columns(spec, plan.files)
+    if spec.translate.fields:
+        translation.check_fields(spec, plan.files)
+    elif spec.score.mode != "text":
+        for template in templates.values():
+            checks.check_columns(plan.files, spec.input.format, template)
+    checks.check_names(plan.files, spec.input)
+
+
+def _parts(
+    spec: JobSpec,
+    out: Store,
+    model: Model,
+    plan: Plan,
+    templates: dict[str, Template | None],
+    old: JobRecord | None,
+) -> _Parts:
     columns = _columns(spec, plan, old)
     context = spec.engine.get("max_model_len", model.context)
     if not isinstance(context, int) or not 1 < context <= model.context:
@@ -168,58 +221,18 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     checker = _checker(spec, model)
     spec, for_rows = _sampling(spec, model, format, checker)
     settings = sweeping.settings(spec) if spec.sweep.method else []
-    samplings = [_of_setting(setting, checker) for setting in settings]
-    for params in samplings or [for_rows]:
+    with_params = [(setting, _of_setting(setting, checker)) for setting in settings]
+    parts = _Parts(spec, out, model, context, format, plan, templates, columns, checker, for_rows, with_params)
+    for params in parts.samplings:
         check_speculation(spec.engine, params)
+    return parts
 
-    def made(record: JobRecord) -> Job:
-        generate = Generate(
-            spec=_for_prompts(spec),
-            model=model,
-            context=context,
-            format=format,
-            sampling=for_rows,
-            template=templates.get(spec.prompt.template),
-            columns=[] if spec.translate.fields else columns,
-            checker=checker,
-            control_tokens=record.control_tokens,
-            folder_format=record.format,
-            skip=frozenset(spec.input.skip),
-            source=source_finder(plan) if "source" in spec.output.include else None,
-            sight=images.sight_of(spec, model, plan, checker),
-        )
-        has_images = bool(spec.input.image)
-        checker.set_up_prompts(format, generate.on_overlength, spec.prompt.date, record.control_tokens, has_images)
-        task: Task = generate
-        if spec.translate.fields:
-            taken_apart = translation.records_of(spec, plan.files, columns)
-            task = translation.task_of(spec, generate, taken_apart, translation.memory_of(spec, out, record))
-        elif spec.score.mode != "off":
-            task = scoring.task_of(spec, generate, context, columns)
-        elif settings:
-            generates = [
-                replace(generate, spec=setting.of(spec), sampling=params, template=templates[setting.template])
-                for setting, params in zip(settings, samplings, strict=True)
-            ]
-            task, generate = Sweep(spec, settings, generates, generate.skip), generates[0]
-        return Job(spec, out, model, context, plan, record, task, generate)
 
-    if not begun:
-        for params in samplings or [for_rows]:
-            _check_tries(spec, params, checker)
-    engine = choice.of_results(begun.results) if begun else choice.chosen()
-    results = _results(spec, model, engine, context, format, plan, columns, begun)
-    if spec.sweep.method:
-        results |= sweeping.results_of(spec, results)
-    if spec.translate.fields:
-        known = begun.results["translate"] if begun else {}
-        results["translate"] |= translation.results_of(spec, known)
-    if begun:
-        _check_same(begun, _as_named(begun, results, model))
-        _check_weights(begun, model)
-        return made(begun)
+def _record(parts: _Parts, results: dict[str, Any], old: JobRecord | None) -> JobRecord:
+    """The record of a job that begins or goes on here. old: that of the job in the folder."""
+    spec, model = parts.spec, parts.model
     version, results = _in_words_of(old, results, model)
-    record = JobRecord(
+    return JobRecord(
         format=version,
         fingerprint=drift.fingerprint(results),
         results=results,
@@ -228,12 +241,45 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
             "batchgen": __version__,
             **versions(not isinstance(model.tokenizer, Tokenizer), bool(spec.input.image)),
         },
-        plan=plan,
+        plan=parts.plan,
         after=old.fingerprint if old else None,
-        schema=passthrough.written(columns),
+        schema=passthrough.written(parts.columns),
         sha256=model.sha256,
     )
-    return made(record)
+
+
+def _job(parts: _Parts, record: JobRecord) -> Job:
+    spec, model, plan, checker = parts.spec, parts.model, parts.plan, parts.checker
+    generate = Generate(
+        spec=_for_prompts(spec),
+        model=model,
+        context=parts.context,
+        format=parts.format,
+        sampling=parts.for_rows,
+        template=parts.templates.get(spec.prompt.template),
+        columns=[] if spec.translate.fields else parts.columns,
+        checker=checker,
+        control_tokens=record.control_tokens,
+        folder_format=record.format,
+        skip=frozenset(spec.input.skip),
+        source=source_finder(plan) if "source" in spec.output.include else None,
+        sight=images.sight_of(spec, model, plan, checker),
+    )
+    has_images = bool(spec.input.image)
+    checker.set_up_prompts(parts.format, generate.on_overlength, spec.prompt.date, record.control_tokens, has_images)
+    task: Task = generate
+    if spec.translate.fields:
+        taken_apart = translation.records_of(spec, plan.files, parts.columns)
+        task = translation.task_of(spec, generate, taken_apart, translation.memory_of(spec, parts.out, record))
+    elif spec.score.mode != "off":
+        task = scoring.task_of(spec, generate, parts.context, parts.columns)
+    elif parts.settings:
+        generates = [
+            replace(generate, spec=setting.of(spec), sampling=params, template=parts.templates[setting.template])
+            for setting, params in parts.settings
+        ]
+        task, generate = Sweep(spec, [setting for setting, _ in parts.settings], generates, generate.skip), generates[0]
+    return Job(spec, parts.out, model, parts.context, plan, record, task, generate)
 
 
 def _in_words_of(old: JobRecord | None, results: dict[str, Any], model: Model) -> tuple[int, dict[str, Any]]:
@@ -391,28 +437,20 @@ def _template(text: str) -> Template | None:
         raise JobError(f"[prompt] template {text!r}: {error}") from None
 
 
-def _results(
-    spec: JobSpec,
-    model: Model,
-    engine: str,
-    context: int,
-    format: str,
-    plan: Plan,
-    columns: list[Column],
-    begun: JobRecord | None,
-) -> dict[str, Any]:
+def _results(parts: _Parts, engine: str, begun: JobRecord | None) -> dict[str, Any]:
     """Everything that decides what the shards hold and differs from the defaults; a job goes on only where all of it is
     the same. Keys of the job file are in it by themselves, unless they are listed as means."""
+    spec, plan, columns = parts.spec, parts.plan, parts.columns
     renamed = {column.name: column.source for column in columns if column.name != column.source}
     picked = [row for planned in plan.shards for row in planned.picked or ()]
     asked = drift.results_of(spec)
     more: dict[str, dict[str, Any]] = {
-        "model": model.digests,
+        "model": parts.model.digests,
         "input": {"files": records.facts_of(plan.files)}
-        | images.results_of(model)
+        | images.results_of(parts.model)
         | ({"picked": drift.fingerprint({"rows": picked})} if picked else {}),
-        "prompt": {"format": format},
-        "engine": {"max_model_len": context} | choice.as_result(engine),
+        "prompt": {"format": parts.format},
+        "engine": {"max_model_len": parts.context} | choice.as_result(engine),
         "output": {
             "columns": {column.name: column.kind for column in columns},
             "include": sorted(spec.output.include),
@@ -422,7 +460,13 @@ def _results(
     if spec.check.checks:
         more["check"] = _results_of_checks(spec.check, begun.results.get("check", {}).get("files", {}) if begun else {})
     tables = {table: values | more.get(table, {}) for table, values in asked.items()}
-    return drift.without_defaults(tables)
+    results = drift.without_defaults(tables)
+    if spec.sweep.method:
+        results |= sweeping.results_of(spec, results)
+    if spec.translate.fields:
+        known = begun.results["translate"] if begun else {}
+        results["translate"] |= translation.results_of(spec, known)
+    return results
 
 
 def _results_of_checks(table: CheckTable, known: dict[str, str]) -> dict[str, Any]:
