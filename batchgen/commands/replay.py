@@ -78,66 +78,78 @@ def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
         return _replay_translation(place, old, spec, items, seed, given)
     if spec.score.mode != "off":
         return _replay_scores(place, old, spec, items, seed, given)
-    columns = [
-        "id",
-        "row",
-        *([SETTING] if spec.sweep.method else []),
-        "sample",
-        "conversation",
-        "response",
-        "finish_reason",
-        "response_tokens",
-        "seed",
-        "sampling",
-        *(["reasoning"] if spec.model.reasoning_parser else []),
-    ]
-    columns += ["adapter"] if spec.model.adapter else []
-    columns += ["images"] if spec.input.image else []
-    finished = shard.finished(place, old.plan)
-    footers = [shard.metadata(place, planned) for planned in finished]
-    sizes = [footer.num_rows for footer in footers]
-    chosen = sorted(random.Random(seed).sample(range(sum(sizes)), min(items, sum(sizes))))
-    before = list(_rows_at(place, zip(finished, sizes, strict=True), chosen, columns))
-    drew = _samplers_at(footers, chosen)
+    return _replay_responses(place, old, spec, items, seed, given)
+
+
+# --- of responses
+
+
+def _replay_responses(
+    out: Store, old: JobRecord, spec: JobSpec, items: int, seed: int, given: dict[str, Any]
+) -> Replay:
+    columns = _columns(spec)
+    before, drew = _choose(out, old, columns, items, seed)
     here = choice.known_sampler()
-    spaced = sum(map(_is_json, before)) if old.format < record.COMPACT_JSON else 0
-    if spaced:
-        kept = [(row, sampler) for row, sampler in zip(before, drew, strict=True) if not _is_json(row)]
-        before, drew = [row for row, _ in kept], [sampler for _, sampler in kept]
+    spaced = [old.format < record.COMPACT_JSON and _is_json(row) for row in before]
+    kept = [not each for each in spaced]
+    before, drew = list(itertools.compress(before, kept)), list(itertools.compress(drew, kept))
     if not before or (here and not _alike(before, drew, here)):
-        return Replay(0, 0, "", Counter(drew), here, spaced)
+        return Replay(0, 0, "", Counter(drew), here, sum(spaced))
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
-        rows = Path(scratch) / "rows.jsonl"
-        with rows.open("w", encoding="utf-8") as lines:
-            for row in before:
-                keep: dict[str, Any] = {
-                    name: row[name] for name in ("id", "conversation", "seed", "sampling", "adapter") if name in row
-                }
-                keep["sampling"] = from_column(row["sampling"])
-                if spec.input.image:
-                    keep["image"] = [image["sha256"] for image in row["images"]]
-                lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
-        tables = msgspec.to_builtins(spec)
-        tables["input"] = {"path": [str(rows)], "id": "id"} | ({"adapter": "adapter"} if spec.model.adapter else {})
-        if spec.input.image:
-            tables["input"]["image"] = "image"
-            _copy_images(prepare(spec, begun=old), {row["row"] for row in before}, Path(scratch))
-        tables["output"] = {"path": str(Path(scratch) / "out"), "shard_rows": max(1, len(before))}
-        # Shards hold conversations as rendered.
-        tables["prompt"] = {
-            "format": old.settings["prompt"]["format"],
-            "control_tokens": old.control_tokens,
-        }
-        tables["sampling"] |= {"n": 1}
-        tables["check"] = tables["sweep"] = {}
-        tables["engine"] |= given
-        again = msgspec.convert(tables, JobSpec)
-        done = run(again).out
+        done = run(_again(spec, old, before, Path(scratch), given)).out
         planned = record.job_of(done).plan.shards
         told = [name for name in columns if name != SETTING]
         after = [row for each in planned for row in shard.read(done, each, told).to_pylist()]
         here = shard.sampler(shard.metadata(done, planned[0]))
-    return dataclasses.replace(_compare(before, after, drew, here), spaced=spaced)
+    return dataclasses.replace(_compare(before, after, drew, here), spaced=sum(spaced))
+
+
+def _columns(spec: JobSpec) -> list[str]:
+    """What is read of an item, to make it again and to compare it."""
+    names = ["id", "row", "sample", "conversation", "response", "finish_reason", "response_tokens", "seed", "sampling"]
+    names += [SETTING] if spec.sweep.method else []
+    names += ["reasoning"] if spec.model.reasoning_parser else []
+    names += ["adapter"] if spec.model.adapter else []
+    return names + (["images"] if spec.input.image else [])
+
+
+def _choose(
+    out: Store, old: JobRecord, columns: list[str], items: int, seed: int
+) -> tuple[list[dict[str, Any]], list[Sampler]]:
+    """Random items, and what drew them."""
+    finished = shard.finished(out, old.plan)
+    footers = [shard.metadata(out, planned) for planned in finished]
+    sizes = [footer.num_rows for footer in footers]
+    chosen = sorted(random.Random(seed).sample(range(sum(sizes)), min(items, sum(sizes))))
+    return list(_rows_at(out, zip(finished, sizes, strict=True), chosen, columns)), _samplers_at(footers, chosen)
+
+
+def _again(
+    spec: JobSpec, old: JobRecord, before: list[dict[str, Any]], scratch: Path, given: dict[str, Any]
+) -> JobSpec:
+    """A job that makes these items again. scratch: a folder for its input and output"""
+    rows = scratch / "rows.jsonl"
+    with rows.open("w", encoding="utf-8") as lines:
+        for row in before:
+            keep: dict[str, Any] = {
+                name: row[name] for name in ("id", "conversation", "seed", "adapter") if name in row
+            }
+            keep["sampling"] = from_column(row["sampling"])
+            if spec.input.image:
+                keep["image"] = [image["sha256"] for image in row["images"]]
+            lines.write(json.dumps(keep, ensure_ascii=False) + "\n")
+    tables = msgspec.to_builtins(spec)
+    tables["input"] = {"path": [str(rows)], "id": "id"} | ({"adapter": "adapter"} if spec.model.adapter else {})
+    if spec.input.image:
+        tables["input"]["image"] = "image"
+        _copy_images(prepare(spec, begun=old), {row["row"] for row in before}, scratch)
+    tables["output"] = {"path": str(scratch / "out"), "shard_rows": max(1, len(before))}
+    # Shards hold conversations as rendered.
+    tables["prompt"] = {"format": old.settings["prompt"]["format"], "control_tokens": old.control_tokens}
+    tables["sampling"] |= {"n": 1}
+    tables["check"] = tables["sweep"] = {}
+    tables["engine"] |= given
+    return msgspec.convert(tables, JobSpec)
 
 
 def _copy_images(job: Job, rows: set[int], folder: Path) -> None:
