@@ -6,12 +6,15 @@ import hashlib
 import hmac
 import http.client
 import http.server
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Self
 
 from batchgen.output.store import Store
@@ -43,6 +46,18 @@ def dataset(out: Store) -> dict[str, bytes]:
     names = ["_SUCCESS", *out.listed("", "part-")]
     names += [f"{folder}/{name}" for folder in ("_rejects", "_segments") for name in out.listed(folder, "part-")]
     return {name: out.read(name, 1 << 30) for name in names}
+
+
+@contextlib.contextmanager
+def listing_server(lines: Iterable[str], folder: Path, seconds: float = 0) -> Iterator[str]:
+    """The endpoint of a server that has many objects (listing_server.py). lines: `SIZE KEY`, in any order."""
+    (folder / "keys").write_text("\n".join(sorted(lines, key=lambda line: line.split(" ", 1)[1])))
+    command = [sys.executable, Path(__file__).with_name("listing_server.py"), folder / "keys", str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
 
 
 class Proxy:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -108,11 +109,16 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
     place = store.at(out)
     job = record.job_of(place)
     done = shard.finished(place, job.plan)  # before the heartbeats: a shard counts rather too late than twice
-    workers, clock = _workers(place, {planned.index for planned in done}, job.spec["output"].get("stale", 60.0))
-    live = [worker for worker in workers if worker.is_alive]
-    finished = _finished(place, done, known if known is not None else {})
+    with ThreadPoolExecutor(1) as beside:  # a bucket may take as long for the ten small questions as for the counts
+        counting = beside.submit(_finished, place, done, known if known is not None else {})
+        workers, clock = _workers(place, {planned.index for planned in done}, job.spec["output"].get("stale", 60.0))
+        live = [worker for worker in workers if worker.is_alive]
+        left_behind = _left_behind(place, job, done, live)
+        is_done = len(done) == len(job.plan.shards) and success.is_there(place)
+        begun = shard.begun(place)
+        finished = counting.result()
     rows, rows_done = job.plan.rows, sum(len(planned.row_numbers) for planned in done)
-    rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live) + _left_behind(place, job, done, live))
+    rows_done = min(rows, rows_done + sum(worker.open_rows for worker in live) + left_behind)
     rows_rate, prompt_rate, response_rate = (
         round(sum(getattr(worker, f"{what}_per_second") for worker in live), 3)
         for what in ("rows", "prompt_tokens", "response_tokens")
@@ -124,7 +130,7 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
     return Status(
         out=place.location,
         fingerprint=job.fingerprint,
-        state=_state(len(done) == total and success.is_there(place), workers),
+        state=_state(is_done, workers),
         shards=Shards(total, len(done), running, total - len(done) - running),
         rows=rows,
         rows_done=rows_done,
@@ -132,7 +138,7 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
         rows_per_second=rows_rate,
         prompt_tokens_per_second=prompt_rate,
         response_tokens_per_second=response_rate,
-        response_tokens_per_second_overall=_overall(place, finished.response_tokens),
+        response_tokens_per_second_overall=_overall(place, begun, finished.response_tokens),
         eta=round((rows - rows_done) / pace, 1) if pace else 0.0 if rows_done == rows else None,
         clock=clock,
         workers=workers,
@@ -177,9 +183,9 @@ def _finished(out: Store, shards: list[Shard], known: dict[int, Counts]) -> Fini
     return Finished(**msgspec.structs.asdict(Counts.total(readable).whole), unreadable=len(shards) - len(readable))
 
 
-def _overall(out: Store, tokens: int) -> float | None:
+def _overall(out: Store, begun: float, tokens: int) -> float | None:
     """Tokens per second from the job's first moment to its last commit."""
-    seconds = shard.seconds_of_all(out)
+    seconds = shard.last_commit(out) - begun
     return round(tokens / seconds, 3) if tokens and seconds > 0 else None
 
 

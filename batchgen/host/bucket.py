@@ -7,6 +7,7 @@ a profile of ~/.aws. obstore, which does the talking, is imported when the first
 import contextlib
 import datetime
 import io
+import itertools
 import os
 import re
 import time
@@ -20,8 +21,9 @@ from . import credentials
 
 SCHEMES = ("s3", "gs", "az")
 PATIENCE = 15.0  # seconds that a request may take, all its tries together
-MANY = 16  # requests that are made side by side
+MANY = 32  # requests that are made side by side
 SMALL = 8 << 20  # bytes of an object that is read at once, and of a part of one that is not
+LAST = chr(0x10FFFF)  # behind all names
 _SLOW = 120.0  # seconds for a request with a big body
 _PAUSE = 0.2  # seconds before a request is made again that obstore does not repeat: a write whose answer did not come
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -120,25 +122,23 @@ class Bucket:
 
     def below(self, folder: str = "") -> Iterator[Found]:
         """All objects below a folder, in order; those of its folders too."""
-        return map(_found, self.listed(folder))
+        return map(_found, itertools.chain.from_iterable(self.pages(folder)))
 
-    def listed(self, folder: str, after: str = "", begin: str = "") -> Iterator[Any]:
-        """The same of those whose names in it come after `after` and begin with `begin`, as obstore has them: `path`,
-        `size`, `last_modified`. 100,000 of them take half the time of `below`."""
+    def pages(self, folder: str, after: str = "", begin: str = "", last: str = LAST) -> Iterator[list[Any]]:
+        """The same of those whose names in it begin with `begin`, come after `after`, and end with `last`; page by page
+        as obstore has them: `path`, `size`, `last_modified`. 100,000 of them take a third of the time of `below`."""
         start = f"{folder}/" if folder else ""
-        # A listing ends with the last name that begins so. It begins behind the last one that cannot: the services'
-        # `offset` is that of the last name before.
+        # A listing begins behind the last name that cannot begin so: the services' `offset` is that of the last name
+        # before.
         before = after if after >= begin else begin[:-1] + chr(ord(begin[-1]) - 1) + "z" * 9
         offset = f"{start}{before}" if before and self.lists_from_anywhere else None
+        begins, low, high = start + begin, start + after, min(start + last, start + begin + LAST)
         pages = iter(self._small.list(folder or None, offset=offset, chunk_size=1000))
         while (page := self._ask(folder, lambda: next(pages, None))) is not None:
-            for each in page:
-                name = each["path"][len(start) :]
-                if name.startswith(begin):
-                    if name > after:  # which the object that stands for the folder is not
-                        yield each
-                elif self.lists_from_anywhere and name > begin:
-                    return
+            # The object that stands for the folder itself is not above `low`.
+            yield [each for each in page if low < each["path"] <= high and each["path"].startswith(begins)]
+            if page and self.lists_from_anywhere and page[-1]["path"] >= high:
+                return
 
     def names(self, folder: str = "") -> tuple[list[str], list[Found]]:
         """The folders in a folder, by their whole names, and its objects; not the object that consoles and some
@@ -149,7 +149,11 @@ class Bucket:
 
     def side_by_side(self, work: Callable[[Any], Answer], parts: Iterable[Any]) -> list[Answer]:
         """What `work` gives for each of these, up to MANY at a time. Not to be called by such work itself."""
-        return list(self._pool.map(work, parts))
+        return list(self.in_turn(work, parts))
+
+    def in_turn(self, work: Callable[[Any], Answer], parts: Iterable[Any]) -> Iterator[Answer]:
+        """The same, each as soon as it and those before it are there."""
+        return self._pool.map(work, parts)
 
     # --- changes
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import JobError, refused
-from ..host import bucket
 from ..host.bucket import Bucket, Found
 
-PART = 8 << 20  # bytes that are asked for at once, on several threads
+PART, AT_ONCE = 8 << 20, 16  # bytes of a request, and requests side by side: all that is in memory
 
 
 def folder_of(uri: str, patterns: Iterable[str]) -> Path:
@@ -65,8 +64,8 @@ def _download(place: Bucket, files: list[Found], folder: Path) -> None:
 def _copy(place: Bucket, found: Found, to: Path) -> None:
     begun = to.with_name(f"{to.name}.begun")
     with begun.open("wb") as stream:
-        for start in range(0, found.size, PART * bucket.MANY):
-            starts = range(start, min(found.size, start + PART * bucket.MANY), PART)
+        for start in range(0, found.size, PART * AT_ONCE):
+            starts = range(start, min(found.size, start + PART * AT_ONCE), PART)
             for part in place.side_by_side(lambda at: place.part(found.name, at, min(found.size, at + PART)), starts):
                 stream.write(part)
     begun.rename(to)

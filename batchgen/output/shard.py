@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from . import layout, segments
 from .counts import ENDINGS, Counts
 from .quarantine import quarantine
 from .sealed import sealed, unsealed
-from .store import Store
+from .store import LISTED, Store
 
 PREFIX = "batchgen."
 DRAWN = ("runner", "noise")  # facts that are a Sampler
@@ -32,7 +33,6 @@ DRAWN = ("runner", "noise")  # facts that are a Sampler
 PART_BYTES = 4 << 30  # of passed-through values that are written at once
 DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what a value says that has no place
 RAW = 4096  # bytes of a rejected row that its line shows
-PIECE = 1000  # shards of one piece of a listing: buckets list as many names at a time
 LONGEST_LINE = 1 << 26  # bytes of such a line; ids and details are as long as the row has them
 
 
@@ -126,7 +126,7 @@ def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
 
 def cuts(plan: Plan) -> list[str]:
     """Names of shards that part a listing of them."""
-    return [layout.part(shard) for shard in plan.shards[PIECE::PIECE]]
+    return [layout.part(shard) for shard in plan.shards[LISTED::LISTED]]
 
 
 def is_finished(out: Store, shard: Shard) -> bool:
@@ -237,12 +237,19 @@ def digest_in(out: Store, name: str) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def seconds_of_all(out: Store) -> float:
-    """From the job's first moment to its last commit, both by the store's clock; 0 if that is not known."""
+def begun(out: Store) -> float:
+    """The job's first moment, by the store's clock; infinitely late if that is not known."""
     try:
-        # A commit writes to CHECKSUMS. A growing job writes _job.json again, but the other file only once.
-        begun = min(out.stat(name).modified for name in (layout.JOB, layout.HUGGING_FACE))
-        return out.changed(layout.CHECKSUMS) - begun
+        # A growing job writes _job.json again, but the other file only once.
+        return min(out.stat(name).modified for name in (layout.JOB, layout.HUGGING_FACE))
+    except FileNotFoundError:
+        return math.inf
+
+
+def last_commit(out: Store) -> float:
+    """The moment of a job's last commit, by the store's clock; 0 if that is not known."""
+    try:
+        return out.changed(layout.CHECKSUMS)  # where a commit writes to
     except FileNotFoundError:
         return 0.0
 
@@ -273,7 +280,7 @@ class Survey:
     def __init__(self, out: Store, shards: Sequence[Shard], begin: str = layout.PARTS):
         """begin: of the names that are looked at."""
         self._out = out
-        pieces = [layout.part(planned) for planned in shards[PIECE::PIECE]]
+        pieces = [layout.part(planned) for planned in shards[LISTED::LISTED]]
         self._sizes = out.sizes("", begin, pieces)
         self._noted = out.notes([layout.checksums(planned) for planned in shards if self.is_there(planned)])
         self._beside = {

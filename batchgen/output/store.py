@@ -30,6 +30,9 @@ SYNCED = 0.5  # of the time within which what was appended is to be on the disk;
 # 10,000 small files: on a local disk one thread is as fast; where each takes a round trip of 1 ms, 32 threads make
 # 12 s to 1 s.
 READERS, FILES_AT_A_TIME = 32, 64
+# Names of one piece of a listing. Buckets list 1,000 at a time: with the rest of them the end of a piece shows itself,
+# where one of 1,000 took a second request to see that there is no more.
+LISTED = 990
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 

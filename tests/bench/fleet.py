@@ -301,22 +301,26 @@ class Bucket:
         return io.BufferedReader(io.BytesIO(self.get(name)[0]))
 
     def below(self, folder: str = "") -> Iterator[bucket.Found]:
-        return (self._found(each["path"]) for each in self.listed(folder))
+        return (self._found(each["path"]) for page in self.pages(folder) for each in page)
 
-    def listed(self, folder: str, after: str = "", begin: str = "") -> Iterator[dict[str, Any]]:
+    def pages(
+        self, folder: str, after: str = "", begin: str = "", last: str = bucket.LAST
+    ) -> Iterator[list[dict[str, Any]]]:
         start = f"{folder}/" if folder else ""
         names = self._objects.names(folder)
         place = bisect.bisect_left(names, start + max(after, begin))
         found = []
-        while place < len(names) and names[place].startswith(start + begin):
+        while place < len(names) and names[place].startswith(start + begin) and names[place] <= start + last:
             if names[place] > start + after:
                 found.append(names[place])
             place += 1
         self._requests.list(len(found))
-        for name in found:
-            if name in self._objects.content:
-                there = self._found(name)
-                yield {"path": name, "size": there.size, "last_modified": datetime.fromtimestamp(there.modified, UTC)}
+        there = [self._found(name) for name in found if name in self._objects.content]
+        times = [datetime.fromtimestamp(each.modified, UTC) for each in there]
+        yield [
+            {"path": each.name, "size": each.size, "last_modified": when}
+            for each, when in zip(there, times, strict=True)
+        ]
 
     def names(self, folder: str = "") -> tuple[list[str], list[bucket.Found]]:
         return [], list(self.below(folder))
@@ -324,6 +328,8 @@ class Bucket:
     def side_by_side(self, work, parts) -> list:
         with self._requests.side_by_side():
             return [work(part) for part in parts]
+
+    in_turn = side_by_side
 
     def put(self, name: str, content: bytes) -> None:
         self._requests.ask("PUT")

@@ -7,14 +7,16 @@ from unittest import mock
 
 import boto3
 import pytest
-from buckets import Proxy, environment
+from buckets import Proxy, environment, listing_server
 from conftest import MODEL
 
 from batchgen.errors import JobError, Stopped
 from batchgen.host.bucket import Bucket
+from batchgen.input.plan import Plan, Shard
 from batchgen.output import layout, record
 from batchgen.output.bucket import LONGEST_PART, _note, _noted
 from batchgen.output.presence import Presence
+from batchgen.output.shard import finished
 from batchgen.output.store import at
 
 PART, REJECTS, NOTE = "part-00000-of-00001.parquet", "_rejects/part-00000-of-00001.jsonl", "_state/checksums/x.json"
@@ -231,6 +233,24 @@ def test_a_listing_in_pieces_is_the_whole_listing(bucket):
         assert bucket.listed("", "part-", cuts) == names
     assert bucket.listed("", "part-00007") == names[7:8]
     assert bucket.sizes("", "part-0000", names[::3]) == dict.fromkeys(names[:10], 0)
+
+
+def test_many_names_are_listed_and_their_notes_read_in_one_request_for_990_of_them(tmp_path):
+    """A service answers with 1,000 at most. Some of the 2,500 shards have notes of two workers; one name is no note."""
+    shards = [Shard(index, 2500, index, 1, 0, index) for index in range(2500)]
+    names = [layout.checksums(shard) for shard in shards]
+    notes = {name: [b"%d" % at] + [b"another"] * (at % 990 == 989) for at, name in enumerate(names)}
+    keys = [f"5 out/{layout.part(shard)}" for shard in shards]
+    keys += [f"0 out/{_note(name, note)}" for name, each in notes.items() for note in each]
+    keys += [f"0 out/{names[1000]}/x", "0 out/_state/clock", "5 out/partition"]
+    with listing_server(keys, tmp_path) as endpoint, Proxy(endpoint, lambda *_: "") as proxy:
+        with mock.patch.dict(os.environ, environment(proxy.endpoint)):
+            out = at("s3://talks/out")
+        asked = proxy.asked["GET"]
+        assert finished(out, Plan([], shards)) == shards
+        assert proxy.asked["GET"] - asked == 3
+        assert {name: sorted(each) for name, each in out.notes(names).items()} == notes
+        assert proxy.asked["GET"] - asked == 6
 
 
 # --- journals

@@ -252,19 +252,15 @@ def test_the_status_of_100_000_shards_takes_3_seconds_of_this_process(write_rows
         own = msgspec.structs.replace(sums, parquet=f"{planned.index:032x}")
         lines.append(f"4711 out/{layout.part(planned)}")
         lines.append(f"0 out/{_note(layout.checksums(planned), sealed(own))}")
-    lines.sort(key=lambda line: line.split(" ")[1])
-    (tmp_path / "keys").write_text("\n".join(lines))
-    command = [sys.executable, TESTS / "listing_server.py", tmp_path / "keys", "0.06"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            with mock.patch.dict(os.environ, buckets.environment(server.stdout.readline().strip())):
-                looks = []
-                for _ in range(3):
-                    begin, worked = time.monotonic(), time.process_time()
-                    seen = status.look("s3://talks/out")
-                    looks.append((time.process_time() - worked, time.monotonic() - begin))
-        finally:
-            server.kill()
+    looks = []
+    with (
+        buckets.listing_server(lines, tmp_path, seconds=0.06) as endpoint,
+        mock.patch.dict(os.environ, buckets.environment(endpoint)),
+    ):
+        for _ in range(3):
+            begin, worked = time.monotonic(), time.process_time()
+            seen = status.look("s3://talks/out")
+            looks.append((time.process_time() - worked, time.monotonic() - begin))
     print(f"\nstatus of {number:,} shards: {', '.join(f'{own:.2f} s of {whole:.2f} s' for own, whole in looks)}")
     assert (seen.shards.done, seen.finished.responses) == (number, number)
     assert min(looks)[0] < 3
