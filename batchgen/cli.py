@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ import msgspec
 from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
-from .host import bucket, console, safeopen, terminal
+from .host import bucket, console, events, safeopen, terminal
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
 if TYPE_CHECKING:
@@ -26,23 +26,38 @@ if TYPE_CHECKING:
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 
 
-class Commands(click.Group):
+class Group(click.Group):
+    """Commands that all have the flags for what they say on stderr, as people type them last."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        flags.log_flags(cmd)
+        super().add_command(cmd, name)
+
+
+class Commands(Group):
     """All commands. No stream that fails ends one of them, and an error that nobody foresaw is one line too."""
 
-    def main(self, *arguments: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
         console.set_up()
+        events.set_style(events.Style(as_json=flags.log_format(sys.argv[1:] if args is None else args) == "json"))
         try:
-            return super().main(*arguments, **options)
+            return super().main(args, *arguments, **options)
         except OSError as error:  # of stdout: all else is caught where it happens
             fail(f"stdout: {error.strerror or error}", EXIT_BROKEN)
         finally:
             console.settle()
 
+    group_class = Group
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _told_our_way():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except click.ClickException as error:  # click's own business, as the next are
-            error.message = terminal.message(error.message)  # type: ignore[misc]
+            with _told_our_way():
+                return super().invoke(ctx)
+        except click.ClickException:  # click's own business, as the next are
             raise
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -55,9 +70,20 @@ class Commands(click.Group):
         except MemoryError:
             fail("this machine ran out of memory", EXIT_BROKEN)
         except Exception as error:
-            if os.environ.get("BATCHGEN_TRACEBACK"):
-                raise
             fail(_bug(error), EXIT_BROKEN)
+
+
+@contextmanager
+def _told_our_way() -> Iterator[None]:
+    """Has click print a wrong command line as we print errors, where that is JSON, and in any case safely."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = terminal.message(error.message)  # type: ignore[misc]
+        if events.style().as_json:
+            message, code = error.format_message(), error.exit_code
+            error.show = lambda file=None: _tell_error([message], code)  # type: ignore[method-assign, assignment, misc]
+        raise
 
 
 def _of_the_system(error: OSError) -> str:
@@ -65,22 +91,34 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _bug(error: Exception) -> str:
-    """The line about an error that nobody foresaw. Its traceback goes into a file."""
+    """The line about an error that nobody foresaw. Its traceback goes into a file, or ahead of the line."""
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if os.environ.get("BATCHGEN_TRACEBACK") or events.style().verbose:
+        events.tell(events.Level.error, "traceback", *"".join(traceback.format_exception(error)).splitlines())
+        return f"this is a bug in batchgen: {what}"
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="batchgen-bug-", suffix=".txt", encoding="utf-8", delete=False
         ) as file:
             file.write(terminal.hidden(f"batchgen {__version__}\n{''.join(traceback.format_exception(error))}"))
     except OSError:
-        return f"this is a bug in batchgen: {what}; BATCHGEN_TRACEBACK=1 shows the traceback"
+        return f"this is a bug in batchgen: {what}; -v shows the traceback"
     return f"this is a bug in batchgen: {what}; the traceback is in {file.name}"
 
 
 def fail(why: str | JobError, code: int) -> NoReturn:
     lines = why.lines if isinstance(why, JobError) else [why]
-    click.echo("batchgen: " + "\n".join(map(terminal.message, lines)), err=True)
+    _tell_error(lines, code)
     sys.exit(code)
+
+
+def _tell_error(lines: Sequence[str], code: int) -> None:
+    events.tell(*_kind_of_end(code), *lines, exit_code=code)
+
+
+def _kind_of_end(code: int) -> tuple[events.Level, str]:
+    """Of what ends a command with this code: its level and event."""
+    return (events.Level.warning, "stopped") if code == EXIT_STOPPED else (events.Level.error, "error")
 
 
 @contextmanager
@@ -90,7 +128,11 @@ def exit_codes() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         # Not an exception: whatever is being imported may catch it. Files appear whole or not at all, so this is safe.
         with suppress(OSError):
-            os.write(2, f"batchgen: {Stopped(why=Stopping.AS_ASKED)}\n".encode())
+            level, event = _kind_of_end(EXIT_STOPPED)
+            said = events.as_said(
+                level, event, [str(Stopped(why=Stopping.AS_ASKED))], {"exit_code": EXIT_STOPPED}, False
+            )
+            os.write(2, f"{said}\n".encode())
         os._exit(EXIT_STOPPED)
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -121,6 +163,9 @@ def cli() -> None:
 
     `batchgen demo FOLDER` writes a first job to try; `batchgen manual` lists the pages of the manual.
     """
+
+
+flags.log_flags(cli, flags.LOG_FORMAT_VARIABLE)
 
 
 class PlaceOrUri(click.ParamType):
@@ -483,7 +528,7 @@ def verify_command(
             raise JobError("--engine: is for --replay, as no engine runs without it")
         verdict = verify.verify(out, verify.Writing(quarantine, close, shared))
         for line in verdict.problems:
-            click.echo(terminal.message(f"batchgen: {line}"), err=True)
+            events.tell(events.Level.error, "problem", line)
         if verdict.problems:
             fail(f"{out}: verification failed", EXIT_BROKEN)
         show.verdict(verdict, out)
@@ -644,7 +689,7 @@ def report_command(outs: tuple[str | Path, ...], to: Path, overwrite: bool) -> N
         from .commands.report import report
 
         size = report(outs, to, overwrite)
-    console.say(f"wrote {to} ({size / 1e6:,.1f} MB)")
+    show.in_short(f"wrote {to} ({size / 1e6:,.1f} MB)")
 
 
 # --- measuring
@@ -895,8 +940,10 @@ def doctor_command(with_engine: bool, as_json: bool) -> None:
         else:
             show.doctor(report)
         for problem in report.problems:
-            warning = "" if problem.stops_jobs else "warning: "
-            click.echo(terminal.message(f"batchgen: {warning}{problem.what}"), err=True)
+            if problem.stops_jobs:
+                events.tell(events.Level.error, "problem", problem.what)
+            else:
+                warn(problem.what)
         if not report.can_run:
             fail("no job can run here", EXIT_BROKEN)
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from .host import caller, console, terminal
+from .host import caller, events, terminal
 
 shown = terminal.line
 
@@ -118,13 +118,13 @@ def plain(message: str) -> str:
     return message[:1].lower() + message[1:].replace("`", "").replace(" | null", "")
 
 
-def warn(text: str) -> None:
+def warn(text: str, **figures: Any) -> None:
     """Tells of something that the user should know and that does not stop the run: in one line on stderr, or as the
-    Python program that has called wants it."""
+    Python program that has called wants it. figures: what a log of JSON says besides"""
     if tell := caller.current().warn:
         tell(text)
         return
-    print(terminal.message(f"batchgen: warning: {text}"), file=console.stderr())
+    events.tell(events.Level.warning, "warning", text, **figures)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -12,7 +12,7 @@ import msgspec
 
 from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
 from .errors import JobError
-from .host import safeopen
+from .host import events, safeopen
 from .job.sampling import Sampling
 from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
 
@@ -22,6 +22,7 @@ PREFIXES = {"limits": "limit"} | {
     table: table for table in ("translate", "score", "metrics", "sweep")
 }  # of flags whose keys say little
 VARY = ("sweep", "vary")  # the key whose flag is --sweep
+LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "BATCHGEN_LOG_FORMAT"
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 
@@ -159,6 +160,72 @@ any_version_flag = click.option(
     callback=_go_on_with_any_version,
     help=f"go on with a vLLM that batchgen is not made for ({RANGE} it is)",
 )
+
+
+# --- what a command says on stderr: no keys of the job file, as they change nothing that it makes
+
+
+def log_format(arguments: Sequence[str]) -> str:
+    """The --log-format of a command line, known before click reads it, since that may fail."""
+    for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = given.partition("=")
+        if name == LOG_FORMAT:
+            return value or following
+    return os.environ.get(LOG_FORMAT_VARIABLE, "")
+
+
+def _say_less(context: click.Context, param: click.Parameter, given: bool) -> None:
+    _set_style(context, param, "quiet", given)
+
+
+def _say_more(context: click.Context, param: click.Parameter, given: bool) -> None:
+    _set_style(context, param, "verbose", given)
+
+
+def _say_as(context: click.Context, param: click.Parameter, given: str | None) -> None:
+    if given:  # of a group and its command the command has the last word
+        events.set_style(events.style()._replace(as_json=given == "json"))
+
+
+def _set_style(context: click.Context, param: click.Parameter, name: str, given: bool) -> None:
+    if not given:
+        return
+    style = events.style()._replace(**{name: True})
+    if style.quiet and style.verbose:
+        raise click.UsageError("-q and -v: give one of them", context)
+    events.set_style(style)
+
+
+def _log_options(variable: str | None) -> list[click.Option]:
+    """variable: of the environment, that stands for --log-format"""
+    unsaid: dict[str, Any] = {"is_flag": True, "expose_value": False}
+    return [
+        click.Option(
+            ["-q", "--quiet"],
+            callback=_say_less,
+            help="no bar, header or summary: only results, warnings and errors",
+            **unsaid,
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            callback=_say_more,
+            help="also tell of shards and engines, show vLLM's log, and the traceback of a bug",
+            **unsaid,
+        ),
+        click.Option(
+            [LOG_FORMAT],
+            type=click.Choice(["text", "json"]),
+            envvar=variable,
+            expose_value=False,
+            callback=_say_as,
+            help="of what is said on stderr; json is an object on each line",
+        ),
+    ]
+
+
+def log_flags(command: click.Command, variable: str | None = None) -> None:
+    """Gives a command -q, -v and --log-format. variable: see _log_options; one command of a line reads it."""
+    command.params += _log_options(variable)
 
 
 def job_flags(defaults: bool = True, of_sweeps: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -4,15 +4,15 @@ import shlex
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 
 from .errors import shown
-from .host import console, terminal
+from .host import console, events, terminal
 from .job.settings import named
 from .output import layout
 from .output.counts import Counts, by_reason
@@ -64,39 +64,54 @@ def facts(values: Mapping[str, str], width: int) -> None:
 
 
 def first_job(written: "Written") -> None:
-    console.say(f"wrote {written.path}, going by the first {written.look.rows:,} rows:")
+    in_short(f"wrote {written.path}, going by the first {written.look.rows:,} rows:")
     for guess in written.guesses:
-        console.say(f"  {guess}")
-    console.say(f"next: batchgen plan {written.path} --show 2, then batchgen run {written.path}")
+        in_short(f"  {guess}")
+    in_short(f"next: batchgen plan {written.path} --show 2, then batchgen run {written.path}")
 
 
 # --- run, retry, export
 
 
 def outcome(done: "Outcome") -> None:
+    lines = list(_outcome(done))
+    if not events.style().as_json:
+        in_short(*lines)
+        return
+    events.tell(events.Level.info, "outcome", *lines, **to_builtins(done.figures))
+
+
+def in_short(*lines: str) -> None:
+    """What a command has done, for people: -q leaves it out."""
+    if not events.style().quiet:
+        for line in lines:
+            console.say(line)
+
+
+def _outcome(done: "Outcome") -> Iterator[str]:
     totals = done.totals
     if done.trial:
-        console.say(f"trial: {done.trial} are done in {done.out}; without --limit the same command does the others")
+        yield f"trial: {done.trial} are done in {done.out}; without --limit the same command does the others"
     elif done.counts is None:
-        console.say(f"nothing left to do here: other workers hold the last shards of {done.out}")
+        yield f"nothing left to do here: other workers hold the last shards of {done.out}"
     else:
         state = "done" if totals.rows else "all done already"
-        console.say(f"{state}: {done.counts} in {done.out}")
+        yield f"{state}: {done.counts} in {done.out}"
     rows = totals.rows + (totals.open_rows if done.trial else 0)  # of a trial the last shard is not finished
     if rows:
         kind = "response" if totals.response_tokens else "prompt"  # scores have no responses
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
-        console.say(
+        yield (
             f"this run: {rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
             f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
             f"{done.engine_start:,.1f} s; then {done.tokens_per_second:,.0f} {kind} tokens/s"
         )
     if done.first_reject:
-        console.say(f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}")
+        yield f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}"
     if done.counts and done.counts.endings:
-        console.say(f"ended: {done.counts.endings}")
+        yield f"ended: {done.counts.endings}"
     if (done.counts and done.counts.responses) or done.trial:
-        console.say(f"look: batchgen show {shlex.quote(str(done.out))}")
+        yield f"look: batchgen show {shlex.quote(str(done.out))}"
 
 
 def sweep_forecast(seen: "SweepForecast") -> None:
@@ -166,7 +181,7 @@ def _setting(value: "Value", is_best: bool, name: str) -> tuple[str, ...]:
 
 def exported(results: "Results", to: object) -> None:
     missing = f", {results.missing:,} shards missing" if results.missing else ""
-    console.say(f"exported: {results.counts}{missing} to {to}")
+    in_short(f"exported: {results.counts}{missing} to {to}")
 
 
 # --- plan

@@ -185,15 +185,21 @@ def item_of(write_rows, tmp_path):
     return make
 
 
+def untimed(stderr: str) -> str:
+    """Without the times that lines have where stderr is no terminal, but for those of progress."""
+    return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?=batchgen: )", "", stderr, flags=re.MULTILINE)
+
+
 @pytest.fixture
 def batchgen():
-    """The command in this process: for what ends before an engine starts. Gives exit_code, stdout, stderr."""
+    """The command in this process: for what ends before an engine starts. Gives exit_code, stdout, and stderr without
+    times."""
 
     def invoke(*arguments) -> SimpleNamespace:
         result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return SimpleNamespace(exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+        return SimpleNamespace(exit_code=result.exit_code, stdout=result.stdout, stderr=untimed(result.stderr))
 
     return invoke
 
@@ -222,11 +228,13 @@ def start():
 
 @pytest.fixture
 def batchgen_process():
-    """The installed command in a process of its own, engine and all."""
+    """The installed command in a process of its own, engine and all; its stderr without times."""
 
     def invoke(*arguments, **options) -> subprocess.CompletedProcess:
         command = [Path(sys.executable).with_name("batchgen"), *arguments]
-        return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+        done.stderr = untimed(done.stderr)
+        return done
 
     return invoke
 

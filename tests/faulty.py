@@ -19,7 +19,7 @@ import batchgen.model.model
 import batchgen.runner.prepare
 import batchgen.runner.run
 from batchgen.engine.types import Engine
-from batchgen.errors import Stopped
+from batchgen.errors import Stopped, warn
 from batchgen.job.spec import JobSpec, load
 from batchgen.model.model import Model
 from batchgen.output import opening, shard, store
@@ -59,7 +59,7 @@ class _Here:
 
     def _hear(self, report: Report) -> None:
         if isinstance(report, Warn):
-            self._progress.write(f"batchgen: warning: {report.text}")
+            warn(report.text)
 
 
 class _HereByItself(_Here):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import MODEL
+from conftest import MODEL, untimed
 
 from batchgen.engine.choice import VARIABLE
 
@@ -269,12 +269,13 @@ def is_running(pid: int) -> bool:
 
 def said(stderr: str) -> list[str]:
     """The lines on stderr but for those of progress, of which a slow machine has one every 30 s, those that a run
-    begins with, and the one that says that the engine is a test's."""
+    begins with, that of the first reject, and the one that says that the engine is a test's. Without times."""
     progress = r"[\d-]+ [\d:]+ ([\d,]+/[\d,]+ rows \(|starting the engine)"
     unsaid = re.compile(
-        rf"{progress}|batchgen: (\d+ workers? \(|(run|model|input|sampling|output): )|batchgen: warning: {VARIABLE}="
+        rf"{progress}|batchgen: (\d+ workers? \(|(run|model|input|sampling|output|first reject): "
+        rf"|warning: {VARIABLE}=)"
     )
-    return [line for line in stderr.splitlines() if not unsaid.match(line)]
+    return [line for line in untimed(stderr).splitlines() if not unsaid.match(line)]
 
 
 def dataset(out: Path) -> dict[str, bytes]:

@@ -119,10 +119,6 @@ class _Watch:
         self._last = Progress(self._rows, done, seen.rejected, seen.by_length, *tokens, seen.running, seen.waiting)
         self._tell(self._last)
 
-    def write(self, line: str) -> None:
-        if line.startswith(mark := "batchgen: warning: "):
-            warn(line.removeprefix(mark))
-
     def close(self, rows: int) -> None:
         self._tell(self._last._replace(done=self._done + rows, running=0, waiting=0))
 

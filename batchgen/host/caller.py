@@ -35,9 +35,6 @@ class Watching(Protocol):
 
     def show(self, seen: Seen) -> None: ...
 
-    def write(self, line: str) -> None:
-        """A line for the user."""
-
     def close(self, rows: int) -> None: ...
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import JobError, is_of_network
-from ..host import bucket, terminal
+from ..host import bucket, events
 from ..job.spec import is_hub_name
 from . import bucket_models
 
@@ -136,7 +136,7 @@ def _on_hub(name: str, revision: str, wanted: Wanted, cache_first: bool) -> Foun
     except (ValueError, RuntimeError, OSError) as error:  # it reads the environment when imported
         raise JobError(f"{name}: cannot import huggingface_hub: {_reason(error)}; fix that, or give a folder") from None
 
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or events.style().quiet:
         disable_progress_bars()
     try:
         files = [file.rfilename for file in hub.HfApi().model_info(name, revision=revision).siblings or []]
@@ -154,8 +154,8 @@ def _on_hub(name: str, revision: str, wanted: Wanted, cache_first: bool) -> Foun
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_reason(error)})"
         if cached := _cached(name, revision, wanted):
-            said = f"batchgen: {why}: using {name} from the cache, commit {cached.revision}"
-            print(terminal.message(said), file=sys.stderr)
+            said = f"{why}: using {name} from the cache, commit {cached.revision}"
+            events.note(events.Level.info, "cached_model", said, model=name, revision=cached.revision)
             return cached
         raise JobError(
             f"{name}: not a folder; its revision {revision} is not in the hub's cache, and {why}; "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,21 @@ def lines(job: Job, workers: str, rows_done: int) -> Iterator[str]:
     yield workers
 
 
+def figures(job: Job, workers: str, rows_done: int) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "model": job.model.name,
+        "rows": job.rows,
+        "rows_done": rows_done,
+        "shards": len(job.plan.shards),
+        "sampling": {**_given(job), "seed": job.spec.sampling.seed},
+        "output": job.out.location,
+        "workers": workers,
+        "fingerprint": job.record.fingerprint,
+        "versions": job.record.versions,
+    }
+
+
 def _kind(job: Job) -> str:
     """What the first row is, and what is done with it."""
     spec = job.spec
@@ -42,12 +58,16 @@ def _kind(job: Job) -> str:
     return f"; the first is of the shape {first.shape}" if isinstance(first, Prompted) else ""
 
 
-def _sampling(job: Job) -> str:
+def _given(job: Job) -> dict[str, Any]:
     """What differs from vLLM's defaults, or is always of interest."""
     asked, usual = msgspec.structs.asdict(job.spec.sampling), msgspec.structs.asdict(Sampling()) | {"n": 1}
     given = {name: value for name, value in asked.items() if name in _ALWAYS or value != usual.get(name, value)}
     if job.spec.sweep.method:
         given = {name: value for name, value in given.items() if name not in job.spec.sweep.vary}
-    listed = [f"{name} {shown(str(value))[:LONGEST]}" for name, value in given.items() if value is not None]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _sampling(job: Job) -> str:
+    listed = [f"{name} {shown(str(value))[:LONGEST]}" for name, value in _given(job).items()]
     sweep = ", each with the settings of the sweep" if job.spec.sweep.method else ""
     return f"{', '.join([*listed, f'seed {job.spec.sampling.seed}'])}{sweep}"

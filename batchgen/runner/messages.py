@@ -123,6 +123,20 @@ class Warn(msgspec.Struct, tag=True):
     text: str
 
 
+class Committed(msgspec.Struct, tag=True):
+    """A shard, by its number, is finished."""
+
+    shard: int
+    counts: Counts
+
+
+class FirstReject(msgspec.Struct, tag=True):
+    """Of this worker: where the row is, and why; and the reason as it is counted."""
+
+    text: str
+    reason: str
+
+
 class ExitKind(Enum):
     DONE = "done"  # no work is left for this worker
     STOPPED = "stopped"  # before that; Exit.why says why
@@ -148,4 +162,4 @@ class Exit(msgspec.Struct, tag=True):
     row: int | None = None
 
 
-Report = Started | Work | Warn | Exit
+Report = Started | Work | Warn | Committed | FirstReject | Exit

@@ -4,7 +4,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -56,6 +56,29 @@ class Outcome:
         return (self.totals.response_tokens or self.totals.prompt_tokens) / seconds
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """What is told of it in JSON, everywhere under the same names, which are those of RunRecord."""
+        totals = self.totals
+        return {
+            "output": self.out.location,
+            "outcome": self.ended,
+            "exit_code": EXIT_CODES[self.ended],
+            "rows": totals.rows,
+            "open_rows": totals.open_rows,
+            "responses": totals.responses,
+            "kept": totals.kept,
+            "rejects": totals.rejects,
+            "finish_reasons": totals.finish_reasons or {},
+            "prompt_tokens": totals.prompt_tokens,
+            "response_tokens": totals.response_tokens,
+            "seconds": round(self.seconds, 3),
+            "engine_start_seconds": round(self.engine_start, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "first_reject": terminal.message(self.first_reject),
+            "job": self.counts,
+        }
+
+    @property
     def ended(self) -> Ended:
         if self.has_too_many_rejects:
             return "too_many_rejects"
@@ -105,29 +128,13 @@ def record_of(
 ) -> RunRecord:
     """start: in seconds since the epoch; error: what the run ended with, if it did not reach its end."""
     ended = _ended_by(error) if error else done.ended
-    totals = done.totals
     return RunRecord(
         start=_iso(start),
         end=_iso(time.time()),
         host=socket.gethostname(),
-        output=done.out.location,
         versions=versions,
-        outcome=ended,
-        exit_code=EXIT_CODES[ended],
         why=terminal.message(str(error)) if error else "",
-        rows=totals.rows,
-        open_rows=totals.open_rows,
-        responses=totals.responses,
-        kept=totals.kept,
-        rejects=totals.rejects,
-        finish_reasons=totals.finish_reasons or {},
-        prompt_tokens=totals.prompt_tokens,
-        response_tokens=totals.response_tokens,
-        seconds=round(done.seconds, 3),
-        engine_start_seconds=round(done.engine_start, 3),
-        tokens_per_second=round(done.tokens_per_second, 1),
-        first_reject=terminal.message(done.first_reject),
-        job=done.counts,
+        **done.figures | {"outcome": ended, "exit_code": EXIT_CODES[ended]},
     )
 
 

@@ -1,12 +1,12 @@
-"""The progress of a run: a bar on a terminal, a line every 30 s in a log file."""
+"""The progress of a run: a bar on a terminal, a line every 30 s in a log."""
 
 import time
 from collections import deque
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from ..host import terminal
+from ..host import events
 from ..host.caller import Seen
 
 LOG_EVERY = 30.0  # seconds between two lines in a log file
@@ -20,12 +20,22 @@ class Progress:
 
     def __init__(self, console: IO[str], rows: int, done: int):
         self._console = console
-        self._log = not console.isatty()
+        style = events.style()
+        self._log = style.as_json or not console.isatty()
+        is_drawn = not (self._log or style.quiet)
         self._next_line = time.monotonic() + LOG_EVERY
         self._past = deque([(time.monotonic(), 0, 0)])
         self._bar = tqdm(
-            total=rows, initial=done, unit="row", file=console, disable=self._log, dynamic_ncols=True, mininterval=0.5
+            total=rows,
+            initial=done,
+            unit="row",
+            file=console,
+            disable=not is_drawn,
+            dynamic_ncols=True,
+            mininterval=0.5,
         )
+        if is_drawn:
+            events.above_a_bar(lambda line: tqdm.write(line, file=console))
         self._rows, self._done, self._begin = rows, done, time.monotonic()
         self._is_starting = self._said_so = self._has_begun = False
 
@@ -36,7 +46,7 @@ class Progress:
         self._bar.set_postfix_str(STARTING, refresh=False)
         self._bar.update(0)
         if self._log and not self._said_so and time.monotonic() - self._begin > STARTING_AFTER:
-            self._log_line(STARTING)
+            self._say("starting", STARTING)
             self._said_so = True
         self._is_starting = True
 
@@ -57,33 +67,45 @@ class Progress:
         self._bar.update(self._done + seen.rows - self._bar.n)
         if self._log and now >= self._next_line:
             self._next_line = now + LOG_EVERY
-            self._log_line(f"{self._rows_line(seen.rows, now)}, {rates}")
+            self._log_line(seen, rates, now)
+
+    def _per_second(self, seen: Seen) -> tuple[float, float]:
+        """Tokens of prompts, and of responses."""
+        (then, prompts, responses), (now, *_) = self._past[0], self._past[-1]
+        return (seen.prompt_tokens - prompts) / (now - then), (seen.response_tokens - responses) / (now - then)
 
     def _rates(self, seen: Seen) -> str:
-        (then, prompts, responses), (now, *_) = self._past[0], self._past[-1]
+        prompt, response = self._per_second(seen)
         rates = (
-            f"prompt {(seen.prompt_tokens - prompts) / (now - then):,.0f} tok/s, "
-            f"response {(seen.response_tokens - responses) / (now - then):,.0f} tok/s, "
-            f"running {seen.running}, waiting {seen.waiting}"
+            f"prompt {prompt:,.0f} tok/s, response {response:,.0f} tok/s, running {seen.running}, "
+            f"waiting {seen.waiting}"
         )
         rejected = f", rejects {seen.rejected:,}" if seen.rejected else ""
         return rates + rejected + (f", {seen.by_length:.0%} by length" if seen.by_length else "")
 
-    def _log_line(self, text: str) -> None:
-        """With the time: a log file has the lines of many runs."""
-        self._console.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def _rows_line(self, rows: int, now: float) -> str:
-        """rows: of this run."""
-        done = self._done + rows
-        left = (now - self._begin) / rows * (self._rows - done) if rows else None
+    def _log_line(self, seen: Seen, rates: str, now: float) -> None:
+        done = self._done + seen.rows
+        left = (now - self._begin) / seen.rows * (self._rows - done) if seen.rows else None
         eta = tqdm.format_interval(left) if left is not None else "?"
-        return f"{done:,}/{self._rows:,} rows ({done / self._rows:.0%}), ETA {eta}"
+        prompt, response = self._per_second(seen)
+        self._say(
+            "progress",
+            f"{done:,}/{self._rows:,} rows ({done / self._rows:.0%}), ETA {eta}, {rates}",
+            rows=self._rows,
+            rows_done=done,
+            rejects=seen.rejected,
+            by_length=seen.by_length,
+            prompt_tokens_per_second=prompt,
+            response_tokens_per_second=response,
+            running=seen.running,
+            waiting=seen.waiting,
+            eta=left,
+        )
 
-    def write(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        tqdm.write(terminal.message(line), file=self._console)
+    def _say(self, event: str, line: str, **figures: Any) -> None:
+        events.tell(events.Level.info, event, line, stream=self._console, **figures)
 
     def close(self, rows: int) -> None:
         self._bar.update(self._done + rows - self._bar.n)
         self._bar.close()
+        events.above_a_bar(None)

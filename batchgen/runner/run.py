@@ -13,7 +13,7 @@ import msgspec
 
 from ..engine.choice import require_engine, warn_of_choice
 from ..errors import JobError, MachineError, Reject, Stopped, Stopping, warn
-from ..host import caller, console
+from ..host import caller, console, events
 from ..input.plan import Shard, locate
 from ..job.spec import JobSpec
 from ..output import journal, layout, opening, owners, record, shard, success
@@ -189,8 +189,8 @@ def _at_work(doing: Doing, presence: Presence) -> Outcome:
     watch = caller.current().watch or (lambda rows, done: Progress(console.stderr(), rows, done))
     progress = watch(job.rows, rows_done)
     if text:
-        for line in header.lines(job, text, rows_done):
-            progress.write(f"batchgen: {line}")
+        said = header.lines(job, text, rows_done)
+        events.note(events.Level.info, "header", *said, **header.figures(job, text, rows_done))
     supervisor = Supervisor(job, progress, environments, deadline.of_run(job.spec.output.stop_at))
     doing.supervisor = supervisor
     try:

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
 from ..engine import choice
 from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
-from ..errors import JobError, MachineError, Stopped, Stopping
-from ..host import caller
+from ..errors import JobError, MachineError, Stopped, Stopping, warn
+from ..host import caller, events
 from ..host.caller import Seen, Watching
+from ..host.events import Level
 from ..output import logs, shard
 from . import deadline, death
 from .death import Death
-from .messages import Exit, ExitKind, Started, Totals, Warn, Work
+from .engine_log import EngineLog
+from .messages import Committed, Exit, ExitKind, FirstReject, Started, Totals, Warn, Work
 from .other_engine import OtherEngine
 from .poison import PoisonDetector
 from .prepare import Job
@@ -45,6 +49,7 @@ class Slot:
     deaths: in a row, without a response in between
     failure: why no worker is started here any more; empty while that is not so
     past: totals of workers that have ended
+    told: how far its log was passed on to the user
     """
 
     name: str
@@ -56,6 +61,7 @@ class Slot:
     deaths: int = 0
     failure: str = ""
     past: Totals = field(default_factory=Totals)
+    told: EngineLog | None = None
 
     @property
     def totals(self) -> Totals:
@@ -83,6 +89,7 @@ class Supervisor:
         self._progress = progress
         self._slots = _slots(job, environments)
         self._poison = PoisonDetector()
+        self._has_rejects = False  # as a worker said
         self._warned: set[str] = set()  # what workers said: it is printed once, however many of them say it
         self._scratch: Scratch | None = None
         self._until = deadline.monotonic(until) if until else None
@@ -148,6 +155,8 @@ class Supervisor:
                     self._hear(slot, worker)
                 elif slot in ended:  # a process of its engine may still hold the pipe open
                     self._on_exit(slot, worker)
+            if slot.told:
+                slot.told.pass_on(slot.name)
             if worker := slot.worker:
                 self._check_for_stall(slot, worker)
         self._show()
@@ -169,6 +178,7 @@ class Supervisor:
         except Stopped as why:
             self._stop_with(why)
             return
+        slot.told = EngineLog(slot.log, slot.worker.log_begin)
         self._selector.register(slot.worker.reports, selectors.EVENT_READ, slot)
 
     def _forgive_absence(self) -> None:
@@ -189,17 +199,19 @@ class Supervisor:
             return
         for report in reports:
             match report:
-                case Started(seconds=seconds, sampler=sampler, device=device):
-                    worker.engine_start = seconds
-                    slot.engine_start += seconds
-                    self._warn(self._other_engine.of_noise(sampler))
-                    self._warn(self._other_engine.of_device(device))
+                case Started() as started:
+                    self._on_start(slot, worker, started)
                 case Work() as work:
                     worker.take(work)
                     self._poison.clear(work.finished)
                 case Warn(text=text) if text not in self._warned:
                     self._warned.add(text)
                     self._warn(text)
+                case Committed() as committed:
+                    self._tell_of_shard(committed)
+                case FirstReject() as first if not self._has_rejects:
+                    self._has_rejects = True
+                    events.note(Level.info, "first_reject", f"first reject: {first.text}", reason=first.reason)
                 case Exit() as end:
                     self._on_exit(slot, worker, end)
                     return  # the thread that watches the engine's processes may have reported another one
@@ -228,7 +240,33 @@ class Supervisor:
 
     def _warn(self, text: str) -> None:
         if text:
-            self._progress.write(f"batchgen: warning: {text}")
+            warn(text)
+
+    def _on_start(self, slot: Slot, worker: WorkerProcess, started: Started) -> None:
+        worker.engine_start = started.seconds
+        slot.engine_start += started.seconds
+        events.note(
+            Level.debug,
+            "engine_started",
+            f"{slot.name} is up on {started.device} after {started.seconds:,.1f} s",
+            engine=slot.name,
+            seconds=started.seconds,
+            device=started.device,
+            again=bool(slot.deaths),
+        )
+        self._warn(self._other_engine.of_noise(started.sampler))
+        self._warn(self._other_engine.of_device(started.device))
+
+    def _tell_of_shard(self, committed: Committed) -> None:
+        counts, total = committed.counts, len(self._job.plan.shards)
+        events.note(
+            Level.debug,
+            "shard",
+            f"shard {committed.shard} of {total:,} is finished: {counts}",
+            shard=committed.shard,
+            shards=total,
+            **msgspec.to_builtins(counts),
+        )
 
     # --- stopping
 
@@ -278,9 +316,8 @@ class Supervisor:
                 slot.start_at = None
                 self._stopped.append(Stopped(why=Stopping.AS_ASKED))
         if any(slot.worker for slot in self._slots):
-            self._progress.write(
-                f"batchgen: stopping; running requests have {seconds:.3g} s to finish (Ctrl-C again: stop now)"
-            )
+            said = f"stopping; running requests have {seconds:.3g} s to finish (Ctrl-C again: stop now)"
+            events.note(Level.info, "stopping", said, seconds=seconds)
 
     def _stop_with(self, stopped: Stopped) -> None:
         """One worker has stopped, so all do: the disk that it cannot write to is theirs too."""
@@ -304,6 +341,8 @@ class Supervisor:
         lost = end is None or end.kind in (ExitKind.DIED, ExitKind.BUG) or end.why is Stopping.NOT_DRAINED
         self.lost |= lost
         slot.remove(worker, lost)
+        if slot.told:
+            slot.told.pass_on(slot.name)
         with suppress(Stopped, JobError):  # the reason for the end is the one to tell
             self._job.out.keep_log(slot.log)
         if end is None:
@@ -344,7 +383,8 @@ class Supervisor:
         else:
             pause = min(2.0 ** (slot.deaths - 1), MAX_BACKOFF)
             slot.start_at = time.monotonic() + pause
-            self._warn(f"{what} died ({why.text}); restarting in {pause:g} s{hint}")
+            said = f"{what} died ({why.text}); restarting in {pause:g} s{hint}"
+            warn(said, engine=slot.name, died=why.text, restart_in=pause)
 
     def _record_death(self, worker: WorkerProcess, row: int | None) -> None:
         self._poison.record_death(worker.in_engine, row)

@@ -12,8 +12,9 @@ from ..output.heartbeat import Activity, Pace
 from ..output.opening import Fence
 from .admission import Admission
 from .committer import Committer
-from .first_look import FirstResponses
-from .messages import Mark, PoisonItems, Report, Totals, Warn, Work
+from .first_look import FirstResponses, told
+from .messages import Committed, FirstReject, Mark, PoisonItems, Report, Totals, Warn, Work
+from .open_shard import OpenShard
 from .poison import KILLS_ENGINES
 from .prepare import Job
 from .queue import Queue
@@ -60,6 +61,7 @@ class Worker:
         self._committer = Committer(job, fence, engine)
         self._stop_at: float | None = None
         self._stopping = Stopping.NO
+        self._has_rejects = False  # and has told of the first
         self._told = 0.0  # when the supervisor last heard of us
         self._empty_steps = 0  # in a row that finished no request
         self._last_response = clock.monotonic()
@@ -201,6 +203,8 @@ class Worker:
                 empty=counts.empty,
                 repetitive=counts.repetitive,
             )
+            self._tell_of_first_reject(opened)
+            self._report(Committed(opened.shard.index, counts))
             self._resumed += opened.resumed
             self._rows_resumed += opened.rows_resumed
             self._queue.forget(opened)
@@ -230,8 +234,20 @@ class Worker:
 
     def _send(self) -> None:
         self._count_open()
+        for opened in self._queue.open:
+            self._tell_of_first_reject(opened)
         self._report(Work(*self._admission.changes(), self.totals, *self._admission.running_and_waiting))
         self._told = clock.monotonic()
+
+    def _tell_of_first_reject(self, opened: OpenShard) -> None:
+        """Of those that nobody asked for."""
+        if self._has_rejects or not opened.rejects:
+            return
+        line = next((line for line in opened.rejects.values() if line["reason"] != "skipped"), None)
+        if line:
+            self._has_rejects = True
+            text = told(self._job, line["row"], line["reason"], line["detail"])
+            self._report(FirstReject(text, line["reason"]))
 
     def _count_open(self) -> None:
         """Updates in the totals what is finished in shards that are not committed yet."""

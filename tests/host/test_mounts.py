@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import untimed
 
 from batchgen.host.mounts import bucket_at
 
@@ -43,6 +44,6 @@ def test_this_machine_tells_its_own(tmp_path):
 def test_a_run_into_a_mounted_bucket_is_warned_once_and_goes_on(folder, monkeypatch, capsys):
     monkeypatch.setattr("batchgen.host.mounts.bucket_at", lambda path: "gcsfuse")
     folder.prepare(shared=False)
-    said = capsys.readouterr().err
+    said = untimed(capsys.readouterr().err)
     assert said.startswith(f"batchgen: warning: {folder}: lies in a bucket that gcsfuse mounts, ")
     assert "name it by its URI (s3://, gs://, az://)" in said

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from conftest import MODEL, demo_records
+from conftest import MODEL, demo_records, untimed
 
 from batchgen.errors import MachineError, Stopped, Stopping
 from batchgen.host.console import Console
@@ -169,7 +169,7 @@ def test_a_job_that_goes_on_with_other_versions_says_so(job, capsys):
     assert capsys.readouterr().err == ""
     newer = dataclasses.replace(job, record=msgspec.structs.replace(job.record, versions={"vllm": "9.9"}))
     run._warn_of_other_versions(newer)
-    [line] = capsys.readouterr().err.splitlines()
+    [line] = untimed(capsys.readouterr().err).splitlines()
     assert line.startswith("batchgen: warning: this job was begun with {") and line.endswith(
         'goes on with {"vllm":"9.9"}'
     )
