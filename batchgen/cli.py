@@ -177,6 +177,7 @@ class PlaceOrUri(click.ParamType):
         return value if bucket.is_uri(value) else Path(value)
 
 
+json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 out_folder = click.argument("out", type=PlaceOrUri())
 job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 
@@ -221,8 +222,9 @@ def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: st
 @cli.command("run", cls=JobCommand, short_help="Generate a response for every conversation.")
 @job_inputs
 @click.option("--discard", is_flag=True, help="drop what a different job has left in the output folder")
+@json_flag
 @job_flags()
-def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool, **options: Any) -> None:
+def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool, as_json: bool, **options: Any) -> None:
     """Generate a response for every conversation of the input, or resume where the last run stopped.
 
     Takes a job file, flags, or both; a flag wins over the file. SIGTERM, SIGUSR1 or Ctrl-C stops it; nothing that has
@@ -247,12 +249,16 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
         from .runner.run import run
 
         outcome = run(spec, discard)
-    _end(outcome)
+    _end(outcome, as_json)
 
 
-def _end(outcome: "Outcome") -> None:
+def _end(outcome: "Outcome", as_json: bool) -> None:
     """Prints the summary; exits 3 if more rows were rejected than the job allows."""
-    show.outcome(outcome)
+    with exit_codes():
+        if as_json:
+            show.document(outcome.figures)
+        else:
+            show.outcome(outcome)
     _check_rejects(outcome)
 
 
@@ -307,8 +313,9 @@ def sweep_command(
 @cli.command("retry", cls=JobCommand, short_help="Generate again what went wrong, with other parameters.")
 @out_folder
 @click.option("--only", required=True, metavar="REASONS", help="finish reasons and reject reasons, comma-separated")
+@json_flag
 @job_flags(defaults=False)
-def retry_command(out: str | Path, only: str, engine: tuple[str, ...], **options: Any) -> None:
+def retry_command(out: str | Path, only: str, as_json: bool, engine: tuple[str, ...], **options: Any) -> None:
     """Make a new output folder with only those rows of OUT that ended for one of REASONS.
 
     Everything else is as in the job of OUT, except for the flags given. Rows keep their number and id. The same
@@ -322,7 +329,7 @@ def retry_command(out: str | Path, only: str, engine: tuple[str, ...], **options
         from .commands.retry import retry
 
         outcome = retry(out, only, flags.by_table((), engine, options))
-    _end(outcome)
+    _end(outcome, as_json)
 
 
 @cli.command("submit", short_help="Run a job on a Slurm cluster.")
@@ -393,7 +400,7 @@ def submit_command(
 def _spec_of_run(arguments: list[str]) -> JobSpec:
     """The job that `batchgen run` with these arguments would do."""
     given = dict(run_command.make_context("run", list(arguments)).params)
-    del given["discard"]
+    del given["discard"], given["as_json"]
     return flags.spec_of(given.pop("inputs"), given.pop("engine"), given)
 
 
@@ -411,7 +418,7 @@ def _spec_of_run(arguments: list[str]) -> JobSpec:
     metavar="N",
     help="the pace of the run, to say how long it takes  [default: what its folder has measured]",
 )
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+@json_flag
 @job_flags()
 def plan_command(
     inputs: tuple[str, ...],
@@ -437,8 +444,7 @@ def plan_command(
         forecast = plan.plan(spec, tokens_per_second)
         items = plan.show(forecast, prompts)
         if as_json:
-            document = msgspec.json.encode(plan.document(forecast, items))
-            show.say(terminal.document(msgspec.json.format(document, indent=2)))
+            show.document(plan.document(forecast, items))
         else:
             show.forecast(forecast)
             show.prompts(items)
@@ -475,8 +481,7 @@ def status_command(out: str | Path, watch: bool, as_json: bool, prometheus: Path
             if prometheus:
                 status.write_metrics(prometheus, seen)
             if as_json:
-                document = msgspec.json.encode(seen)
-                show.say(terminal.document(document if watch else msgspec.json.format(document, indent=2)))
+                show.document(seen, on_a_line=watch)
             elif watch and not sys.stdout.isatty():
                 show.status_line(seen)
             else:
@@ -495,6 +500,7 @@ def status_command(out: str | Path, watch: bool, as_json: bool, prometheus: Path
 @click.option("--close", is_flag=True, help="write OUT/_SUCCESS if only that is missing")
 @click.option("--shared", is_flag=True, help="write in a team's folder too, which others may write to")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the replay, over that of the job")
+@json_flag
 @flags.any_version_flag
 def verify_command(
     out: str | Path,
@@ -504,6 +510,7 @@ def verify_command(
     close: bool,
     shared: bool,
     engine: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Check every shard of OUT against the job and its input: checksums, counts and ids.
 
@@ -529,14 +536,17 @@ def verify_command(
         verdict = verify.verify(out, verify.Writing(quarantine, close, shared))
         for line in verdict.problems:
             events.tell(events.Level.error, "problem", line)
+        again = replaying.replay(out, replay, replay_seed, given) if replay and not verdict.problems else None
+        if as_json:
+            show.document(verify.document(verdict) | {"replay": again and replaying.document(again)})
         if verdict.problems:
             fail(f"{out}: verification failed", EXIT_BROKEN)
-        show.verdict(verdict, out)
-        if replay:
-            again = replaying.replay(out, replay, replay_seed, given)
+        if not as_json:
+            show.verdict(verdict, out)
+        if again and not as_json:
             show.replay(again)
-            if not again.items:
-                fail(f"{out}: nothing could be compared", EXIT_BROKEN)
+        if again and not again.items:
+            fail(f"{out}: nothing could be compared", EXIT_BROKEN)
 
 
 @cli.command("show", short_help="Show some of the answers.")
@@ -599,7 +609,8 @@ def show_command(
 @out_folder
 @click.option("--only", default="", metavar="REASONS", help="only these reject reasons, comma-separated")
 @click.option("--segments", is_flag=True, help="of a translation: the segments that no try got right")
-def rejects_command(out: str | Path, only: str, segments: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object per row, or per segment")
+def rejects_command(out: str | Path, only: str, segments: bool, as_json: bool) -> None:
     """List the rejected rows of OUT: where each one is in the input, why it was rejected, and the row itself.
 
     \b
@@ -607,6 +618,7 @@ def rejects_command(out: str | Path, only: str, segments: bool) -> None:
       batchgen rejects out
       batchgen rejects out --only too_long
       batchgen rejects out --segments
+      batchgen rejects out --json
     """
     with exit_codes():
         from .commands import rejects
@@ -614,10 +626,15 @@ def rejects_command(out: str | Path, only: str, segments: bool) -> None:
 
         if segments and only:
             raise JobError("--only: is for reasons of rejected rows; leave it out with --segments")
-        if segments:
+        only_these = check_reasons(only) if only else []
+        if as_json:
+            found = rejects.failed_segments(out) if segments else rejects.rejected(out, only_these)
+            for place, line in found:
+                show.document({"place": place} | msgspec.to_builtins(line), on_a_line=True)
+        elif segments:
             show.segments(rejects.failed_segments(out), rejects.rejected(out, ["check_failed"]))
         else:
-            show.rejects(rejects.rejected(out, check_reasons(only) if only else []))
+            show.rejects(rejects.rejected(out, only_these))
 
 
 @cli.command("export", short_help="Write the results as one file or a dataset folder.")
@@ -889,7 +906,8 @@ def eval_command(
 @click.option("--revision", default="", help="branch, tag or commit of a model on the hub")
 @click.option("--vision", default="", help="BLIP-2's weights, for a MiniGPT-4 model: a folder or a name on the hub")
 @click.option("--allow-withdrawn", is_flag=True, help="exit with 0 for the withdrawn weights of 2023-07-31 too")
-def inspect_command(model: str, revision: str, vision: str, allow_withdrawn: bool) -> None:
+@json_flag
+def inspect_command(model: str, revision: str, vision: str, allow_withdrawn: bool, as_json: bool) -> None:
     """Show what MODEL is, a folder or a name on the hub: family, prompt format, context, sampling, weights.
 
     It goes by the config, the tokenizer and the MD5 of the weights, not by the name.
@@ -906,14 +924,17 @@ def inspect_command(model: str, revision: str, vision: str, allow_withdrawn: boo
 
         here = current_folder()
         found = load_model(model_path(model, here), revision, vision=model_path(vision, here) if vision else "")
-        for name, value in inspect_model.describe(found):
-            show.say(f"{name:15}  {shown(value)}")
+        if as_json:
+            show.document(inspect_model.document(found))
+        else:
+            for name, value in inspect_model.describe(found):
+                show.say(f"{name:15}  {shown(value)}")
         check_release(found, allow_withdrawn)
 
 
 @cli.command("doctor", short_help="Show what is installed here, and what is wrong with it.")
 @click.option("--engine", "with_engine", is_flag=True, help="also start vLLM on the demo model and generate a row")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+@json_flag
 def doctor_command(with_engine: bool, as_json: bool) -> None:
     """Show versions, devices, caches and Slurm as a job would find them here, and what is wrong, each problem with what
     to do about it.
@@ -936,7 +957,7 @@ def doctor_command(with_engine: bool, as_json: bool) -> None:
 
         report = doctor.look(with_engine)
         if as_json:
-            show.say(terminal.document(msgspec.json.format(msgspec.json.encode(report), indent=2)))
+            show.document(report)
         else:
             show.doctor(report)
         for problem in report.problems:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from msgspec import UNSET, to_builtins
 
 from .errors import shown
@@ -52,6 +53,12 @@ def echo(text: str, **options: Any) -> None:
         click.echo(text, **options)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, "stdout") from None
+
+
+def document(value: Any, on_a_line: bool = False) -> None:
+    """A result as JSON: a struct, dataclass or dict. on_a_line: for one of several"""
+    encoded = msgspec.json.encode(value)
+    echo(terminal.document(encoded if on_a_line else msgspec.json.format(encoded, indent=2)))
 
 
 def facts(values: Mapping[str, str], width: int) -> None:

@@ -1,4 +1,4 @@
-"""What a model is, for people to read."""
+"""What a model is, for people and for programs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +40,32 @@ def describe(model: Model) -> Iterator[tuple[str, str]]:
     yield from _lines("SHA-256", [f"{digest}  {name}" for name, digest in model.sha256.items()])
     known = [name for md5, name in series.RELEASES.items() if md5 in model.weights.values()]
     yield from _lines("release", known or ["unknown: the MD5 is that of no release listed here"])
+
+
+def document(model: Model) -> dict[str, Any]:
+    """For programs."""
+    format = model.prompt_format
+    vision = model.vision
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "folder": str(model.folder),
+        "model_type": model.model_type,
+        "family": model.family.name,
+        "prompt_format": format,
+        "context": model.context,
+        "vocab_size": {"weights": model.vocab_size, "tokenizer": model.tokenizer.vocab_size},
+        "cards": [msgspec.to_builtins(card) for card in model.family.cards],
+        "defaults": msgspec.structs.asdict(JobSampling().with_defaults(model.sampling_defaults(format))),
+        "takes_images": model.takes_images,
+        "vision": vision.md5 if vision else None,
+        "quantization": model.quantization or None,
+        "weights": {
+            name: {"bytes": (model.folder / name).stat().st_size, "md5": md5} for name, md5 in model.weights.items()
+        },
+        "sha256": model.sha256,
+        "releases": [name for md5, name in series.RELEASES.items() if md5 in model.weights.values()],
+    }
 
 
 def _named(sampling: dict[str, Any] | None) -> str:

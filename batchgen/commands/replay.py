@@ -51,6 +51,12 @@ class Replay:
     what: str = "responses"
 
 
+def document(again: Replay) -> dict[str, Any]:
+    """For programs. What drew items is told in words."""
+    left_out = {str(drew): count for drew, count in again.left_out.items()}
+    return vars(again) | {"left_out": left_out, "here": again.here and str(again.here)}
+
+
 def check_engine(out: Place, given: dict[str, Any]) -> None:
     """Whether a replay may and can run here: whoever made a folder must not say what code does. given: [engine] of the
     command line. Raises JobError."""

@@ -42,6 +42,11 @@ class Verdict:
     closed: bool = False
 
 
+def document(verdict: Verdict) -> dict[str, Any]:
+    """A verdict for programs."""
+    return {"verified": not verdict.problems, **dataclasses.asdict(verdict)}
+
+
 @dataclass(frozen=True)
 class Writing:
     """What `verify` may do to a folder. quarantine: set damaged shards aside; close: write `_SUCCESS` where nothing
