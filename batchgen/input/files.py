@@ -516,7 +516,7 @@ def _find_remote(path: str, out: str | None = None) -> list[_Found]:
         else:
             raise JobError(f"{shown(path)}: no such file or folder")
         names = [PurePosixPath(file).name for file in files]
-        data = [file for file, name in zip(files, names, strict=True) if _is_remote_data(name)]
+        data = [file for file, name in zip(files, names, strict=True) if is_named_like_data(name)]
         _tell_of_others(path, [name for name in names if base_ending(name) in _OTHER_DATA], bool(data))
     return [_Found(_full_name(path, inner, file)) for file in sorted(data)]
 
@@ -525,8 +525,8 @@ def _is_hidden(relative: str) -> bool:
     return any(part[:1] in (".", "_") for part in relative.strip("/").split("/"))
 
 
-def _is_remote_data(name: str) -> bool:
-    """By name alone: looking into each file may cost as much as reading it."""
+def is_named_like_data(name: str) -> bool:
+    """Of a bucket's files it is all that is looked at: to look into each may cost as much as reading it."""
     return _may_be_data(name) and base_ending(name) in _DATA_ENDINGS
 
 

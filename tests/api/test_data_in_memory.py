@@ -1,9 +1,16 @@
 """Data in memory is written once beside the output, and is input like any other."""
 
+import datetime
+import decimal
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
+import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +21,18 @@ from batchgen.api.data import paths_of
 from batchgen.errors import JobError
 
 ROWS = [{"id": "a", "text": "Friday"}, {"id": "b", "text": "Monday"}]
+
+
 TABLES = {
     "arrow": pa.Table.from_pylist(ROWS),
     "batch": pa.RecordBatch.from_pylist(ROWS),
     "pandas": pd.DataFrame(ROWS, index=[7, 3]),
     "datasets": datasets.Dataset.from_list(ROWS),
     "datasets, some": datasets.Dataset.from_list([ROWS[1], *ROWS]).select([1, 2]),
+    "datasets, streaming": datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+    "pandas, index": pd.DataFrame(ROWS).set_index("id"),
+    "arrow, streaming": pa.Table.from_pylist(ROWS).to_reader(),
+    "duckdb": duckdb.sql("select unnest(['a', 'b']) as id, unnest(['Friday', 'Monday']) as text"),
 }
 
 
@@ -47,6 +60,65 @@ def test_dicts_and_texts_become_json_lines(out):
     assert lines == [*ROWS, {"text": "Tuesday\n"}]
 
 
+def test_values_of_numpy_and_pandas_become_json(out):
+    """As `DataFrame.to_dict("records")` and a loop over arrays have them."""
+    when = pd.Timestamp("2026-01-02 03:04:05", tz="UTC")
+    row = {"text": "a", "n": np.int64(3), "v": np.array([1.5, np.nan]), "when": when, "day": datetime.date(2026, 1, 2)}
+    row |= {"none": [pd.NA, pd.NaT, float("nan"), None], "price": decimal.Decimal("1.50"), 7: {1: np.bool_(True)}}
+    [path] = paths_of([row], out)
+    assert json.loads(Path(path).read_text("utf-8")) == {
+        "text": "a",
+        "n": 3,
+        "v": [1.5, None],
+        "when": "2026-01-02T03:04:05+00:00",
+        "day": "2026-01-02",
+        "none": [None] * 4,
+        "price": "1.50",
+        "7": {"1": True},
+    }
+
+
+@pytest.mark.parametrize(
+    "texts", [pd.Series(["a", "b"]), np.array(["a", "b"]), pa.array(["a", "b"]), ("a", "b")], ids=str
+)
+def test_a_column_of_texts_is_prompts(texts, out):
+    [path] = paths_of(texts, out)
+    assert Path(path).read_text("utf-8") == '{"text": "a"}\n{"text": "b"}\n'
+
+
+def test_files_of_which_one_is_not_there_are_no_prompts(out, tmp_path):
+    """They were: a file name with a typing error was answered."""
+    (tmp_path / "a.jsonl").touch()
+    names = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), str(tmp_path / "*.parquet")]
+    assert paths_of(names, out) == names
+    with pytest.raises(JobError, match=r"a\.jsonl is a path, and 'Friday' is none"):
+        paths_of([*names, "Friday"], out)
+    assert paths_of(["Friday", "What is in a.jsonl?", "Friday.\n"], out)[0].startswith(f"{out}.input-")
+
+
+def test_what_comes_piece_by_piece_is_never_in_memory_as_a_whole(out, tmp_path):
+    def rows():
+        for number in range(30_000):
+            if number == 29_000:
+                [made] = tmp_path.glob(".out.input-*.tmp")
+                seen.append(made.stat().st_size)
+            yield {"text": f"Row {number}"}
+
+    seen: list[int] = []
+    [path] = paths_of(rows(), out)
+    assert seen[0] > 0.9 * Path(path).stat().st_size
+
+
+def test_an_error_leaves_nothing_behind(out, tmp_path):
+    def rows():
+        yield "Friday"
+        raise KeyError("day")
+
+    with pytest.raises(KeyError):
+        paths_of(rows(), out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_generator_of_rows_is_taken_too(out):
     [path] = paths_of((row for row in ROWS), out)
     assert paths_of(ROWS, out) == [path]
@@ -69,10 +141,25 @@ def test_nested_rows_come_back_as_they_are(out):
     ("data", "error"),
     [
         ([], "no rows"),
-        ([1], "row 0 is a int; rows are dicts or texts"),
-        ([{"a": object()}], "row 0 cannot be written as JSON"),
+        (iter([]), "no rows"),
+        (pd.DataFrame(), "no rows"),
+        ([1], "row 0 is of type int; rows are dicts or texts"),
+        ([[{"role": "user", "content": "Friday"}]], r'a chat is {"messages": \[...\]}'),
+        ([{"text": "a"}, {"a": [0, {"b": b"x"}]}], r"row 1, a\[1\], b: is of type bytes, which JSON does not have"),
+        ([{"a": float("inf")}], "row 0, a: is infinity"),
+        ([{1: "a", "1": "b"}], "row 0: two names are the same"),
         (7, "a int is no data that can be read"),
-        (datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "a streaming dataset has no fixed rows"),
+        ({"text": ["a", "b"]}, "a dict with text is no list of rows"),
+        (datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), "a DatasetDict with train is no list of rows"),
+        (b"Friday", "a bytes holds no rows"),
+        ({"a", "b"}, "a set has no order"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "Duplicate column names found"),
+        (pa.table([["a"], ["b"]], names=["text", "text"]), "two columns are called text"),
+        (pd.DataFrame({"text": ["a", 1]}), "Conversion failed for column text"),
+        (
+            pd.DataFrame({"text": ["a"], "t": pd.period_range("2026", periods=1)}),
+            "column t is of a type that Arrow does",
+        ),
     ],
 )
 def test_what_is_no_data_is_told(data, error, out):
@@ -83,3 +170,44 @@ def test_what_is_no_data_is_told(data, error, out):
 def test_data_in_memory_needs_a_folder_to_lie_beside():
     with pytest.raises(JobError, match="has to be a folder"):
         paths_of(ROWS, "s3://bucket/out")
+
+
+# --- Polars, which is no dependency of the tests: 45 MB
+
+OF_POLARS = """
+import re, sys
+import polars as pl, pyarrow.parquet as pq
+import batchgen
+from batchgen import manual
+from batchgen.api.data import paths_of
+
+frame = pl.DataFrame([{"id": "a", "text": "Friday"}, {"id": "b", "text": "Monday"}])
+for each in (frame, frame.lazy(), frame.with_columns(pl.col("text").cast(pl.Enum(["Friday", "Monday"])))):
+    assert pq.read_table(paths_of(each, "beside/out")[0]).to_pylist() == frame.to_dicts()
+assert paths_of(frame["text"], "beside/out")[0].endswith(".jsonl")
+for column in (pl.Series("text", [object()], dtype=pl.Object), pl.Series("text", [2**100], dtype=pl.Int128)):
+    try:
+        paths_of(pl.DataFrame([column]), "beside/out")
+    except batchgen.JobError as error:
+        print(error)
+assert batchgen.open("demo/out").to_polars(["id"]).equals(pl.read_parquet("demo/out/*.parquet", columns=["id"]))
+lines = re.search("^    import polars.*?(?=^\\\\S)", manual.text("output"), re.M | re.S)[0]
+exec(re.sub("^    ", "", lines, flags=re.M))
+"""
+
+
+@pytest.mark.slow
+def test_polars_gives_and_takes(instantly, write_rows, tmp_path):
+    """And the manual's lines for it."""
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "pip", "install", "-q", "--target", tmp_path / "site", "polars"], check=True)
+    (tmp_path / "demo" / "data").mkdir(parents=True)
+    instantly([write_rows(demo_records(30), "demo/data/conversations.jsonl")], out="demo/out")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path])}
+    command = [sys.executable, "-c", OF_POLARS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    objects, integers, *table = done.stdout.splitlines()
+    assert objects == "input: column text holds Python objects; convert it, or leave it out"
+    assert integers.startswith("input: the data frame has no form as a table: ")
+    assert "shape: (5, 3)" in table
