@@ -14,11 +14,6 @@ from ..task.output_columns import COLUMNS, SCORE_MEANINGS
 
 _HEAD = """\
 ---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
 size_categories:
 - {size}
 tags:

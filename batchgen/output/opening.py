@@ -12,13 +12,10 @@ import msgspec
 
 from ..errors import JobError, Stopped, on_disk, warn
 from ..job.drift import differences
-from . import growth, journal, layout, owners, record, shard
+from . import growth, hugging_face, journal, layout, owners, record, shard
 from .presence import Presence
 from .record import JobRecord
 from .store import Store
-
-# Hugging Face datasets does not pass over names with `_`: without this it may take _rejects/ for the data.
-_HUGGING_FACE = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
 
 def open_job(out: Store, job: JobRecord, presence: Presence | None = None, discard: bool = False) -> bool:
@@ -48,7 +45,7 @@ def open_job(out: Store, job: JobRecord, presence: Presence | None = None, disca
             return False
         try:
             if old is None:
-                out.write(layout.HUGGING_FACE, _HUGGING_FACE)
+                hugging_face.write(out, job.fingerprint)
                 record.create(out, job)
             elif old.fingerprint == job.fingerprint:
                 _go_on(out, old, job)

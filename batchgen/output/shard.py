@@ -21,7 +21,7 @@ from ..input.conversation import Row
 from ..input.plan import Plan, Shard
 from ..job.sampler import UNKNOWN, Sampler, of_older
 from ..task.segment_rows import SegmentRow
-from . import layout, segments
+from . import hugging_face, layout, segments
 from .counts import ENDINGS, Counts
 from .quarantine import quarantine
 from .sealed import sealed, unsealed
@@ -197,7 +197,7 @@ def commit(
 def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any]) -> memoryview:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for some in _in_parts(answers):
+        for some in _in_parts(answers) if answers else ():  # `datasets` reads no file whose first row group is empty
             writer.write_table(as_table(some, schema))
         writer.add_key_value_metadata(_metadata(about))
     return memoryview(sink.getvalue())
@@ -240,8 +240,8 @@ def digest_in(out: Store, name: str) -> str:
 def begun(out: Store) -> float:
     """The job's first moment, by the store's clock; infinitely late if that is not known."""
     try:
-        # A growing job writes _job.json again, but the other file only once.
-        return min(out.stat(name).modified for name in (layout.JOB, layout.HUGGING_FACE))
+        # A growing job writes _job.json again, but the other file knows when it began.
+        return min(out.stat(layout.JOB).modified, hugging_face.begun(out))
     except FileNotFoundError:
         return math.inf
 

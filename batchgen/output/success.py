@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from ..errors import on_disk
-from . import layout
+from . import hugging_face, layout
 from .store import Store
 
 
@@ -26,6 +26,7 @@ def is_of(out: Store, fingerprint: str) -> bool:
 def write(out: Store, totals: dict[str, Any]) -> bool:
     """False if another run has just written the same."""
     content = _written(totals)
+    hugging_face.write_again(out, content)
     try:
         out.create(layout.SUCCESS, content)
     except FileExistsError:

@@ -212,6 +212,15 @@ def test_hugging_face_datasets_loads_the_folder_with_the_same_rows(out, exported
     assert loaded["train"].to_list() == rows_of(out)
 
 
+def test_hugging_face_datasets_does_not_go_on_with_what_was_exported_before(instantly, write_rows, exported, tmp_path):
+    """What it has read of a folder it keeps by its card, if that has `configs`, and else by the files of the data."""
+    for number, texts in enumerate((["a"], ["a", "b"])):
+        out = instantly([write_rows([{"text": text} for text in texts])], out=f"out-{number}")
+        folder = exported(out, "dataset", *(["--overwrite"] if number else []))
+        loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded.num_rows == len(texts)
+
+
 def test_small_shards_are_joined_in_files(out, exported, monkeypatch):
     assert list(content(exported(out, "one"))) == ["README.md", "data/train-00000-of-00001.parquet"]
     sizes = [path.stat().st_size for path in sorted(out.glob("part-*"))]
@@ -228,9 +237,6 @@ def test_the_card_says_what_is_known_of_the_job(out, exported):
     text = (exported(out, "dataset", "--columns", "id,response,extra") / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front) == {
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
-        ],
         "size_categories": ["n<1K"],
         "tags": ["synthetic"],
     }

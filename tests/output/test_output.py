@@ -15,8 +15,10 @@ from conftest import CONVERSATIONS, MODEL, demo_records
 from translator import Translator, work
 
 from batchgen import __version__
+from batchgen.errors import Stopped
 from batchgen.job.spec import load
-from batchgen.output import opening
+from batchgen.output import hugging_face, opening
+from batchgen.output.store import FolderStore
 from batchgen.runner.prepare import prepare
 
 
@@ -213,6 +215,34 @@ def test_hugging_face_datasets_opens_the_folder(out, tmp_path):
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 5
     assert loaded[0]["conversation"] == demo_records(1)[0]["conversation"]
+
+
+def test_hugging_face_datasets_does_not_go_on_with_rows_of_before(instantly, write_rows, tmp_path):
+    """It keeps what it has read by what `.huggingface.yaml` says: of an unfinished job, or of another of this name."""
+
+    def loaded(out) -> list[str]:
+        return datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))["id"][:]
+
+    def made(*rows, order=None):
+        inputs = [write_rows([{"id": row, "text": row} for row in rows])]
+        return instantly(inputs, order=order, output={"shard_rows": 2})
+
+    with pytest.raises(Stopped):  # as it cannot be closed
+        made("a", "b", "c", order=lambda shards: shards[:1])
+    assert loaded(tmp_path / "out") == ["a", "b"]
+    begun = hugging_face.begun(FolderStore(tmp_path / "out"))
+    assert loaded(made("a", "b", "c")) == ["a", "b", "c"]
+    assert hugging_face.begun(FolderStore(tmp_path / "out")) == pytest.approx(begun, abs=0.001)
+    shutil.rmtree(tmp_path / "out")
+    assert loaded(made("a", "d", "c")) == ["a", "d", "c"]
+
+
+def test_hugging_face_datasets_opens_a_folder_with_a_shard_of_rejects_alone(instantly, write_rows, tmp_path):
+    """It reads no file whose first row group is empty."""
+    out = instantly([write_rows([{"text": "a"}, {"text": ""}])], output={"shard_rows": 1})
+    assert [pq.read_metadata(path).num_row_groups for path in sorted(out.glob("part-*"))] == [1, 0]
+    assert datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache")).num_rows == 1
+    assert pq.read_table(out).num_rows == 1
 
 
 def test_the_shipped_data_has_what_the_readme_says():
