@@ -187,6 +187,13 @@ def test_nobody_is_told_to_install_the_strangers_package():
         )
 
 
+def test_git_has_nothing_that_it_is_told_to_ignore():
+    """A merge that brings such a file, .venv as a link of a worktree's say, takes the place of what is there."""
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert listed.stdout == "" or listed.returncode
+
+
 def test_the_top_level_holds_what_it_should():
     """A test that writes to the current folder leaves its file there."""
     made = {"build", "batchgen.egg-info"}  # by setuptools
