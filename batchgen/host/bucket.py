@@ -53,6 +53,12 @@ def check_uri(uri: str) -> None:
     _parsed(uri)
 
 
+def read(uri: str, most: int) -> bytes:
+    """An object by its URI. Raises FileNotFoundError; JobError if it has more than `most` bytes; see Bucket."""
+    folder, _, name = uri.rpartition("/")
+    return Bucket(folder).get(name, most)[0]
+
+
 class Found(NamedTuple):
     """An object as a listing or a look shows it. name: relative to the place; modified: seconds since the epoch, by the
     service's clock; version: what a conditional write names it by."""

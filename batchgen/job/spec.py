@@ -27,6 +27,14 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za
 _LONGEST_NAME = 96
 LONGEST = 1 << 20  # bytes of a job file in a bucket
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# The keys that name files, folders or buckets, by table.
+_PLACES = {
+    "input": ("path", "image_folder"),
+    "model": ("path", "vision", "adapter"),
+    "output": ("path",),
+    "translate": ("glossary", "memory"),
+    "sweep": ("model",),
+}
 DEFAULT_ADAPTER = "default"  # the name of an adapter that is given without one: rows that name none are answered by it
 
 # "auto", and the shapes of records, in the order in which they are tried. input/shapes.py reads them.
@@ -535,9 +543,8 @@ def without_sweep(spec: JobSpec) -> JobSpec:
 
 def _read(path: str) -> dict[str, Any]:
     in_bucket = bucket.is_uri(path)
-    folder, _, name = path.rpartition("/")
     try:
-        content = Bucket(folder).get(name, LONGEST)[0] if in_bucket else Path(path).read_bytes()
+        content = bucket.read(path, LONGEST) if in_bucket else Path(path).read_bytes()
         data = tomllib.loads(content.decode("utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file") from None
@@ -546,15 +553,19 @@ def _read(path: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}; the README has an example of a job file") from None
     _refuse_secrets(data, path)
-    _make_absolute(data, folder if in_bucket else as_opened(current_folder(), str(Path(path).parent)))
+    folder = path.rpartition("/")[0] if in_bucket else as_opened(current_folder(), str(Path(path).parent))
+    _make_absolute(data, folder)
     return data
 
 
 def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
-    for table in ("input", "model", "output"):
+    for table, keys in _PLACES.items():
         values = tables.get(table)
-        if uri := credentials.in_uris(values.get("path")) if isinstance(values, dict) else "":
-            raise JobError(f"{where}: [{table}] path {shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
+        for key, given in values.items() if isinstance(values, dict) else ():
+            if key not in keys:
+                continue
+            if uri := credentials.in_uris([*given.values()] if isinstance(given, dict) else given):
+                raise JobError(f"{where}: [{table}] {key} {shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
     if key := credentials.in_settings(tables.get("engine")):
         raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
 

@@ -7,7 +7,9 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import JobError, shown
-from . import model_files
+from ..host import bucket
+from ..host.credentials import redacted
+from . import bucket_models, model_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OLD_WEIGHTS = ("adapter_model.bin", "adapter_model.pt")  # pickles, which may hold code
@@ -53,12 +55,22 @@ class _Config(msgspec.Struct):
 
 def load(folders: dict[str, str]) -> list[Adapter]:
     """Checks the files of adapters. folders: by name. Raises JobError."""
-    return [_loaded(name, number, Path(folders[name])) for number, name in enumerate(sorted(folders), start=1)]
+    return [_loaded(name, number, _here(name, folders[name])) for number, name in enumerate(sorted(folders), start=1)]
+
+
+def _here(name: str, folder: str) -> Path:
+    """One in a bucket is downloaded, as a model is."""
+    if not bucket.is_uri(folder):
+        return Path(folder)
+    try:
+        return bucket_models.folder_of(folder, [CONFIG, WEIGHTS, *OLD_WEIGHTS], "adapter")
+    except JobError as error:
+        raise JobError(f"[model] adapter {name}: {error}") from None
 
 
 def _loaded(name: str, number: int, folder: Path) -> Adapter:
     if not folder.is_dir():
-        raise JobError(f"[model] adapter {name}: {shown(str(folder))}: no such folder; download it first")
+        raise JobError(f"[model] adapter {name}: {shown(redacted(str(folder)))}: no such folder; download it first")
     if not (folder / WEIGHTS).is_file():
         old = next((file for file in OLD_WEIGHTS if (folder / file).exists()), "")
         has = f"; {old} may hold code: save it as safetensors" if old else ""

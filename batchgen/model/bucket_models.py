@@ -5,7 +5,7 @@ import fcntl
 import fnmatch
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import JobError, refused
@@ -14,13 +14,13 @@ from ..host.bucket import Bucket, Found
 PART, AT_ONCE = 8 << 20, 16  # bytes of a request, and requests side by side: all that is in memory
 
 
-def folder_of(uri: str, patterns: Iterable[str]) -> Path:
-    """The folder with a model's files, those at the top whose names fit one of the patterns. Raises JobError or
-    Stopped."""
+def folder_of(uri: str, patterns: Sequence[str], kind: str = "model") -> Path:
+    """The folder with the files of a model or what else: those at the top whose names fit one of the patterns. Raises
+    JobError or Stopped."""
     place = Bucket(uri)
-    files = _files(place, list(patterns))
+    files = _files(place, patterns)
     if not files:
-        raise JobError(f"{uri}: no model is there; a model in a bucket is a folder of its files")
+        raise JobError(f"{uri}: no {kind} is there; in a bucket it is a folder of its files")
     state = hashlib.blake2b(repr([(each.name, each.size, each.version) for each in files]).encode(), digest_size=8)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(caches) / "batchgen" / "models" / state.hexdigest() / place.uri.rpartition("/")[2]
@@ -32,7 +32,7 @@ def folder_of(uri: str, patterns: Iterable[str]) -> Path:
     return folder
 
 
-def _files(place: Bucket, patterns: list[str]) -> list[Found]:
+def _files(place: Bucket, patterns: Sequence[str]) -> list[Found]:
     found = [each for each in place.below() if any(_fits(each.name, pattern) for pattern in patterns)]
     if any(each.name.endswith(".safetensors") for each in found):
         return [each for each in found if not each.name.endswith(".bin")]

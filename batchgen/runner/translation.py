@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ import pyarrow as pa
 
 from ..check import languages
 from ..errors import JobError, Reject, shown, warn
-from ..host import safeopen
 from ..input import arrow_leaves, checks, paths
 from ..input.columns import Column, check_type, settled
 from ..input.conversation import Row
@@ -25,8 +23,8 @@ from ..output import memory
 from ..output.memory import Memory, Source
 from ..output.record import JobRecord
 from ..output.store import Store
-from ..segment import sentences
-from ..segment.glossary import LARGEST, Glossary
+from ..segment import glossary, sentences
+from ..segment.glossary import Glossary
 from ..segment.protect import Protect
 from ..task.generate import Generate
 from ..task.output_columns import REPORT
@@ -227,7 +225,7 @@ def results_of(spec: JobSpec, known: dict[str, Any]) -> dict[str, Any]:
     on: its memory need not be here for `verify`. Raises JobError."""
     found: dict[str, Any] = {}
     if path := spec.translate.glossary:
-        found["glossary"] = _digest(Path(path))
+        found["glossary"] = hashlib.sha256(glossary.content(path)).hexdigest()
     if paths := spec.translate.memory:
         if spec.output.path in paths:
             raise JobError(f"[translate] memory: {spec.output.path}: is the output itself, which is remembered anyway")
@@ -241,14 +239,6 @@ def _sources(paths: list[str]) -> list[Source]:
         return memory.sources_of(paths)
     except JobError as error:
         raise JobError(f"[translate] memory: {error}") from None
-
-
-def _digest(path: Path) -> str:
-    try:
-        with safeopen.reading(path, LARGEST) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise JobError(f"[translate] glossary: {path}: {error.strerror or error}") from None
 
 
 def memory_of(spec: JobSpec, out: Store, record: JobRecord) -> Remember:
@@ -279,7 +269,7 @@ def task_of(spec: JobSpec, generate: Generate, records: Records, remember: Remem
         generate=generate,
         records=records,
         protect=Protect(asked.protect),
-        glossary=Glossary.load(Path(asked.glossary)) if asked.glossary else None,
+        glossary=Glossary.load(asked.glossary) if asked.glossary else None,
         languages=_languages(asked),
         memory=remember,
         skip=frozenset(spec.input.skip),

@@ -58,9 +58,7 @@ class WorkerProcess:
         read, write = os.pipe()
         record, mark = _in_memory(msgspec.json.encode(job.record)), Mark.new()
         own_mark = Mark(mark)
-        inherited = environment.of_worker(
-            [*(file.path for file in job.plan.files), job.out.location, job.spec.model.path]
-        )
+        inherited = environment.of_worker(_places(job))
         try:
             with logs.appending(log) as stream:
                 log_begin = stream.tell()
@@ -119,6 +117,14 @@ class WorkerProcess:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+
+def _places(job: Job) -> list[str]:
+    """All that a worker reads or writes."""
+    spec = job.spec
+    of_input = (*(file.path for file in job.plan.files), spec.input.image_folder)
+    of_model = (spec.model.path, spec.model.vision, *spec.model.adapter.values())
+    return [*of_input, *of_model, spec.translate.glossary, *spec.translate.memory, job.out.location]
 
 
 def _of_its_format(job: Job) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import regex
 
 from ..errors import JobError, shown
-from ..host import safeopen
+from ..host import bucket, safeopen
+from ..host.credentials import redacted
 
 LARGEST = 64 << 20  # bytes of a glossary
 ALTERNATIVES = "|"  # between target forms of which one is enough
@@ -53,12 +53,9 @@ class Glossary:
             alike.sort(key=lambda term: (-len(term.tokens), term.exact is None))
 
     @classmethod
-    def load(cls, path: Path) -> "Glossary":
-        """The glossary of a file.
-
-        Raises:
-            JobError: it cannot be read, or has a line that is none of a glossary.
-        """
+    def load(cls, path: str) -> "Glossary":
+        """The glossary of a file, or of an object in a bucket. Raises JobError if it cannot be read, or has a line that
+        is none of a glossary."""
         terms: dict[tuple[Tokens, Tokens | None], Term] = {}
         repeated: list[tuple[int, str]] = []
         for number, line in enumerate(_lines(path), 1):
@@ -121,14 +118,18 @@ def _is_in(form: str, text: str) -> bool:
     return position >= 0
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines without their ends. Raises JobError."""
+def content(path: str) -> bytes:
+    """Of a glossary, wherever it is. Raises JobError."""
     try:
-        with safeopen.reading(path, LARGEST) as file:
-            data = file.read()
+        return bucket.read(path, LARGEST) if bucket.is_uri(path) else safeopen.read(path, LARGEST)
     except OSError as error:
-        raise JobError(f"[translate] glossary: {path}: {error.strerror or error}") from None
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        why = error.strerror or "no such file"
+        raise JobError(f"[translate] glossary: {shown(redacted(path))}: {why}") from None
+
+
+def _lines(path: str) -> Iterator[str]:
+    """Lines without their ends. Raises JobError."""
+    for number, line in enumerate(content(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             yield line.removesuffix(b"\r").decode()
         except UnicodeDecodeError:

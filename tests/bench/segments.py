@@ -68,7 +68,7 @@ def find_terms(chance: random.Random, given: list[str]) -> None:
         path = Path(folder) / "terms.tsv"
         path.write_text("".join(lines), "utf-8")
         began = time.perf_counter()
-        glossary = Glossary.load(path)
+        glossary = Glossary.load(str(path))
     loaded = time.perf_counter()
     found = [glossary.terms(text) for text in given]
     looked = time.perf_counter()

@@ -85,5 +85,5 @@ def test_of_several_that_want_it_one_downloads_it(uri, monkeypatch):
 
 
 def test_where_none_is_is_one_line(bucket):
-    with pytest.raises(JobError, match=f"^{bucket.location}/none: no model is there; a model in a bucket is a folder"):
+    with pytest.raises(JobError, match=f"^{bucket.location}/none: no model is there; in a bucket it is a folder"):
         load_model(f"{bucket.location}/none")

@@ -6,6 +6,7 @@ import time
 import buckets
 import processes
 import pytest
+from adapters import OF_DEMO, write_adapter
 from conftest import MODEL
 from processes import until
 from test_kills import mixed_rows, while_generating
@@ -132,6 +133,37 @@ def test_a_translation_in_a_bucket_remembers_one_in_a_bucket(both, write_rows):
     asked = {"fields": ["text"], "from": "English", "into": "Japanese"}
     both([first], "first", translate=asked, output={"shard_rows": 20})
     both([second], "second", translate={**asked, "memory": ["first"]}, output={"shard_rows": 20})
+
+
+def test_a_job_of_this_machine_has_its_glossary_memory_and_adapter_in_a_bucket(
+    both, bucket, batchgen, batchgen_process, write_rows, tmp_path
+):
+    """A worker gets the keys to them, too."""
+    texts = [{"text": f"Hello {number}."} for number in range(20)]
+    asked = {"fields": ["text"], "from": "English", "into": "Japanese"}
+    remembered, _ = both([write_rows(texts[:10], "first.jsonl")], "first", translate=asked)
+    bucket.write("terms.tsv", "hello\tこんにちは\n".encode())
+    for file in write_adapter(tmp_path / "lora", 1, OF_DEMO).iterdir():
+        bucket.write(f"lora/{file.name}", file.read_bytes())
+    flags = ["--model", MODEL, "--translate-fields", "text", "--translate-into", "Japanese"]
+    flags += ["--template", "{glossary}: {text}", "--translate-memory", remembered]
+    named = {"--adapter": f"{bucket.location}/lora", "--translate-glossary": f"{bucket.location}/terms.tsv"}
+    environment = processes.instant(tmp_path / "engine") | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    source = write_rows(texts, "second.jsonl")
+
+    def given(out, **changed):
+        places = {**named, **changed}
+        return ["--output", tmp_path / out, *flags, *(part for flag in places.items() for part in flag)]
+
+    done = batchgen_process("run", source, *given("here"), env=environment)
+    assert done.returncode == 0, done.stderr
+    nowhere = f"{bucket.location}/none"
+    for flag, why in {
+        "--translate-glossary": f"[translate] glossary: {nowhere}: no such file",
+        "--adapter": f"[model] adapter default: {nowhere}: no adapter is there; in a bucket it is a folder",
+    }.items():
+        done = batchgen("plan", source, *given("nothing", **{flag: nowhere}))
+        assert (done.exit_code, why in done.stderr) == (2, True), done.stderr
 
 
 def test_scores_in_a_bucket(both, write_rows):

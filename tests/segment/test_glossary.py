@@ -9,7 +9,7 @@ def load(tmp_path):
     def loaded(text):
         path = tmp_path / "terms.tsv"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return Glossary.load(path)
+        return Glossary.load(str(path))
 
     return loaded
 
@@ -44,7 +44,7 @@ def test_a_bad_line_is_named(load, text, said):
 
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(JobError, match=r"glossary: .*none\.tsv: No such file"):
-        Glossary.load(tmp_path / "none.tsv")
+        Glossary.load(str(tmp_path / "none.tsv"))
 
 
 def test_of_repeated_terms_the_first_counts_and_one_line_says_so(load):
