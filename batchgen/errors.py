@@ -47,6 +47,10 @@ class MissingInput(JobError):
     """An input file that does not exist: wrong usage before the job runs, a fault of the machine after that."""
 
 
+class NoRows(JobError):
+    """There is no row in the input, which is there: wrong usage, but of a job whose rows are to come."""
+
+
 class Reject(Exception):
     """A row that gets no response. The job continues; the row is listed under `_rejects/`.
 

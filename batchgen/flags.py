@@ -19,7 +19,7 @@ from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without
 LONGEST_JOB_FILE = 1 << 20  # bytes
 COLUMN_KEYS = ("seed", "sampling", "system", "adapter", "image")  # of [input], where other tables have the value itself
 PREFIXES = {"limits": "limit"} | {
-    table: table for table in ("translate", "score", "metrics", "sweep")
+    table: table for table in ("translate", "score", "metrics", "sweep", "notify")
 }  # of flags whose keys say little
 VARY = ("sweep", "vary")  # the key whose flag is --sweep
 LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "BATCHGEN_LOG_FORMAT"

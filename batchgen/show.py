@@ -97,6 +97,9 @@ def in_short(*lines: str) -> None:
 
 def _outcome(done: "Outcome") -> Iterator[str]:
     totals = done.totals
+    if done.nothing:
+        yield f"nothing to do yet: {done.nothing}"
+        return
     if done.trial:
         yield f"trial: {done.trial} are done in {done.out}; without --limit the same command does the others"
     elif done.counts is None:

@@ -18,7 +18,7 @@ from msgspec import inspect
 from batchgen import manual
 from batchgen.flags import Key, flag_name, keys
 from batchgen.job.drift import ENGINE_MEANS, MEANS
-from batchgen.job.spec import TABLES
+from batchgen.job.spec import OF_RUNS, TABLES
 from batchgen.metrics.metrics import METRICS, MetricKind
 from batchgen.model import series
 from batchgen.task.output_columns import COLUMNS, in_words
@@ -136,7 +136,7 @@ def _unit(key: Key) -> str:
 
 def _fingerprint(key: Key) -> str:
     """Whether a job that goes on must have the same value. Models go by their digests."""
-    return "no" if key.name in MEANS[key.table] else "yes"
+    return "no" if key.table in OF_RUNS or key.name in MEANS[key.table] else "yes"
 
 
 def _meaning(key: Key) -> str:

@@ -242,7 +242,7 @@ def _replay_translation(
     pairs: list[tuple[Sampler, SegmentRow, SegmentRow]] = []
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
         again = _elsewhere(spec, str(Path(scratch) / "out"), given)
-        done = run_job(lambda: _prepared(again, plan, old)).out
+        done = run_job(again, lambda: _prepared(again, plan, old)).out
         now = record.job_of(done)
         for planned in now.plan.shards:
             made = {row.key: row for row in _segments(done, planned)}
@@ -321,7 +321,7 @@ def _replay_scores(out: Store, old: JobRecord, spec: JobSpec, rows: int, seed: i
     then = {row: scores for row, scores in _scores(out, finished) if row in wanted}
     with tempfile.TemporaryDirectory(prefix="batchgen-replay-") as scratch:
         again = _elsewhere(spec, str(Path(scratch) / "out"), given)
-        done = run_job(lambda: prepare(again, plan)).out
+        done = run_job(again, lambda: prepare(again, plan)).out
         now = dict(_scores(done, record.job_of(done).plan.shards))
         here = shard.sampler(shard.metadata(done, record.job_of(done).plan.shards[0]))
     pairs = [

@@ -66,7 +66,7 @@ def retry(out: Place, only: str, flags: dict[str, dict[str, Any]]) -> Outcome:
         job.record.retry_of = {"path": place.location, "fingerprint": record.fingerprint, "only": reasons}
         return job
 
-    return run_job(prepared)
+    return run_job(spec, prepared)
 
 
 def _is_same(one: str, other: str) -> bool:

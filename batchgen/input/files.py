@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from ..errors import JobError, MissingInput, Stopped, is_of_network, shown, warn
+from ..errors import JobError, MissingInput, NoRows, Stopped, is_of_network, shown, warn
 from ..host import safeopen
 from ..job.spec import recordable_path
 
@@ -303,7 +303,9 @@ def _find_one(path: str, asked: _Asked) -> list[_Found]:
             files = _find_local(path, inner, asked, links)
     if not files:
         what = "no file matches" if _is_glob(path) else f"folder without {', '.join(_DATA_ENDINGS)} files"
-        raise JobError(f"{shown(path)}: {what}{f'; {_passed_over(links)}' if links else ''}")
+        is_there = inner is not None and os.path.isdir(_fixed(inner)[0] if _is_glob(path) else inner)
+        kind = NoRows if is_there and not links else JobError  # a folder in which nothing is yet, or a wrong name
+        raise kind(f"{shown(path)}: {what}{f'; {_passed_over(links)}' if links else ''}")
     if links:
         warn(f"{shown(path)}: {_passed_over(links)}")
     return files

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from ..errors import JobError, shown
+from ..errors import NoRows, shown
 from . import files as filing
 from .file_formats import chunks
 from .files import find
@@ -117,7 +117,7 @@ def plan_input(
     parts = [Part(path, 0, hashlib.sha256(), latest.get(path)) for path in found]
     planned = _extend(Plan([], []), parts, shard_rows, incremental, _digits(known) if known else None)
     if not planned.shards:
-        raise JobError(f"{', '.join(found)}: no rows; the input is empty")
+        raise NoRows(f"{shown(', '.join(found))}: no rows; the input is empty")
     return planned
 
 

@@ -4,6 +4,7 @@ import difflib
 import os
 import posixpath
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -25,6 +26,7 @@ from .trust import refuse_risks
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _LONGEST_NAME = 96
+ROOT = 0  # the user
 LONGEST = 1 << 20  # bytes of a job file in a bucket
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # The keys that name files, folders or buckets, by table.
@@ -436,6 +438,23 @@ def _varied(key: str, value: Any) -> Any:
         raise ValueError(f"{key}: {plain(str(error).partition(' - at ')[0])}: {value!r:.80}") from None
 
 
+class NotifyTable(_Table, frozen=True):
+    """`[notify]`: who is told how a run ended."""
+
+    command: Annotated[
+        str,
+        Meta(description="program that is given what became of a run, as JSON on stdin; no shell runs it"),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"command: cannot be cut into words: {str(error).lower()}") from None
+        if self.command and not words:
+            raise ValueError("command: names no program")
+
+
 class JobSpec(_Table, frozen=True):
     """A whole job, by table. `engine` holds vLLM's EngineArgs by name; engine/vllm.py checks them."""
 
@@ -451,6 +470,7 @@ class JobSpec(_Table, frozen=True):
     metrics: MetricsTable = MetricsTable()
     sweep: SweepTable = SweepTable()
     limits: LimitsTable = LimitsTable()
+    notify: NotifyTable = NotifyTable()
 
     @property
     def engine_args(self) -> dict[str, Any]:
@@ -471,7 +491,10 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "metrics": MetricsTable,
     "sweep": SweepTable,
     "limits": LimitsTable,
+    "notify": NotifyTable,
 }
+# Tables of a run and not of its job: no record has them, so no folder says what runs.
+OF_RUNS = ("notify",)
 
 
 OF_SWEEPS = ("sweep",)  # tables that `batchgen sweep` reads, and every other command passes over
@@ -504,6 +527,8 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
         data[table] = _merged(data.get(table, {}), values)
     _check_keys(data, where)
     refuse_risks(in_file, where, flags.get("engine", {}))
+    if job_file and "command" in data.get("notify", {}) and "command" not in flags.get("notify", {}):
+        _refuse_program_of_others(job_file)
     for table in ("input", "model", "output"):
         if "path" not in data.get(table, {}):
             flag = "IN..." if table == "input" else f"--{table}"
@@ -515,6 +540,20 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     with on_disk(Path(spec.output.path)):
         check_output_path(f"{where}: [output] path", spec.output.path)
     return spec
+
+
+def _refuse_program_of_others(job_file: str) -> None:
+    """Raises JobError for a job file in a bucket, or one that another user made: it may not say what runs here."""
+    whose = "is in a bucket"
+    if not bucket.is_uri(job_file):
+        owner = os.stat(job_file).st_uid
+        if owner in (os.geteuid(), ROOT):
+            return
+        whose = f"belongs to user {owner}"
+    raise JobError(
+        f"{job_file}: {whose}, and [notify] command runs a program; if you trust it, give --notify-command on the "
+        "command line"
+    )
 
 
 def _gather_lists(tables: dict[str, Any], where: str) -> None:
@@ -536,9 +575,13 @@ def _merged(in_file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**in_file, **given, **vary}
 
 
+def without(spec: JobSpec, tables: Iterable[str]) -> JobSpec:
+    return msgspec.structs.replace(spec, **{table: TABLES[table]() for table in tables})
+
+
 def without_sweep(spec: JobSpec) -> JobSpec:
     """The job that a job file means to whoever makes no sweep of it."""
-    return msgspec.structs.replace(spec, **{table: TABLES[table]() for table in OF_SWEEPS})
+    return without(spec, OF_SWEEPS)
 
 
 def _read(path: str) -> dict[str, Any]:

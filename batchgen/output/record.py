@@ -19,7 +19,7 @@ from ..input.compressed import COMPRESSIONS
 from ..input.file_formats import KINDS
 from ..input.plan import DIGITS, InputFile, Plan
 from ..job.drift import fingerprint, with_defaults
-from ..job.spec import TABLES, JobSpec, keys_of
+from ..job.spec import OF_RUNS, TABLES, JobSpec, keys_of, without
 from . import layout
 from .sealed import opened, sealed, unsealed
 from .store import Store
@@ -137,7 +137,8 @@ def spec_of(out: Store, record: JobRecord) -> JobSpec:
     except msgspec.ValidationError as error:
         path = where(out)
         raise JobError(f"{path}: its job is not one that this batchgen ({__version__}) can run: {error}") from None
-    return msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, path=out.location))
+    output = msgspec.structs.replace(spec.output, path=out.location)
+    return msgspec.structs.replace(without(spec, OF_RUNS), output=output)
 
 
 def _read_root(out: Store) -> JobRecord | None:

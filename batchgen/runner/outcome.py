@@ -8,18 +8,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import JobError, MachineError, Stopped
+from ..errors import JobError, Stopped
 from ..host import terminal
 from ..output import layout
 from ..output.counts import Counts
 from ..output.store import Store
 from .messages import Totals
 
-Ended = Literal["done", "too_many_rejects", "trial", "left_to_others", "stopped", "failed", "refused"]
+Ended = Literal["done", "too_many_rejects", "trial", "left_to_others", "nothing_to_do", "stopped", "failed", "refused"]
 EXIT_CODES: dict[Ended, int] = {
     "done": 0,
     "trial": 0,
     "left_to_others": 0,
+    "nothing_to_do": 0,
     "failed": 1,
     "refused": 2,
     "too_many_rejects": 3,
@@ -32,7 +33,7 @@ class Outcome:
     """max_rejects: as the job has it; totals: what this run did; counts: the whole job's accounting, None while other
     workers are still at it; rejected: rows that max_rejects is about; first_reject: where the first of them is, and
     why; seconds: of this run, and of its engine starts; trial: the rows that it was to do, if they are done and others
-    are not; closed: whether it is this run that closed the job."""
+    are not; closed: whether it is this run that closed the job; nothing: why there is nothing to do yet."""
 
     out: Store
     max_rejects: int | None = None
@@ -44,6 +45,7 @@ class Outcome:
     first_reject: str = ""
     trial: str = ""
     closed: bool = False
+    nothing: str = ""
 
     @property
     def has_too_many_rejects(self) -> bool:
@@ -84,6 +86,8 @@ class Outcome:
             return "too_many_rejects"
         if self.counts:
             return "done"
+        if self.nothing:
+            return "nothing_to_do"
         return "trial" if self.trial else "left_to_others"
 
 
@@ -108,40 +112,42 @@ class RunRecord(msgspec.Struct, kw_only=True):
     outcome: Ended
     exit_code: int
     why: str = ""
-    rows: int
-    open_rows: int
-    responses: int
-    kept: int
-    rejects: dict[str, int]
-    finish_reasons: dict[str, int]
-    prompt_tokens: int
-    response_tokens: int
-    seconds: float
-    engine_start_seconds: float
-    tokens_per_second: float
+    rows: int = 0
+    open_rows: int = 0
+    responses: int = 0
+    kept: int = 0
+    rejects: dict[str, int] = {}
+    finish_reasons: dict[str, int] = {}
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    seconds: float = 0.0
+    engine_start_seconds: float = 0.0
+    tokens_per_second: float = 0.0
     first_reject: str = ""
     job: Counts | None = None
 
 
 def record_of(
-    done: Outcome, start: float, versions: dict[str, str], error: JobError | MachineError | Stopped | None = None
+    done: Outcome | None, place: str, start: float, versions: dict[str, str], error: Exception | None = None
 ) -> RunRecord:
-    """start: in seconds since the epoch; error: what the run ended with, if it did not reach its end."""
-    ended = _ended_by(error) if error else done.ended
+    """done: None if it was over before the job was known; place: of its output; start: in seconds since the epoch;
+    error: what the run ended with, if it did not reach its end."""
+    ended = done.ended if done and not error else _ended_by(error)
+    figures = (done.figures if done else {}) | {"output": place, "outcome": ended, "exit_code": EXIT_CODES[ended]}
     return RunRecord(
         start=_iso(start),
         end=_iso(time.time()),
         host=socket.gethostname(),
         versions=versions,
-        why=terminal.message(str(error)) if error else "",
-        **done.figures | {"outcome": ended, "exit_code": EXIT_CODES[ended]},
+        why=terminal.message(str(error) or type(error).__name__) if error else "",
+        **figures,
     )
 
 
-def _ended_by(error: JobError | MachineError | Stopped) -> Ended:
+def _ended_by(error: Exception | None) -> Ended:
     if isinstance(error, Stopped):
         return "stopped"
-    return "failed" if isinstance(error, MachineError) else "refused"
+    return "refused" if isinstance(error, JobError) else "failed"
 
 
 def _iso(seconds: float) -> str:

@@ -29,7 +29,7 @@ from ..job import drift, own_check
 from ..job.row_limits import RowLimits
 from ..job.sampling import NAMES, JobSampling, RepetitionDetection, Sampling
 from ..job.settings import Setting
-from ..job.spec import CheckTable, JobSpec
+from ..job.spec import OF_RUNS, CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
 from ..output import opening, store
@@ -232,11 +232,12 @@ def _record(parts: _Parts, results: dict[str, Any], old: JobRecord | None) -> Jo
     """The record of a job that begins or goes on here. old: that of the job in the folder."""
     spec, model = parts.spec, parts.model
     version, results = _in_words_of(old, results, model)
+    builtins = msgspec.to_builtins(spec, str_keys=True)
     return JobRecord(
         format=version,
         fingerprint=drift.fingerprint(results),
         results=results,
-        spec=msgspec.to_builtins(spec, str_keys=True),
+        spec={table: keys for table, keys in builtins.items() if table not in OF_RUNS},
         versions={
             "batchgen": __version__,
             **versions(not isinstance(model.tokenizer, Tokenizer), bool(spec.input.image)),

@@ -11,17 +11,18 @@ from typing import Any
 
 import msgspec
 
+from .. import __version__
 from ..engine.choice import require_engine, warn_of_choice
-from ..errors import JobError, MachineError, Reject, Stopped, Stopping, warn
+from ..errors import JobError, MachineError, NoRows, Reject, Stopped, Stopping, warn
 from ..host import caller, console, events
 from ..input.plan import Shard, locate
-from ..job.spec import JobSpec
-from ..output import journal, layout, opening, owners, record, shard, success
+from ..job.spec import OF_RUNS, JobSpec, without
+from ..output import journal, layout, opening, owners, record, shard, store, success
 from ..output.counts import Counts, by_reason
 from ..output.presence import Presence
 from ..task.flow import work_of
 from ..task.translate import Translate
-from . import deadline, header, outcome, slurm
+from . import deadline, header, notify, outcome, slurm
 from .division import divide
 from .first_look import KEYS, ROWS, FirstRows, told
 from .outcome import Outcome, RunRecord
@@ -37,30 +38,43 @@ LOOKED_AT = 100_000  # rows, for one that can be answered; 5 s at most, where an
 class Doing:
     """What one run is doing, and what came of it so far, however it ends.
 
+    spec: what was asked for; job: what it came to, once it is prepared
+    judged: the shards whose rejects the run has to answer for
+    closed: whether it closed the job; goes_on: whether Slurm starts it again
+    told: what is told of it, once it has ended
     began: in seconds since the epoch; since: the same by time.monotonic
-    judged: the shards whose rejects it has to answer for
     """
 
-    job: Job
+    spec: JobSpec
+    job: Job | None = None
     judged: list[Shard] = field(default_factory=list)
     supervisor: Supervisor | None = None
     closed: bool = False
+    goes_on: bool = False
+    told: RunRecord | None = None
     began: float = field(default_factory=time.time)
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def so_far(self) -> Outcome:
-        done = Outcome(self.job.out, self.job.spec.output.max_rejects, closed=self.closed)
+    def has_worked(self) -> bool:
+        return self.closed or self.supervisor is not None
+
+    def record(self, done: Outcome | None, error: Exception | None = None) -> RunRecord:
+        if not self.told:
+            versions = self.job.record.versions if self.job else {"batchgen": __version__}
+            done = done or (self._so_far(self.job) if self.job else None)
+            self.told = outcome.record_of(done, self.spec.output.path, self.began, versions, error)
+        return self.told
+
+    def _so_far(self, job: Job) -> Outcome:
+        done = Outcome(job.out, job.spec.output.max_rejects, closed=self.closed)
         if not (run := self.supervisor):
             return done
         seconds = time.monotonic() - self.since
         return dataclasses.replace(done, totals=run.totals, seconds=seconds, engine_start=run.engine_start)
 
-    def record(self, done: Outcome, error: JobError | MachineError | Stopped | None = None) -> RunRecord:
-        return outcome.record_of(done, self.began, self.job.record.versions, error)
-
-    def outcome(self, counts: Counts | None) -> Outcome:
-        job, line, rejected = self.job, None, 0
+    def outcome(self, job: Job, counts: Counts | None) -> Outcome:
+        line, rejected = None, 0
         if counts and counts.rejected:
             line = shard.first_reject(job.out, self.judged)
             is_all = len(self.judged) == len(job.plan.shards)
@@ -69,27 +83,47 @@ class Doing:
         whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
         is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
         trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""
-        return dataclasses.replace(self.so_far, counts=counts, rejected=rejected, first_reject=first, trial=trial)
+        return dataclasses.replace(self._so_far(job), counts=counts, rejected=rejected, first_reject=first, trial=trial)
 
 
 def run(spec: JobSpec, discard: bool = False) -> Outcome:
     """Brings a job to its end. discard: drops what another job has left in the folder. Raises JobError, MachineError or
     Stopped."""
-    return run_job(lambda: prepare(spec, discard=discard), discard)
+    return run_job(spec, lambda: prepare(spec, discard=discard), discard)
 
 
-def run_job(prepared: Callable[[], Job], discard: bool = False) -> Outcome:
+def run_job(spec: JobSpec, prepared: Callable[[], Job], discard: bool = False) -> Outcome:
     """The same for a job that is prepared in another way."""
-    job = prepared()
+    doing, command = Doing(spec), spec.notify.command
+    try:
+        done = _run(doing, prepared, discard)
+    except Exception as error:
+        if command and not doing.goes_on:
+            notify.tell(command, doing.record(None, error))
+        raise
+    if command and (doing.closed or (done.trial and doing.has_worked)):
+        notify.tell(command, doing.record(done))
+    return done
+
+
+def _run(doing: Doing, prepared: Callable[[], Job], discard: bool) -> Outcome:
+    try:
+        job = prepared()
+    except NoRows as why:
+        if not doing.spec.input.incremental:
+            raise
+        return Outcome(store.at(doing.spec.output.path), nothing=str(why))
     if (counts := _done_already(job)) is not None:
-        return Doing(job, _judged(job, [])).outcome(counts)
+        doing.judged = _judged(job, [])
+        return doing.outcome(job, counts)
     _check_for_answers(job)
     with owners.writing(job.spec.output.shared):
         if not success.is_there(job.out):  # before anything is written for a run that cannot be
             require_engine(job.spec.engine)
         job.out.prepare(job.spec.output.shared)
         with Presence(job.out, job.spec.output.stale) as presence:
-            return _logged(Doing(_opened(job, prepared, presence, discard)), presence)
+            doing.job = _opened(job, prepared, presence, discard)
+            return _logged(doing, doing.job, presence)
 
 
 def _check_for_answers(job: Job) -> None:
@@ -130,7 +164,7 @@ def _done_already(job: Job) -> Counts | None:
     if not old or (old.fingerprint, old.plan) != (job.record.fingerprint, job.plan):
         return None
     moved = old.spec["output"]["path"] != job.out.location
-    if record.spec_of(job.out, old) != job.spec or (moved and job.out.is_writable()):
+    if record.spec_of(job.out, old) != without(job.spec, OF_RUNS) or (moved and job.out.is_writable()):
         return None  # the record is to say where things lie now
     survey = shard.Survey(job.out, job.plan.shards)
     if any(not survey.is_there(planned) or survey.damage(planned) for planned in job.plan.shards):
@@ -148,35 +182,34 @@ def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: 
         job = prepared()
 
 
-def _logged(doing: Doing, presence: Presence) -> Outcome:
+def _logged(doing: Doing, job: Job, presence: Presence) -> Outcome:
     """Works on a job, and adds to its `_runs.jsonl` what became of it; nothing if there was nothing to do."""
     try:
-        done = _at_work(doing, presence)
+        done = _at_work(doing, job, presence)
     except (JobError, MachineError, Stopped) as error:
-        if doing.supervisor:
+        if doing.has_worked:
             with contextlib.suppress(JobError, Stopped):  # which may be why it ends
-                outcome.log(doing.job.out, doing.record(doing.so_far, error))
+                outcome.log(job.out, doing.record(None, error))
         raise
-    if doing.supervisor or doing.closed:
+    if doing.has_worked:
         try:
-            outcome.log(doing.job.out, doing.record(done))
+            outcome.log(job.out, doing.record(done))
         except (JobError, Stopped) as error:
             warn(f"no line about this run was added to {layout.RUN_LOG}: {error}")
     return done
 
 
-def _at_work(doing: Doing, presence: Presence) -> Outcome:
-    job = doing.job
+def _at_work(doing: Doing, job: Job, presence: Presence) -> Outcome:
     _set_damaged_aside(job, opening.check_shards(job.out, job.record))
     missing = missing_shards(job)
     _warn_of_skip(job, missing)
     doing.judged = _judged(job, missing)
     if not missing:
-        return doing.outcome(_closed(doing, presence))
+        return doing.outcome(job, _closed(doing, job, presence))
     asked = {planned.index for planned in job.shards}
     missing = [planned for planned in missing if planned.index in asked]
     if not missing:
-        return doing.outcome(None)
+        return doing.outcome(job, None)
     if success.is_there(job.out):  # from before shards were set aside or the input grew
         require_engine(job.spec.engine)
         success.remove(job.out)
@@ -202,14 +235,15 @@ def _at_work(doing: Doing, presence: Presence) -> Outcome:
         if job.spec.output.requeue and (supervisor.signals or time_is_up):
             again = slurm.requeue(time_is_up, progress=supervisor.totals.responses > 0)
             text += f"; {again}" if again else ""
+            doing.goes_on = again == slurm.AGAIN
         # 75 after a requeue too: Slurm drops the code of a job that waits again, and if it does not, 75 is the truth.
         raise Stopped(text) from None
     finally:
         progress.close(supervisor.rows)
-    doing.job = _as_it_is_now(job)
-    if doing.job is not job:
-        doing.judged = _judged(doing.job, missing)
-    return doing.outcome(_closed(doing, presence) if not missing_shards(doing.job) else None)
+    now = _as_it_is_now(job)
+    if now is not job:
+        doing.judged = _judged(now, missing)
+    return doing.outcome(now, _closed(doing, now, presence) if not missing_shards(now) else None)
 
 
 def _judged(job: Job, missing: list[Shard]) -> list[Shard]:
@@ -234,8 +268,8 @@ def _warn_of_skip(job: Job, missing: list[Shard]) -> None:
         warn(f"[input] skip: row {min(late)} is in a finished shard, which stays as it is, or not in the input")
 
 
-def _closed(doing: Doing, presence: Presence) -> Counts:
-    counts, doing.closed = _close(doing.job)
+def _closed(doing: Doing, job: Job, presence: Presence) -> Counts:
+    counts, doing.closed = _close(job)
     presence.tidy()
     return counts
 

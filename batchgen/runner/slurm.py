@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 
+AGAIN = "Slurm starts it again"
 PATIENCE = 60  # seconds; a busy controller is slow
 # A job whose allocation is too short for the engine to start must not be requeued for ever.
 FRUITLESS_RESTARTS = 3
@@ -36,7 +37,7 @@ def requeue(time_is_up: bool, progress: bool) -> str:
         signal.signal(number, signal.SIG_IGN)
     facts = _facts(job)
     if _was_requeued(facts):
-        return "Slurm starts it again"
+        return AGAIN
     at_limit = facts.get("Reason") == "TimeLimit"
     ended = any(state in facts.get("JobState", "") for state in ("COMPLETING", "CANCELLED"))
     if not at_limit and (ended or not time_is_up):
@@ -47,7 +48,7 @@ def requeue(time_is_up: bool, progress: bool) -> str:
     # It may report a failure and have worked: somebody else's requeue came first, or the answer was lost.
     if answer.returncode and not _was_requeued(_facts(job)):
         return f"Slurm did not requeue it: {' '.join(answer.stderr.split())}"
-    return "Slurm starts it again"
+    return AGAIN
 
 
 def _this_job() -> str:

@@ -30,10 +30,12 @@ def test_systemd_takes_the_units(tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is missing (Debian package systemd): NOTHING HAS CHECKED jobs/nightly/*.service")
     program = Path(sys.executable).with_name("batchgen")
-    for name in ("batchgen.service", "batchgen.timer"):
+    names = sorted(path.name for path in NIGHTLY.iterdir() if path.suffix in (".service", ".timer"))
+    assert len(names) >= 3
+    for name in names:
         text = (NIGHTLY / name).read_text().replace("/srv/batchgen/.venv/bin/batchgen", str(program))
         (tmp_path / name).write_text(text)
-    units = [str(tmp_path / name) for name in ("batchgen.service", "batchgen.timer")]
+    units = [str(tmp_path / name) for name in names]
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if "batchgen" in line]
     assert (done.returncode, ours) == (0, [])
@@ -65,6 +67,12 @@ def test_systemd_finds_the_service_well_enclosed(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_a_failure_starts_what_tells_of_it():
+    failed = unit("batchgen.service")["Unit"]["OnFailure"]
+    assert unit(failed)["Service"]["Type"] == "oneshot"
+    assert "--unit=batchgen.service" in unit(failed)["Service"]["ExecStart"]
+
+
 def test_the_nightly_job_is_valid_and_incremental():
     spec = load(str(NIGHTLY / "nightly.toml"), {})
     assert spec.input.incremental
@@ -85,7 +93,8 @@ def site(tmp_path):
 
 def cron(site: Path) -> list[str]:
     """What cron would start."""
-    [line] = [line for line in (NIGHTLY / "crontab").read_text().splitlines() if not line.startswith("#")]
+    lines = (NIGHTLY / "crontab").read_text().splitlines()
+    [line] = [line for line in lines if not line.startswith(("#", "MAILTO="))]
     return ["/bin/sh", "-c", line.split(maxsplit=5)[5].replace("/srv/batchgen", str(site))]
 
 
@@ -100,3 +109,24 @@ def test_a_night_by_cron_answers_what_is_new(site):
     (site / "in" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in demo_records(5)))
     assert subprocess.run(cron(site), env=instant(site / "instant")).returncode == 0
     assert "done: 5 rows, 5 responses, 0 rejects" in (site / "nightly.log").read_text()
+
+
+def test_what_cron_prints_and_so_mails_is_the_log_of_a_night_that_failed(site):
+    quiet = subprocess.run(cron(site), env=instant(site / "instant"), capture_output=True, text=True)
+    assert (quiet.returncode, quiet.stdout) == (0, "")  # an empty folder
+    (site / "in").rmdir()
+    failed = subprocess.run(cron(site), env=instant(site / "again"), capture_output=True, text=True)
+    assert "in: no such file or folder" in failed.stdout
+
+
+def test_the_report_of_a_night_is_made_of_what_the_run_says(site):
+    (site / "report").symlink_to(NIGHTLY / "report")
+    rows = [{"text": ""}, *demo_records(5)]
+    (site / "in" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rows))
+    job = (site / "nightly.toml").read_text()
+    (site / "nightly.toml").write_text(job.replace("#[notify]\n#command", "[notify]\ncommand"))
+    assert subprocess.run(cron(site), env=instant(site / "instant")).returncode == 0
+    log = (site / "nightly.log").read_text()
+    assert ": done (0), 20" in log
+    assert "  6 rows in" in log and "rejects: empty 1\n" in log
+    assert f"  {site}/in/a.jsonl:1: empty" in log

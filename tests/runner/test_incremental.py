@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, demo_records
+from faulty import worker_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import dataset, starting, until
@@ -120,6 +121,51 @@ def test_a_night_without_anything_new_does_nothing(night, talks, batchgen, comma
     result = batchgen("run", *command)
     assert (result.exit_code, result.stdout.split(":")[0]) == (0, "all done already")
     assert (dataset(night()), record_of(night())) == before
+
+
+@pytest.mark.parametrize("fill", [None, ""], ids=["no file", "an empty file"])
+def test_a_first_night_without_any_row_is_fine_and_loads_nothing(batchgen, command, talks, tmp_path, fill):
+    if fill is not None:
+        (talks / "a.jsonl").write_text(fill)
+    done = batchgen("run", *command)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"nothing to do yet: {talks}")
+    assert not (tmp_path / "out").exists()
+    once = [flag for flag in command if flag != "--incremental"]
+    assert batchgen("run", *once).exit_code == 2
+
+
+@pytest.mark.parametrize("wrong", ["in", "in/*.jsonl"])
+def test_an_input_folder_that_is_not_there_is_an_error_at_night_too(batchgen, command, tmp_path, wrong):
+    refused = batchgen("run", tmp_path / wrong, *command[1:])
+    assert refused.exit_code == 2
+    assert f"{tmp_path / wrong}: no " in refused.stderr
+
+
+def test_rejects_of_nights_that_are_over_count_no_more(instant_engine, batchgen, command, talks, tmp_path):
+    def night(number: int, *texts: str) -> tuple[int, str]:
+        rows = [json.dumps({"id": f"{number}-{place}", "text": text}) for place, text in enumerate(texts)]
+        if rows:
+            (talks / f"{number}.jsonl").write_text("\n".join(rows) + "\n")
+        with worker_here(instant_engine):
+            done = batchgen("run", *command, "--max-rejects", 1)
+        return done.exit_code, done.stdout
+
+    assert night(1, "Monday", "")[0] == 0
+    assert night(2, "Friday", "")[0] == 0  # one each
+    code, said = night(3, "Sunday")
+    assert code == 0 and "first reject" not in said
+    code, said = night(4, "May 7", "", "")
+    assert code == 3 and f"first reject: {talks}/4.jsonl:2: empty" in said
+    assert night(5)[0] == 0  # nothing is new: it was told
+    assert night(6, "3 pm")[0] == 0
+
+
+def test_a_night_that_was_stopped_answers_for_all_of_its_rejects(instant_engine, batchgen, command, talks, tmp_path):
+    (talks / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", "", "a", "b", "c", "d"]))
+    with worker_here(instant_engine):
+        assert batchgen("run", *command, "--max-rejects", 1, "--limit", 4).exit_code == 0
+        assert batchgen("run", *command, "--max-rejects", 1).exit_code == 3
 
 
 def test_success_is_gone_while_new_rows_are_to_be_answered(night, talks, command, tmp_path):

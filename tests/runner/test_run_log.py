@@ -135,5 +135,5 @@ def test_no_secret_of_the_environment_gets_into_it(tmp_path, monkeypatch):
     out = at(tmp_path / "out")
     out.prepare(shared=False)
     done = outcome.Outcome(out, first_reject="said hf_of-nobody-at-all")
-    outcome.log(out, outcome.record_of(done, 0.0, {}, outcome.Stopped("said hf_of-nobody-at-all")))
+    outcome.log(out, outcome.record_of(done, "out", 0.0, {}, outcome.Stopped("said hf_of-nobody-at-all")))
     assert "nobody" not in (tmp_path / "out" / "_runs.jsonl").read_text()
