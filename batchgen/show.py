@@ -111,11 +111,14 @@ def _outcome(done: "Outcome") -> Iterator[str]:
     if rows:
         kind = "response" if totals.response_tokens else "prompt"  # scores have no responses
         kept = f" ({totals.kept:,} responses from the journal)" if totals.kept else ""
-        yield (
-            f"this run: {rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
-            f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
-            f"{done.engine_start:,.1f} s; then {done.tokens_per_second:,.0f} {kind} tokens/s"
-        )
+        if not totals.prompt_tokens:
+            yield f"this run: {rows:,} rows{kept} in {done.seconds:,.1f} s; the engine was asked for nothing"
+        else:
+            yield (
+                f"this run: {rows:,} rows{kept}, {totals.prompt_tokens:,} prompt and "
+                f"{totals.response_tokens:,} response tokens in {done.seconds:,.1f} s, engine start "
+                f"{done.engine_start:,.1f} s; then {done.tokens_per_second:,.0f} {kind} tokens/s"
+            )
     if done.first_reject:
         yield f"first reject: {done.first_reject}; all: batchgen rejects {shlex.quote(str(done.out))}"
     if done.counts and done.counts.endings:

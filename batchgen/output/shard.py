@@ -438,6 +438,8 @@ def engines(out: Store, shards: Sequence[Shard]) -> tuple[Counter[Sampler], Coun
     for each in shards:
         with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # the disk's own are Stopped
             sums = survey.checksums(each)
+            if sums.counts and sums.counts.rejected == sums.counts.rows:
+                continue  # nothing in it was made
             match sums.sampler:
                 case [runner, noise]:
                     drew, device = Sampler(runner, noise), sums.device

@@ -15,13 +15,16 @@ import msgspec
 
 from ..engine import scratch
 from ..engine.choice import engine_class
+from ..engine.types import Engine
 from ..errors import EngineDied, JobError, MissingInput, Stopped, Stopping, in_one_line
 from ..host import console, garbage
 from ..host.lifeline import die_with_parent
 from ..output.claims import Claims
 from ..output.record import JobRecord
-from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, Warn, WorkerConfig
-from .prepare import prepare
+from ..output.shard import finished
+from . import idle
+from .messages import Exit, ExitKind, Mark, PoisonItems, Report, Started, Totals, Warn, Work, WorkerConfig
+from .prepare import Job, prepare
 from .worker import Worker, end_of_engine
 
 STOPPING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
@@ -75,6 +78,23 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     job = prepare(config.spec, begun=record)
     job.generate.checker.start()  # it loads while the engine does
     claims = Claims(job.out, job.spec.output.stale)
+    mark = Mark(config.mark)
+    report(Work([], [], Totals(), 0, 0))  # from here on a row may hang
+    done = {planned.index for planned in finished(job.out, job.plan)}
+    missing = [planned for planned in job.plan.shards if planned.index not in done]
+    if idle.is_over(job, missing, mark, config.poison):
+        return
+    engine: Engine | None = idle.stand_in(job, missing, mark, config.poison)
+    if not engine:
+        engine = _started(job, begin, report)
+    worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
+    worker.run(job.shards)
+
+
+def _started(job: Job, begin: float, report: Callable[[Report], None]) -> Engine:
+    """begin: of the worker, by time.monotonic"""
     with end_of_engine():
         engine = engine_class()(job.model, job.spec.engine_args, job.context)
         for params in job.samplings:
@@ -84,11 +104,7 @@ def _work(config: WorkerConfig, report: Callable[[Report], None]) -> None:
     report(Started(time.monotonic() - begin, engine.sampler, engine.device))
     for text in engine.warnings:
         report(Warn(text))
-    mark = Mark(config.mark)
-    worker = Worker(job, engine, claims, report, poison=config.poison, until=config.until, mark=mark)
-    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-    signal.signal(signal.SIGUSR1, lambda *_: worker.stop(use_all_time=True))
-    worker.run(job.shards)
+    return engine
 
 
 def _listen(told: IO[bytes], poison: PoisonItems) -> None:

@@ -218,7 +218,8 @@ class Supervisor:
 
     def _check_for_stall(self, slot: Slot, worker: WorkerProcess) -> None:
         now = self._turned  # not later: an absence since then has not been noticed yet
-        allowed = self._job.spec.output.stall * (START_STALLS if worker.engine_start is None else 1)
+        is_starting = worker.engine_start is None and worker.row is None
+        allowed = self._job.spec.output.stall * (START_STALLS if is_starting else 1)
         if now > self._stop_by:
             if self._stopping is Stopping.NO:
                 self._stopped.append(Stopped(why=Stopping.TIME_UP))
