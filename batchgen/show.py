@@ -376,6 +376,8 @@ def _duration(seconds: float | None) -> str:
 
 def verdict(found: "Verdict", out: object) -> None:
     console.say(f"verified: {found.counts.summary}")
+    if found.alone:
+        console.say(f"{found.alone:,} shards were not compared with their input, which is gone ([input] keep = false)")
     if found.closed:
         console.say(f"_SUCCESS was missing; wrote {out}/_SUCCESS")
     elif not found.is_closed:

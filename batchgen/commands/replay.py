@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..engine import choice
-from ..errors import JobError
-from ..input.plan import Plan, Shard, locator, only_rows
+from ..errors import JobError, shown
+from ..input.plan import Plan, Shard, files_of, gone, locator, only_rows
 from ..job.sampler import Sampler
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
@@ -85,6 +85,17 @@ def replay(out: Place, items: int, seed: int, given: dict[str, Any]) -> Replay:
     if spec.score.mode != "off":
         return _replay_scores(place, old, spec, items, seed, given)
     return _replay_responses(place, old, spec, items, seed, given)
+
+
+def _with_input(out: Store, old: JobRecord, spec: JobSpec) -> list[Shard]:
+    """The finished shards whose input is there still. Raises JobError if there are none."""
+    finished = shard.finished(out, old.plan)
+    lost = set() if spec.input.keep else gone(old.plan)
+    found = [planned for planned in finished if lost.isdisjoint(files_of(old.plan, planned))]
+    if finished and not found:
+        path = shown(old.plan.files[min(lost)].path)
+        raise JobError(f"{path}: is gone, as all other input is; put some of it back, which is then generated again")
+    return found
 
 
 # --- of responses
@@ -228,7 +239,7 @@ def _replay_translation(
 ) -> Replay:
     """That the segments make the records `verify` proves without an engine, so segments are compared. Those that were
     tried again are taken for sampled, as further tries are."""
-    finished = shard.finished(out, old.plan)
+    finished = _with_input(out, old, spec)
     numbers = [number for planned in finished for number in _answered(out, planned)]
     plan = only_rows(old.plan, random.Random(seed).sample(numbers, min(rows, len(numbers))))
     before = {planned.first_row: planned for planned in finished}
@@ -312,7 +323,7 @@ CLOSE = 1e-3  # of a token's log probability: another batch may round otherwise 
 
 def _replay_scores(out: Store, old: JobRecord, spec: JobSpec, rows: int, seed: int, given: dict[str, Any]) -> Replay:
     """Scores draw nothing, so all are compared, wherever they come from."""
-    finished = shard.finished(out, old.plan)
+    finished = _with_input(out, old, spec)
     numbers = [number for planned in finished for number in _answered(out, planned)]
     plan = only_rows(old.plan, random.Random(seed).sample(numbers, min(rows, len(numbers))))
     if not plan.shards:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Reject, RejectReason
-from ..input.plan import Shard, changed_files
+from ..input.plan import Shard, changed_files, files_of, gone
 from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..output import opening, owners, record, shard, store, success
@@ -33,13 +33,15 @@ UNFORESEEN: tuple[RejectReason, ...] = ("engine_error", "too_costly", "skipped",
 @dataclass
 class Verdict:
     """problems: one line each; the accounting closes if there are none. digest: over all shards and rejects; is_closed:
-    whether `_SUCCESS` is there; closed: it was missing, and is there now."""
+    whether `_SUCCESS` is there; closed: it was missing, and is there now; alone: shards that could not be compared with
+    their input, as that is gone and may be."""
 
     counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     digest: str = ""
     is_closed: bool = False
     closed: bool = False
+    alone: int = 0
 
 
 def document(verdict: Verdict) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def verify(out: Place, writing: Writing = Writing()) -> Verdict:
 def _verify(out: Store, writing: Writing) -> Verdict:
     begun, spec = open_finished(out)
     verdict = Verdict()
-    changed = changed_files(begun.plan, trust_times=False, growing=grows(begun))
+    forgotten = set() if spec.input.keep else gone(begun.plan)
+    changed = changed_files(begun.plan, trust_times=False, growing=grows(begun)) if spec.input.keep else []
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
         return verdict
@@ -92,7 +95,8 @@ def _verify(out: Store, writing: Writing) -> Verdict:
     verdict.problems += [f"{path}: is no shard of this job; move it away" for path in opening.strangers(out, begun)]
     reader, survey = job.reader(), shard.Survey(out, begun.plan.shards)
     for planned in begun.plan.shards:
-        _verify_shard(job, planned, survey, reader, verdict, writing.quarantine)
+        is_alone = bool(forgotten) and not forgotten.isdisjoint(files_of(begun.plan, planned))
+        _verify_shard(job, planned, survey, None if is_alone else reader, verdict, writing.quarantine)
     if verdict.problems:
         return verdict
     verdict.digest = shard.digest_of_all(out, begun.plan.shards)
@@ -104,8 +108,9 @@ def _verify(out: Store, writing: Writing) -> Verdict:
 
 
 def _verify_shard(
-    job: Job, planned: Shard, survey: shard.Survey, reader: Reader, verdict: Verdict, quarantine: bool
+    job: Job, planned: Shard, survey: shard.Survey, reader: Reader | None, verdict: Verdict, quarantine: bool
 ) -> None:
+    """reader: None if the input of the shard is gone"""
     out = job.out
     path = shard.where(out, planned)
     if not survey.is_there(planned):
@@ -118,6 +123,13 @@ def _verify_shard(
         out, planned, job.fingerprint_of(planned), always(job.spec)
     ):
         verdict.problems.append(f"{path}: {what}; {_set_aside(out, planned) if quarantine else set_aside_by(out)}")
+        return
+    if reader is None:
+        verdict.alone += 1
+        verdict.counts += survey.checksums(planned).counts
+        rows = _rows_in(job, planned)
+        if rows is not None and rows != set(planned.row_numbers):
+            verdict.problems.append(f"{path}: its {len(rows)} rows are not the {planned.rows} that were planned")
         return
     if isinstance(job.task, Translate):
         counts, wrong = verify_translation.problem(job, job.task, planned, reader, UNFORESEEN)
@@ -140,6 +152,14 @@ def _verify_shard(
             return
     if len(found) != len(expected):
         verdict.problems.append(f"{path}: {len(found)} responses and rejects, the input says {len(expected)}")
+
+
+def _rows_in(job: Job, planned: Shard) -> set[int] | None:
+    """The rows that a shard answers or rejects; None of a translation, which does not number them."""
+    if isinstance(job.task, Translate):
+        return None
+    rejected = {line["row"] for line in shard.read_rejects(job.out, planned)}
+    return rejected | set(shard.read(job.out, planned, ["row"])["row"].to_pylist())
 
 
 def _set_aside(out: Store, planned: Shard) -> str:

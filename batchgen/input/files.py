@@ -241,7 +241,11 @@ class _Asked(NamedTuple):
 
 
 def find(
-    paths: Iterable[str], out: str | None = None, follow_links: bool = False, known: Iterable[str] = ()
+    paths: Iterable[str],
+    out: str | None = None,
+    follow_links: bool = False,
+    known: Iterable[str] = (),
+    may_be_empty: bool = False,
 ) -> list[str]:
     """All input files, in the order of `paths`; those of one folder or glob by name.
 
@@ -250,13 +254,20 @@ def find(
         out: the job's own output folder, which is never input.
         follow_links: whether to follow links in folders and globs.
         known: files that the job has read before: links that lead to them are followed anyway.
+        may_be_empty: folders may have no files.
 
     Raises:
         JobError, Stopped
     """
     above = {str(each) for path in known for each in (path, *PurePosixPath(path).parents)}
     asked = _Asked(out, follow_links, above)
-    listings = [_find_one(path, asked) for given in paths for path in _braces(given)]
+    listings = []
+    for path in (path for given in paths for path in _braces(given)):
+        try:
+            listings.append(_find_one(path, asked))
+        except NoRows:
+            if not may_be_empty:
+                raise
     seen: dict[Any, _Found] = {}
     found = []
     for listing in listings:

@@ -192,6 +192,15 @@ def written(found: Iterable[Column]) -> str:
     return base64.b64encode(schema.serialize()).decode()
 
 
+def recorded(kinds: dict[str, str], sources: dict[str, str], schema: str) -> list[Column]:
+    """All columns of a job as it has recorded them, where its first files may be gone. sources: of those that have
+    another name in the input."""
+    types = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(schema)))
+    return [
+        Column(name, sources.get(name, name), types.field(name).type, kind == "json") for name, kind in kinds.items()
+    ]
+
+
 def read(files: list[InputFile], texts: Sequence[str], kinds: dict[str, str], schema: str) -> dict[Wanted, Column]:
     """The columns, with their types, that a job has recorded.
 

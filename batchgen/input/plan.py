@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
-from ..errors import NoRows, shown
+from ..errors import MissingInput, NoRows, shown, warn
 from . import files as filing
 from .file_formats import chunks
 from .files import find
@@ -144,12 +145,20 @@ def _is_still_there(path: str) -> bool:
 
 
 def grow(
-    paths: Iterable[str], shard_rows: int, known: Plan, out: str | None = None, follow_links: bool = False
+    paths: Iterable[str],
+    shard_rows: int,
+    known: Plan,
+    out: str | None = None,
+    follow_links: bool = False,
+    over: Collection[int] | None = None,
 ) -> tuple[Plan, list[str]]:
     """The known plan, grown by what the input has gained since.
 
     Only uncompressed JSONL files may get longer. Where a file's size or modification time differs, its known part is
     read again and compared.
+
+    over: growths that are done with: their files may be gone, or others have their names. What is in such a file is
+    known by its digest, so that it is not read again under whatever name it comes back. None: all files have to stay.
 
     Returns:
         The plan, unchanged if the input has gained nothing; and one line for each known file whose known part has
@@ -160,9 +169,9 @@ def grow(
     """
     paths = list(paths)
     latest = known.latest
-    found = _as_before(find(paths, out, follow_links, latest), paths, latest)
-    there = set(found)
-    changed = [f"{shown(path)}: is no longer in the input" for path in latest if path not in there]
+    found = _as_before(find(paths, out, follow_links, latest, may_be_empty=over is not None), paths, latest)
+    there, needed = set(found), {file.path for file in known.files if over is None or file.growth not in over}
+    changed = [f"{shown(path)}: is no longer in the input" for path in latest if path in needed and path not in there]
     parts = []
     for path in found:
         old = latest.get(path)
@@ -170,7 +179,9 @@ def grow(
             parts.append(Part(path, 0, hashlib.sha256()))
         elif not _is_untouched(old):
             digest = digest_of(old, old.end if old.may_grow else None)
-            if digest.hexdigest() != old.digest:
+            if digest.hexdigest() != old.digest and path not in needed:
+                parts.append(Part(path, 0, hashlib.sha256()))
+            elif digest.hexdigest() != old.digest:
                 changed.append(f"{shown(path)}: the {old.end:,} bytes that were read before have changed")
             elif old.may_grow:
                 between = _line_end(old)
@@ -181,7 +192,8 @@ def grow(
                     parts.append(Part(path, old.end + len(between), digest, old))
         elif old.end < old.size and old.may_grow:
             warn_of_unfinished(path)
-    return known if changed else _extend(known, parts, shard_rows, True, _digits(known)), changed
+    answered = {} if over is None else {file.digest: file.path for file in known.files if file.rows}
+    return known if changed else _extend(known, parts, shard_rows, True, _digits(known), answered), changed
 
 
 def _digits(plan: Plan) -> int:
@@ -193,8 +205,16 @@ def _digits_of(shards: int) -> int:
     return max(DIGITS, len(str(shards)))
 
 
-def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bool, digits: int | None = None) -> Plan:
-    """The plan grown by these parts, or unchanged if they have no rows. digits: of its shards, if that is settled."""
+def _extend(
+    known: Plan,
+    parts: Iterable[Part],
+    shard_rows: int,
+    incremental: bool,
+    digits: int | None = None,
+    answered: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
+    """The plan grown by these parts, or unchanged if they have no rows. digits: of its shards, if that is settled;
+    answered: digests of what is not to be read again, and what it was called."""
     files = list(known.files)
     growth = known.growth + 1 if files else 0
     begin = rows = sum(file.rows for file in files)
@@ -203,6 +223,9 @@ def _extend(known: Plan, parts: Iterable[Part], shard_rows: int, incremental: bo
         for scan in running:
             first = (begin - rows) % shard_rows  # the first row of this part that begins a shard
             file, positions = scan.result(first)
+            if before := answered.get(file.digest):
+                warn(f"{shown(file.path)}: has the content of {shown(before)}, which is done; it is not read again")
+                continue
             if file.rows or not growth:
                 starts += [(len(files), position) for position in positions]
                 files.append(file)
@@ -229,11 +252,45 @@ def changed_files(plan: Plan, trust_times: bool, growing: bool) -> list[str]:
         JobError, Stopped
     """
     return [
-        shown(file.path)
-        for file in plan.latest.values()
-        if not (trust_times and _is_untouched(file))
-        and digest_of(file, file.end if growing and file.may_grow else None).hexdigest() != file.digest
+        *(shown(plan.files[index].path) for index in sorted(replaced(plan))),
+        *(
+            shown(file.path)
+            for file in plan.latest.values()
+            if not (trust_times and _is_untouched(file)) and _has_changed(file, growing)
+        ),
     ]
+
+
+def _has_changed(file: InputFile, growing: bool) -> bool:
+    return digest_of(file, file.end if growing and file.may_grow else None).hexdigest() != file.digest
+
+
+def replaced(plan: Plan) -> set[int]:
+    """The places in `Plan.files` of those that had rows and whose names other files have now (see `grow`)."""
+    begun = {file.path: index for index, file in enumerate(plan.files) if not file.start}
+    return {index for index, file in enumerate(plan.files) if file.rows and index < begun.get(file.path, index)}
+
+
+def gone(plan: Plan) -> set[int]:
+    """The places in `Plan.files` of those that are not there any more, or have changed. Raises JobError or Stopped."""
+
+    def is_there(file: InputFile) -> bool:
+        try:
+            return not _has_changed(file, growing=True)
+        except MissingInput:
+            return False
+
+    lost = {path for path, file in plan.latest.items() if not is_there(file)}
+    return replaced(plan) | {index for index, file in enumerate(plan.files) if file.path in lost}
+
+
+def files_of(plan: Plan, shard: Shard) -> range:
+    """The places in `Plan.files` of those that the rows of a shard are from."""
+    before = sum(file.rows for file in plan.files[: shard.file])
+    last, end = shard.file, shard.first_row + shard.rows
+    while (before := before + plan.files[last].rows) < end:
+        last += 1
+    return range(shard.file, last + 1)
 
 
 def _is_untouched(file: InputFile) -> bool:
@@ -302,7 +359,7 @@ def _finder(plan: Plan) -> Callable[[int], tuple[InputFile, int] | None]:
     before: list[int] = []  # rows of the same file in earlier entries
     counted: dict[str, int] = {}
     for file in plan.files:
-        before.append(counted.get(file.path, 0))
+        before.append(counted.get(file.path, 0) if file.start else 0)
         counted[file.path] = before[-1] + file.rows
 
     def find(row: int) -> tuple[InputFile, int] | None:

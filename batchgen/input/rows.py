@@ -8,7 +8,7 @@ from ..job.row_limits import USUAL, RowLimits
 from .columns import Column
 from .conversation import Row
 from .cursor import Cursor, cursor_at
-from .plan import Plan, Shard
+from .plan import Plan, Shard, replaced
 
 
 def read_rows(plan: Plan, shard: Shard, columns: Iterable[str]) -> Iterator[Row]:
@@ -39,6 +39,7 @@ class Reader:
         self._plan, self._limits = plan, limits
         self._used, self._passed, self._running = list(dict.fromkeys(used)), list(passed), running
         self._ends = list(itertools.accumulate(file.rows for file in plan.files))
+        self._replaced = replaced(plan)
         self._left: tuple[int, Cursor] | None = None  # (file, cursor) where the last shard ended
 
     def read(self, shard: Shard) -> Iterator[Row]:
@@ -75,6 +76,8 @@ class Reader:
         if left:
             left[1].close()
         file = self._plan.files[index]
+        if index in self._replaced:
+            raise JobError(f"{shown(file.path)}: is another file by now than the one that row was in ([input] keep)")
         return cursor_at(file.path, *file.format, position, self._used, self._passed, self._running, self._limits)
 
     def _leave(self, index: int, cursor: Cursor) -> None:

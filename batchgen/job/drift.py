@@ -17,7 +17,7 @@ LATER = frozenset({"check", "limits", "translate", "score", "metrics", "sweep"})
 # Keys that change how fast, where or how long a job runs, but not its results: a job may be resumed with other values.
 # Every other key of these tables is a result.
 MEANS = {
-    "input": frozenset({"path", "incremental", "follow_links", "skip", "limit", "image_folder"}),
+    "input": frozenset({"path", "incremental", "keep", "follow_links", "skip", "limit", "image_folder"}),
     "prompt": frozenset(),
     "sampling": frozenset(),
     "output": frozenset(

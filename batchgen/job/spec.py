@@ -106,6 +106,10 @@ class InputTable(_Table, frozen=True):
     incremental: Annotated[bool, Meta(description="continue with new files and with lines appended to old ones")] = (
         False
     )
+    keep: Annotated[
+        bool,
+        Meta(description="false: files that an incremental job is done with may be archived or deleted"),
+    ] = True
     follow_links: Annotated[bool, Meta(description="follow links in folders and globs")] = False
     row_sampling: Annotated[
         Literal["on", "off"], Meta(description="off: reject rows that have sampling parameters of their own")

@@ -32,7 +32,7 @@ from ..job.settings import Setting
 from ..job.spec import OF_RUNS, CheckTable, JobSpec
 from ..model.model import Model, check_release, load_model
 from ..model.tokenizer import Tokenizer
-from ..output import opening, store
+from ..output import opening, shard, store
 from ..output import record as records
 from ..output.record import JobRecord
 from ..output.store import Store
@@ -163,8 +163,9 @@ def prepare(spec: JobSpec, plan: Plan | None = None, begun: JobRecord | None = N
     planned = begun.plan if begun else plan or _plan(spec, out, old, discard)
     templates = _templates(spec)
     if not begun:  # or else it was checked before; where a column comes late, that reads all rows
-        _check_columns(spec, planned, templates)
-        if not plan and not (old and planned is old.plan):  # what is known was told of before
+        _check_columns(spec, planned, templates, old)
+        # What is known was told of before, and where it may be gone the rest cannot be compared with it.
+        if not plan and not (old and planned is old.plan) and not _has_forgotten(spec, planned, old):
             checks.tell(planned, spec.input, has_template=all(templates.values()) or spec.score.mode == "text")
     parts = _parts(spec, out, model, planned, templates, old)
     if begun:
@@ -192,8 +193,18 @@ def _checked(spec: JobSpec) -> JobSpec:
     return spec
 
 
-def _check_columns(spec: JobSpec, plan: Plan, templates: dict[str, Template | None]) -> None:
+def _has_forgotten(spec: JobSpec, plan: Plan, old: JobRecord | None) -> bool:
+    """Whether the files that a job began with need not be there any more."""
+    return bool(not spec.input.keep and old and plan.files[: len(old.plan.files)] == old.plan.files)
+
+
+def _check_columns(spec: JobSpec, plan: Plan, templates: dict[str, Template | None], old: JobRecord | None) -> None:
     """Raises JobError if the input lacks a column that the job reads."""
+    if old and _has_forgotten(spec, plan, old):  # whose columns were found; each row is judged when it is read
+        if not spec.translate.fields and spec.score.mode != "text":
+            for template in templates.values():
+                checks.check_columns(plan.files[len(old.plan.files) :], spec.input.format, template)
+        return
     if spec.score.mode != "off":
         scoring.check_columns(spec, plan.files)
     if spec.translate.fields:
@@ -321,6 +332,8 @@ def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Pl
     """The shards of the input: those of the job in the folder, as far as it is the same input. Raises JobError."""
     paths, shard_rows, incremental = spec.input.path, spec.output.shard_rows, spec.input.incremental
     where = str(out), spec.input.follow_links
+    if not (spec.input.keep or incremental or spec.sweep.method):
+        raise JobError("[input] keep: only an incremental job is done with files before its end; set incremental")
     known = old.plan if old and old.settings["output"]["shard_rows"] == shard_rows else None
     if old and known and not sweeping.picks_same_rows(spec, old):
         known = None
@@ -329,7 +342,8 @@ def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Pl
         return plan if known and plan is known else sweeping.pick_rows(plan, spec)
     if old is None or known is None or old.retry_of or not (incremental or known.growth):
         return plan_input(paths, shard_rows, known, incremental, *where)
-    plan, changed = grow(paths, shard_rows, known, *where)
+    over = None if spec.input.keep else _over(out, known)
+    plan, changed = grow(paths, shard_rows, known, *where, over=over)
     if not incremental:
         more = plan.files[len(known.files) :]
         changed += [f"{file.path}: {file.rows:,} new rows, and the job is not incremental now" for file in more]
@@ -340,10 +354,23 @@ def _plan(spec: JobSpec, out: Store, old: JobRecord | None, discard: bool) -> Pl
     return plan_input(paths, shard_rows, None, incremental, *where)
 
 
+def _over(out: Store, plan: Plan) -> set[int]:
+    """The growths of a plan all of whose shards are finished."""
+    done = {planned.index for planned in shard.finished(out, plan, missing_ok=True)}
+    left = {plan.files[planned.file].growth for planned in plan.shards if planned.index not in done}
+    return {file.growth for file in plan.files} - left
+
+
 def _columns(spec: JobSpec, plan: Plan, old: JobRecord | None) -> list[Column]:
     """The passed-through columns, with the types that the job in the folder has, if it began with the same input."""
     if spec.translate.fields:
+        if not spec.input.keep and any(file.is_columnar for file in plan.files):
+            raise JobError("[input] keep: a translation of Parquet or Arrow files needs the first of them to the end")
         return translation.columns_of(spec, plan.files)
+    before = old.spec["output"].get("columns", []) if old else []
+    if old and old.schema and before == spec.output.columns and _has_forgotten(spec, plan, old):
+        output = drift.with_defaults(old.results)["output"]
+        return passthrough.recorded(output["columns"], output.get("sources", {}), old.schema)
     own = [*SCORES.names, TOKENS.name] if spec.score.mode != "off" else [column.name for column in columns_of(spec)]
     texts = passthrough.expanded(plan.files, spec.output.columns, own, spec.input.id)
     recorded = {}

@@ -15,8 +15,11 @@ from conftest import MODEL, demo_records
 from faulty import worker_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import dataset, starting, until
+from processes import dataset, instant, starting, until
 
+from batchgen.api import results
+from batchgen.commands import replay
+from batchgen.errors import JobError
 from batchgen.input import plan as planning
 from batchgen.input import scan
 from batchgen.input.conversation import BYTE_ORDER_MARK
@@ -83,6 +86,161 @@ def parts(out: Path) -> dict[str, tuple[bytes, int]]:
 
 def record_of(out: Path) -> dict:
     return json.loads((out / "_job.json").read_text())
+
+
+# --- old input that is done with
+
+
+@pytest.fixture
+def forgetting(instant_engine, batchgen, command):
+    """A night's run that lets go of what is done, on an engine that answers at once; gives what it printed."""
+
+    def run(*flags, code=0):
+        with worker_here(instant_engine):
+            done = batchgen("run", *command, "--no-keep", "--max-tokens", 8, *flags)
+        assert done.exit_code == code, done.stderr
+        return done
+
+    return run
+
+
+def test_files_that_are_done_may_go_and_what_is_new_is_answered(forgetting, talks, tmp_path, batchgen):
+    out = tmp_path / "out"
+    append(talks / "a.jsonl", 0, 6)
+    forgetting("--column", "expected", "--include", "source")
+    first = parts(out)
+    (talks / "a.jsonl").unlink()
+    for command in (["verify"], ["status"], ["rejects"]):
+        assert batchgen(*command, out).exit_code == 0
+    assert forgetting("--column", "expected", "--include", "source").stdout.startswith("all done already: 6 rows")
+    append(talks / "b.jsonl", 6, 5)
+    assert forgetting("--column", "expected", "--include", "source").stdout.startswith("done: 11 rows")
+    assert parts(out).items() > first.items()
+    assert ids_by_row(out) == {number: demo_id(number) for number in range(11)}
+    table = ds.dataset(out).to_table(columns=["expected", "source"]).to_pylist()
+    assert [row["expected"] for row in table] == [record["expected"] for record in demo_records(11)]
+    assert [row["source"]["line"] for row in table] == [*range(1, 7), *range(1, 6)]
+    verified = batchgen("verify", out)
+    assert verified.exit_code == 0, verified.stderr
+    assert "2 shards were not compared with their input, which is gone" in verified.stdout
+
+
+def test_what_comes_back_under_whatever_name_is_not_answered_again(forgetting, talks, tmp_path):
+    append(talks / "a.jsonl", 0, 6)
+    content = (talks / "a.jsonl").read_bytes()
+    forgetting()
+    (talks / "a.jsonl").unlink()
+    append(talks / "b.jsonl", 6, 2)
+    forgetting()
+    (talks / "a.jsonl").write_bytes(content)
+    assert forgetting().stdout.startswith("all done already: 8 rows")
+    (talks / "a.jsonl").unlink()
+    for name, again in [("a.jsonl.gz", gzip.compress(content)), ("old.jsonl", content)]:
+        (talks / name).write_bytes(again)
+        done = forgetting()
+        assert done.stdout.startswith("all done already: 8 rows")
+        assert (
+            f"{talks / name}: has the content of {talks / 'a.jsonl'}, which is done; it is not read again"
+            in done.stderr
+        )
+        (talks / name).unlink()
+    (talks / "a.jsonl").write_bytes(content)
+    append(talks / "a.jsonl", 8, 1)  # it comes back, and has grown
+    assert forgetting().stdout.startswith("done: 9 rows")
+    assert ids_by_row(tmp_path / "out") == {number: demo_id(number) for number in range(9)}
+
+
+def test_another_file_under_an_old_name_is_new_input(forgetting, talks, tmp_path, batchgen):
+    today, out = talks / "today.jsonl", tmp_path / "out"
+    for night in range(3):
+        today.unlink(missing_ok=True)
+        append(today, night * 5, 5)
+        today.write_text(today.read_text() + '{"id": "none", "text": ""}\n')
+        assert forgetting().stdout.startswith(f"done: {(night + 1) * 6} rows")
+    names = list(ids_by_row(out).values())
+    assert sorted(names) == [demo_id(number) for number in range(15)]
+    assert batchgen("rejects", out).stdout.count(f"{today}:6: empty: ") == 3
+
+
+def test_a_file_whose_rows_are_not_answered_has_to_stay(forgetting, talks, tmp_path):
+    append(talks / "a.jsonl", 0, 10)
+    forgetting("--limit", 5)
+    content = (talks / "a.jsonl").read_bytes()
+    (talks / "a.jsonl").unlink()
+    assert f"{talks / 'a.jsonl'}: is no longer in the input" in forgetting(code=2).stderr
+    append(talks / "a.jsonl", 20, 10)
+    assert "bytes that were read before have changed" in forgetting(code=2).stderr
+    (talks / "a.jsonl").write_bytes(content)
+    assert forgetting().stdout.startswith("done: 10 rows")
+
+
+def test_a_damaged_shard_of_what_is_gone_asks_for_its_input(forgetting, talks, tmp_path, batchgen):
+    append(talks / "a.jsonl", 0, 6)
+    content = (talks / "a.jsonl").read_bytes()
+    forgetting()
+    (talks / "a.jsonl").unlink()
+    part = tmp_path / "out" / "part-00001-of-00002.parquet"
+    good = part.read_bytes()
+    part.write_bytes(good[:-9])
+    assert batchgen("verify", tmp_path / "out", "--quarantine").exit_code != 0
+    assert f"{talks / 'a.jsonl'}: is no longer in the input" in forgetting(code=2).stderr
+    (talks / "a.jsonl").write_bytes(content)
+    assert forgetting().exit_code == 0
+    assert part.read_bytes() == good
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "replaced"])
+def test_what_needs_input_that_is_gone_says_so(forgetting, talks, tmp_path, batchgen, is_replaced):
+    append(talks / "a.jsonl", 0, 3)
+    (talks / "a.jsonl").write_text((talks / "a.jsonl").read_text() + '{"text": ""}\n')
+    forgetting()
+    (talks / "a.jsonl").unlink()
+    if is_replaced:
+        append(talks / "a.jsonl", 3, 4)
+        forgetting()
+    out = tmp_path / "out"
+    refused = batchgen("retry", out, "--only", "empty,stop", "--output", tmp_path / "again")
+    assert refused.exit_code == 2
+    assert f"batchgen: {talks / 'a.jsonl'}: " in refused.stderr
+    with pytest.raises(JobError, match=r"a\.jsonl: "):
+        list(results.open(out).join_input())
+    assert batchgen("rejects", out).exit_code == 0
+    assert batchgen("export", out, "--to", tmp_path / "all.jsonl").exit_code == 0
+
+
+def test_scores_are_replayed_where_their_input_is_there(instantly, talks, tmp_path):
+    (talks / "a.jsonl").write_text('{"text": "Monday is a day"}\n')
+    out = instantly([talks], input={"incremental": True, "keep": False}, score={"mode": "text"})
+    (talks / "a.jsonl").unlink()
+    with pytest.raises(JobError, match=r"a\.jsonl: is gone, as all other input is"):
+        replay.replay(out, 3, 0, {})
+
+
+def test_only_an_incremental_job_may_forget(batchgen, command):
+    refused = batchgen("run", *(flag for flag in command if flag != "--incremental"), "--no-keep")
+    assert refused.exit_code == 2
+    assert "[input] keep: only an incremental job" in refused.stderr
+
+
+def test_nights_of_kills_and_archiving_lose_no_row_and_double_none(talks, command, tmp_path, batchgen):
+    with starting() as start:
+        _nights_of_kills(start, talks, command, tmp_path)
+    assert ids_by_row(tmp_path / "out") == {number: demo_id(number) for number in range(160)}
+    assert batchgen("verify", tmp_path / "out").exit_code == 0
+
+
+def _nights_of_kills(start, talks, command, tmp_path):
+    out = tmp_path / "out"
+    for night in range(4):
+        append(talks / f"{night}.jsonl", night * 40, 40)
+        slow = instant(tmp_path / f"slow {night}", step=0.1)
+        killed = start(command[0], out, *command[5:], "--no-keep", env=slow)
+        until(killed.generating)
+        killed.kill()
+        assert start(command[0], out, *command[5:], "--no-keep", env=instant(tmp_path / f"{night}")).wait() == 0
+        (talks / f"{night}.jsonl").rename(tmp_path / f"{night}.jsonl")
+        if night == 2:
+            (tmp_path / "0.jsonl").rename(talks / "again.jsonl")
 
 
 # --- nights
