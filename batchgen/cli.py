@@ -18,6 +18,7 @@ from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
 from .host import bucket, console, events, safeopen, terminal
+from .host.credentials import redacted
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
 if TYPE_CHECKING:
@@ -177,6 +178,19 @@ class PlaceOrUri(click.ParamType):
         return value if bucket.is_uri(value) else Path(value)
 
 
+class LocalPath(click.Path):
+    """A file or folder of this machine. Of a URI a path would make a folder `s3:`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            name = param.opts[-1] if param and param.param_type_name == "option" else "FOLDER"
+            fail(f"{name} {shown(redacted(str(value)))}: is a URI; this is written on this machine alone", EXIT_USAGE)
+        return super().convert(value, param, ctx)
+
+
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 out_folder = click.argument("out", type=PlaceOrUri())
 job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
@@ -198,7 +212,7 @@ job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
 )
 @click.option("--from", "source", default="", metavar="LANGUAGE", help="of a translation: from, if it is not guessed")
 @click.option("--into", default="", metavar="LANGUAGE", help="of a translation: into")
-@click.option("--to", type=click.Path(path_type=Path), default="job.toml", show_default=True, help="the file to write")
+@click.option("--to", type=LocalPath(), default="job.toml", show_default=True, help="the file to write")
 @click.option("--overwrite", is_flag=True, help="replace what is there")
 def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: str) -> None:
     """Look at the first rows of the input, and write a job file for them that is ready to run: which shape they have,
@@ -456,7 +470,7 @@ def plan_command(
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document; with --watch, one per line")
 @click.option(
     "--prometheus",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="also write metrics for node_exporter's textfile collector",
 )
@@ -669,10 +683,11 @@ def export_command(
       batchgen export out --to train.jsonl --format messages
       batchgen export out --to - --columns id,response | head
       batchgen export out --to my-dataset --format hf
+      batchgen export s3://my-bucket/out --to s3://my-bucket/all.parquet
     """
     with exit_codes():
         from .commands import push
-        from .commands.export import export, export_to_hub
+        from .commands.export import export, export_to_bucket, export_to_hub
 
         if public and not to.startswith(push.URI):
             raise JobError(f"--public: is for --to {push.URI}ORG/NAME")
@@ -680,6 +695,8 @@ def export_command(
             if format not in (None, "hf"):
                 raise JobError(f"--format {format}: on the hub results are a dataset; leave it out")
             results = export_to_hub(out, to, columns, partial, overwrite, public)
+        elif bucket.is_uri(to):
+            results = export_to_bucket(out, to, format or "", columns, partial, overwrite)
         else:
             results = export(out, Path(to), format or "", columns, partial, overwrite)
     if to != "-":
@@ -688,7 +705,7 @@ def export_command(
 
 @cli.command("report", short_help="Make a page about results, to look at in a browser.")
 @click.argument("outs", metavar="OUT [OUT2]...", nargs=-1, required=True, type=PlaceOrUri())
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="the HTML file to write")
+@click.option("--to", required=True, type=LocalPath(), help="the HTML file to write")
 @click.option("--overwrite", is_flag=True, help="replace what is there, even if it is no such page")
 def report_command(outs: tuple[str | Path, ...], to: Path, overwrite: bool) -> None:
     """Make one HTML file about the results in OUT, or about several outputs side by side: what the job was, what became
@@ -724,9 +741,7 @@ def bench_group() -> None:
     """
 
 
-json_file = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="also write the figures to a file"
-)
+json_file = click.option("--json", "json_file", type=LocalPath(), help="also write the figures to a file")
 
 
 @bench_group.command("engine", cls=JobCommand, short_help="vLLM alone, and with all of batchgen around it.")
@@ -859,9 +874,9 @@ def _to_file(figures: dict[str, Any], json_file: Path | None) -> None:
 
 @cli.command("eval", short_help="Repeat the six tasks of the model card.")
 @click.argument("model")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="folder with the files of the datasets")
+@click.option("--data", required=True, type=LocalPath(), help="folder with the files of the datasets")
 @click.option("--tasks", default="", metavar="NAMES", help="only these of the six, comma-separated")
-@click.option("--work", type=click.Path(path_type=Path), help="folder of the jobs  [default: lm_eval-batchgen]")
+@click.option("--work", type=LocalPath(), help="folder of the jobs  [default: lm_eval-batchgen]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="only the first N documents of each task")
 @click.option("--revision", default="", help="branch, tag or commit of a model on the hub")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="[engine] of the jobs")
@@ -970,7 +985,7 @@ def doctor_command(with_engine: bool, as_json: bool) -> None:
 
 
 @cli.command("demo", short_help="Write the demo model, its data and a job file.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=LocalPath(file_okay=False))
 def demo_command(folder: Path) -> None:
     """Write the demo model, 2,000 conversations and a job file into FOLDER, ready for `batchgen run`.
 

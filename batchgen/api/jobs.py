@@ -14,6 +14,7 @@ from ..commands import status as looking
 from ..commands import sweep as sweeping
 from ..commands import verify as verifying
 from ..errors import JobError, Stopped
+from ..host import bucket
 from ..host.caller import Caller, Seen, called_by
 from ..job import spec as specs
 from ..job.spec import JobSpec
@@ -244,11 +245,13 @@ def export(
 ) -> None:
     """Writes the results as one file, a dataset folder, or a dataset on the hub; see the manual for the formats.
 
-    to: path, or hf://datasets/ORG/NAME; columns: some of them, in this order; partial: what there is of an unfinished
-    job. Raises JobError.
+    to: path, URI in a bucket, or hf://datasets/ORG/NAME; columns: some of them, in this order; partial: what there is
+    of an unfinished job. Raises JobError.
     """
     names = ",".join(columns)
     if str(to).startswith("hf://"):
         exporting.export_to_hub(out, str(to), names, partial, overwrite, public=False)
+    elif bucket.is_uri(to):
+        exporting.export_to_bucket(out, str(to), format, names, partial, overwrite)
     else:
         exporting.export(out, Path(to), format, names, partial, overwrite)

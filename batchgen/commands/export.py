@@ -15,9 +15,9 @@ from ..errors import JobError, on_disk
 from ..host.safeopen import sync_folder
 from ..input.plan import COMPRESSION_BY_ENDING
 from ..job.output_path import check_output_path
-from ..output import owners, store
+from ..output import owners, record, store
 from ..output.store import Place
-from . import push
+from . import push, upload
 from .export_formats import HF_NAMES, OF_RESPONSES, STDOUT, WRITERS
 from .results import Results, records_of, results_of
 
@@ -34,6 +34,27 @@ def export_to_hub(out: Place, uri: str, columns: str, partial: bool, overwrite: 
         made = Path(scratch) / name.rpartition("/")[2]
         results = export(out, made, "hf", columns, partial, overwrite=False)
         push.push(made, name, public)
+    return results
+
+
+def export_to_bucket(out: Place, uri: str, format: str, columns: str, partial: bool, overwrite: bool) -> Results:
+    """Writes the finished results of a job to a file or folder in a bucket. It takes as much room in TMPDIR meanwhile.
+
+    uri: of the file or folder; the others as of `export`. Raises JobError or Stopped.
+    """
+    uri = uri.rstrip("/")
+    name = Path(uri.rpartition("/")[2])
+    check_output_path("--to", uri)
+    format = format or _format_of(name)
+    job = record.job_of(store.at(out))
+    if f"{uri}/".startswith(f"{str(out).rstrip('/')}/"):
+        raise JobError(f"{uri}: lies in the output folder, which is a dataset of its own; name another place")
+    if uri in [file.path for file in job.plan.files]:
+        raise JobError(f"{uri}: is an input of the job; name another file")
+    upload.check(uri, format == "hf", overwrite)
+    with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
+        results = export(out, Path(scratch) / name, format, columns, partial, overwrite=False)
+        upload.upload(Path(scratch) / name, uri)
     return results
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ..check import languages
 from ..errors import JobError, on_disk, shown
-from ..host import safeopen
+from ..host import credentials, safeopen
 from ..input import shapes
 from ..input.look import ColumnLook, Look, look
 from ..job.output_path import check_output_path
@@ -81,8 +81,10 @@ def write(asked: Asked, overwrite: bool) -> Written:
         asked = asked._replace(task=TRANSLATE)
         for flag, language in (("--from", asked.source), ("--into", asked.into)):
             _check_language(flag, language)
-    check_output_path("--output", str(as_opened(current_folder(), asked.output)))
-    found = look([path if "://" in path else str(as_opened(current_folder(), path)) for path in asked.inputs])
+    if uri := credentials.in_uris([*asked.inputs, asked.model, asked.output]):
+        raise JobError(f"{shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
+    check_output_path("--output", _opened(asked.output))
+    found = look([*map(_opened, asked.inputs)])
     tables, guesses = TABLES[asked.task](found, asked)
     text = "\n".join([_title(found, asked), *(_table(*each) for each in _around(tables, found, asked).items())])
     with on_disk(asked.to):
@@ -91,6 +93,10 @@ def write(asked: Asked, overwrite: bool) -> Written:
         except FileExistsError:
             raise JobError(f"{asked.to}: is there already; give --overwrite, or another name with --to") from None
     return Written(asked.to, found, guesses)
+
+
+def _opened(path: str) -> str:
+    return path if "://" in path else str(as_opened(current_folder(), path))
 
 
 def _check_language(flag: str, language: str) -> None:

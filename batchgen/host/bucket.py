@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -166,6 +167,10 @@ class Bucket:
     def put(self, name: str, content: bytes | memoryview) -> None:
         self._put(name, content, None)
 
+    def upload(self, name: str, file: Path) -> None:
+        """Puts a file of any length, part by part; the object appears whole."""
+        self._ask(name, lambda: self._big.put(name, file))
+
     def create(self, name: str, content: bytes | memoryview) -> bool:
         """Puts an object where nothing has its name; False if something has, unless it has just this content: then it
         was written by us, and the answer got lost on its way."""
@@ -298,8 +303,10 @@ def _parsed(uri: str) -> tuple[str, str, str]:
             f"{shown(credentials.redacted(uri))}: has a `?` or `#` in it; endpoint and region come from the "
             "environment (AWS_ENDPOINT_URL, AWS_REGION)"
         )
-    if parts.username or not parts.netloc:
-        raise JobError(f"{shown(credentials.redacted(uri))}: names no bucket; write {parts.scheme}://BUCKET/FOLDER")
+    if parts.username:
+        raise JobError(f"{shown(credentials.redacted(uri))}: contains a key or token; {credentials.WAY_OUT}")
+    if not parts.netloc:
+        raise JobError(f"{shown(uri)}: names no bucket; write {parts.scheme}://BUCKET/FOLDER")
     names = [name for name in parts.path.split("/") if name]
     if any(name in (".", "..") or not re.fullmatch(r"[\w.,=+@:()!' -]+", name, re.ASCII) for name in names):
         raise JobError(

@@ -680,7 +680,12 @@ def _adapters(given: Any) -> Any:
 def _with_absolute_file(check: Any, absolute: Callable[[Any], Any]) -> Any:
     """FILE.py:FUNCTION of `[check] checks` or `[metrics] scorer`; other values as they are."""
     own = own_check.parse(check) if isinstance(check, str) else None
-    return f"{absolute(str(own.file))}:{own.function}" if own else check
+    if own is None:
+        return check
+    file = check if "://" in check else absolute(str(own.file))
+    if "://" in check or bucket.is_uri(file):
+        raise JobError(f"{shown(credentials.redacted(file))}: code is run from files of this machine alone; name one")
+    return f"{file}:{own.function}"
 
 
 def recordable_path(path: str) -> str:

@@ -54,6 +54,24 @@ def test_the_job_may_name_another_folder(folder, tmp_path):
     assert contents(tmp_path, "two.png", image_folder=str(folder)) == [b"two"]
 
 
+def test_images_of_rows_in_a_bucket_lie_there_too(bucket):
+    for name in ("one.png", "a/two.png"):
+        bucket.write(f"in/{name}", name.encode())
+    there = f"{bucket.location}/in"
+    values = ["one.png", "./a/two.png", f"{there}/a/two.png"]
+    inputs = [SimpleNamespace(path=f"{there}/rows.jsonl", rows=10)]
+    for paths, table in ((inputs, {}), ([SimpleNamespace(path="/x.jsonl", rows=10)], {"image_folder": there})):
+        of_table = Images(InputTable(path=["x"], image="image", **table), paths, LimitsTable())
+        assert of_table.read({"image": values}, 0)[1] == [b"one.png", b"a/two.png", b"a/two.png"]
+        for value, why in {
+            "none.png": "image_missing",
+            "../rows.jsonl": "image_un",
+            "s3://other/x": "image_un",
+        }.items():
+            with pytest.raises(Reject, match=why):
+                of_table.read({"image": value}, 0)
+
+
 @pytest.mark.parametrize("path", ["../secret", "a/../../secret", "/etc/passwd", "out/secret", "file:///etc/passwd"])
 def test_no_path_leads_out_of_the_folder(folder, path):
     assert refusal(folder, path).startswith("image_unreadable: image")

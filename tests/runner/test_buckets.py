@@ -11,6 +11,8 @@ from conftest import MODEL
 from processes import until
 from test_kills import mixed_rows, while_generating
 
+from batchgen.api.results import open as open_results
+from batchgen.host.bucket import Bucket
 from batchgen.output.store import at
 
 SHARDS = ["--shard-rows", 40]
@@ -83,12 +85,95 @@ def test_a_machine_needs_nothing_but_its_credentials(bucket, batchgen_process, i
         done = batchgen_process(*command, cwd=tmp_path / "empty", env=environment)
         assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["x.jsonl"]
-    assert not any(b"of-nobody" in out.read(name, 1 << 30) for name in ("_job.json", *logs_of(out)))
+    names = [found.name for found in Bucket(out.location).below()]
+    assert {name.partition("/")[0] for name in names} > {"_job.json", "_state", "_rejects", "_SUCCESS"}
+    assert any(name.startswith("_state/logs/") for name in names)
+    assert not any(b"nobody" in name.encode() + out.read(name, 1 << 30) for name in names)  # its key is of-nobody
 
 
-def logs_of(out) -> list[str]:
-    """The logs that a bucket keeps."""
-    return [f"_state/logs/{who}/{name}" for who in out.names("_state/logs") for name in out.names(f"_state/logs/{who}")]
+def test_a_folder_of_a_bucket_is_an_input_that_grows_and_its_results_are_read_as_those_of_a_folder(
+    both, bucket, batchgen, tmp_path
+):
+    there, tables = bucket.location, {"input": {"incremental": True}, "output": {"shard_rows": 4}}
+    for night in ("a", "b"):
+        lines = [f'{{"id": "{night}{number}", "text": "Monday"}}\n' for number in range(6)]
+        bucket.write(f"in/{night}.jsonl", "".join([*lines, '{"text": 1}\n']).encode())
+        out, here = both([f"{there}/in/*.jsonl"], "out", **tables)
+    results = open_results(out)
+    assert [(row["id"], row["text"]) for row in results.join_input()][-1] == ("b5", "Monday")
+    assert (results.dataset().count_rows(), len(results.to_pandas()), len(list(results.rejects()))) == (12, 12, 2)
+    said = {
+        "show": ["--id", "b5"],
+        "rejects": ["--json"],
+        "status": [],
+        "report": ["--to", tmp_path / "page.html"],
+    }
+    for command, flags in said.items():
+        done = batchgen(command, out, *([here] if command == "report" else []), *flags)
+        assert done.exit_code == 0, done.stderr
+    assert "12 rows are the same, 0 differ" in batchgen("show", out, "--diff", here).stdout
+    done = batchgen("init", f"{there}/in", "--model", MODEL, "--output", out, "--to", tmp_path / "first.toml")
+    assert (done.exit_code, f'path = "{out}"' in (tmp_path / "first.toml").read_text()) == (0, True), done.stderr
+    done = batchgen("submit", tmp_path / "first.toml", "--dry-run", "--", "--output", f"{there}/new")
+    assert (done.exit_code, f"--output {there}/new" in done.stdout) == (0, True), done.stderr
+
+
+def test_an_export_to_a_bucket_is_that_to_a_folder(instantly, bucket, batchgen, write_rows, tmp_path):
+    out = instantly([write_rows(mixed_rows(60))], "out", output={"shard_rows": 40})
+
+    def exported(to: str, *flags: str) -> str:
+        return batchgen("export", out, "--to", to, *flags).stderr
+
+    for name in ("all.jsonl", "all.parquet", "dataset"):
+        assert exported(f"{bucket.location}/x/{name}") == exported(tmp_path / name) == ""
+    there = Bucket(f"{bucket.location}/x")
+    names = {found.name for found in there.below()}
+    assert names == {"all.jsonl", "all.parquet", "dataset/README.md", "dataset/data/train-00000-of-00001.parquet"}
+    assert all(there.get(name)[0] == (tmp_path / name).read_bytes() for name in names)
+    assert "is there already; give --overwrite" in exported(f"{bucket.location}/x/all.jsonl")
+    bucket.write("x/dataset/data/train-00001-of-00002.parquet", b"of an earlier one")
+    assert exported(f"{bucket.location}/x/dataset", "--overwrite") == ""
+    assert {found.name for found in there.below()} == names
+    bucket.write("x/dataset/mine", b"")
+    for to in ("x", "x/dataset"):
+        assert "holds something else" in exported(f"{bucket.location}/{to}", "--overwrite", "--format", "hf")
+    assert there.get("dataset/mine")[0] == b""
+
+
+URI = "s3://AKIDKEY:hidden/s3cret@talks/x"
+COMMANDS = [
+    *(f"{name} {URI}" for name in ("run", "status", "verify", "rejects", "show", "plan", "inspect", "demo")),
+    f"run in.jsonl --model {URI} --output out",
+    f"run in.jsonl --model m --output {URI}",
+    f"run in.jsonl --model m --output out --adapter a={URI}",
+    f"run in.jsonl --model m --output out --checks {URI}.py:check",
+    f"run in.jsonl --model m --output out --image-column i --image-folder {URI}",
+    f"run in.jsonl --model m --output out --translate-fields x --translate-into ja --translate-glossary {URI}",
+    f"run in.jsonl --model m --output out --translate-fields x --translate-into ja --translate-memory {URI}",
+    "run https://host/in.jsonl?X-Amz-Signature=s3cret --model m --output out",
+    f"retry {URI} --only length --output out",
+    f"export {URI} --to x.jsonl",
+    f"export out --to {URI}.jsonl",
+    f"report {URI} --to x.html",
+    f"report out --to {URI}.html",
+    f"show out --diff {URI}",
+    f"sweep {URI}.toml",
+    f"sweep in.jsonl --model m --metrics-scorer {URI}.py:score --sweep temperature=0,1 --output out",
+    f"submit {URI}.toml --dry-run",
+    f"init {URI}.jsonl --model m",
+    f"init in.jsonl --model {URI}",
+    f"init in.jsonl --model m --to {URI}.toml",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_takes_or_shows_a_key_in_a_uri(s3, batchgen, write_rows, command, monkeypatch, tmp_path):
+    write_rows([{"text": "x"}], "in.jsonl")
+    monkeypatch.chdir(tmp_path)
+    done = batchgen(*command.split())
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not any(secret in done.stdout + done.stderr for secret in ("s3cret", "hidden", "AKIDKEY"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.fixture

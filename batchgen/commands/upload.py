@@ -1,0 +1,53 @@
+"""An export in a bucket: made on this machine, and uploaded when it is whole."""
+
+from pathlib import Path, PurePosixPath
+
+from ..errors import JobError
+from ..host.bucket import Bucket
+from .export_formats import HF_NAMES
+
+
+def check(uri: str, wants_folder: bool, overwrite: bool) -> None:
+    """Raises JobError if an upload would be refused, before anything is made for it."""
+    folder, name = _split(uri)
+    beside, inside = Bucket(folder), [found.name for found in Bucket(uri).below()]
+    is_file = _is_there(beside, name)
+    if not is_file and not inside:
+        return
+    if wants_folder == is_file:
+        raise JobError(f"{uri}: is not a {'folder' if wants_folder else 'file'}; name another one")
+    if not overwrite:
+        raise JobError(f"{uri}: is there already; give --overwrite to replace it")
+    others = [each for each in inside if not any(PurePosixPath(each).match(ours) for ours in HF_NAMES)]
+    if wants_folder and others:
+        raise JobError(f"{uri}: holds something else ({', '.join(others[:3])}); name another folder")
+
+
+def upload(made: Path, uri: str) -> None:
+    """Puts a file, or all files of a folder, in the place of what an earlier export has put there. Of a folder the
+    card comes last, and what is left of the earlier one goes. Raises JobError or Stopped."""
+    if made.is_file():
+        folder, name = _split(uri)
+        Bucket(folder).upload(name, made)
+        return
+    place = Bucket(uri)
+    names = sorted((str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()), reverse=True)
+    for name in names:  # `data` before `README.md`
+        place.upload(name, made / name)
+    place.delete([found.name for found in place.below() if found.name not in names])
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder of an object, and its name there. Raises JobError."""
+    folder, _, name = uri.rpartition("/")
+    if folder.endswith("/") or not name:
+        raise JobError(f"--to {uri}: names no file or folder in a bucket")
+    return folder, name
+
+
+def _is_there(place: Bucket, name: str) -> bool:
+    try:
+        place.head(name)
+    except FileNotFoundError:
+        return False
+    return True
