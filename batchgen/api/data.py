@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time
@@ -22,7 +23,9 @@ import pyarrow.parquet as pq
 
 from ..errors import JobError, on_disk
 from ..host import safeopen
+from ..host.bucket import Bucket
 from ..input.files import is_named_like_data
+from ..job.output_path import check_output_path
 
 ROWS = 10_000  # of a Parquet row group, and of a Hugging Face dataset at a time
 _DIGEST = 8  # bytes
@@ -47,13 +50,27 @@ def paths_of(data: Any, output: str) -> list[str]:
         return [str(data)]
     if isinstance(data, list) and _are_paths(data):
         return [str(each) for each in data]
-    if "://" in output:
-        raise JobError(f"{output}: data in memory is written beside the output, which has to be a folder for that")
+    if "://" not in output:
+        return [str(_written(data, Path(output).absolute()))]
+    check_output_path("output", output)
+    folder, _, name = output.rstrip("/").rpartition("/")
+    if folder.endswith("/"):
+        raise JobError(
+            f"{output}: data in memory is written beside the output, which needs a name in the bucket for that"
+        )
+    with tempfile.TemporaryDirectory(prefix="batchgen-input-") as scratch:
+        made, place = _written(data, Path(scratch) / name), Bucket(folder)
+        if not place.has(made.name):  # its content is in its name
+            place.upload(made.name, made)
+        return [place.where(made.name)]
+
+
+def _written(data: Any, path: Path) -> Path:
+    """The file of data that is no paths. path: of the output, beside which it is written. Raises JobError."""
     _check_kind(data)
     tables = _tables(data)
     if tables is None and not isinstance(data, Iterable):
         raise JobError(f"input: a {type(data).__name__} is no data that can be read; give paths, dicts or a table")
-    path = Path(output).absolute()
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name[:150]}.input-{uuid.uuid4().hex[:12]}.tmp")
@@ -63,7 +80,7 @@ def paths_of(data: Any, output: str) -> list[str]:
                 _write_lines(data, made)
             else:
                 _write_parquet(tables, made)
-            return [str(_in_place(made, path, ".jsonl" if tables is None else ".parquet"))]
+            return _in_place(made, path, ".jsonl" if tables is None else ".parquet")
         finally:
             made.unlink(missing_ok=True)
 

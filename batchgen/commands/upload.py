@@ -11,7 +11,7 @@ def check(uri: str, wants_folder: bool, overwrite: bool) -> None:
     """Raises JobError if an upload would be refused, before anything is made for it."""
     folder, name = _split(uri)
     beside, inside = Bucket(folder), [found.name for found in Bucket(uri).below()]
-    is_file = _is_there(beside, name)
+    is_file = beside.has(name)
     if not is_file and not inside:
         return
     if wants_folder == is_file:
@@ -43,11 +43,3 @@ def _split(uri: str) -> tuple[str, str]:
     if folder.endswith("/") or not name:
         raise JobError(f"--to {uri}: names no file or folder in a bucket")
     return folder, name
-
-
-def _is_there(place: Bucket, name: str) -> bool:
-    try:
-        place.head(name)
-    except FileNotFoundError:
-        return False
-    return True

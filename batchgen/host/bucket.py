@@ -102,6 +102,13 @@ class Bucket:
         """Raises FileNotFoundError."""
         return _found(self._ask(name, lambda: self._small.head(name)))
 
+    def has(self, name: str) -> bool:
+        try:
+            self.head(name)
+        except FileNotFoundError:
+            return False
+        return True
+
     def get(self, name: str, most: int | None = None) -> tuple[bytes, Found]:
         """An object and what it is. Raises FileNotFoundError; JobError if it has more than `most` bytes."""
         client = self._big if most is None or most > SMALL else self._small

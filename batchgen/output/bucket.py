@@ -98,11 +98,7 @@ class BucketStore:
     # --- looks
 
     def exists(self, name: str) -> bool:
-        try:
-            self._bucket.head(name)
-        except FileNotFoundError:
-            return False
-        return True
+        return self._bucket.has(name)
 
     def stat(self, name: str, fresh: bool = False) -> Stat:
         found = self._bucket.head(name)

@@ -19,6 +19,7 @@ from conftest import demo_records
 
 from batchgen.api.data import paths_of
 from batchgen.errors import JobError
+from batchgen.host.bucket import Bucket
 
 ROWS = [{"id": "a", "text": "Friday"}, {"id": "b", "text": "Monday"}]
 
@@ -167,9 +168,23 @@ def test_what_is_no_data_is_told(data, error, out):
         paths_of(data, out)
 
 
-def test_data_in_memory_needs_a_folder_to_lie_beside():
-    with pytest.raises(JobError, match="has to be a folder"):
-        paths_of(ROWS, "s3://bucket/out")
+def test_data_in_memory_lies_beside_an_output_in_a_bucket_too(bucket, out):
+    [here], [there] = paths_of(ROWS, out), paths_of(ROWS, bucket.location)
+    folder, _, name = there.rpartition("/")
+    beside = Bucket(folder)
+    content, found = beside.get(name)
+    assert content == Path(here).read_bytes()
+    assert name.removeprefix(bucket.location.rpartition("/")[2]) == Path(here).name.removeprefix(Path(out).name)
+    assert paths_of(ROWS, bucket.location) == [there] and beside.head(name) == found  # not written again
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [("s3://bucket", "needs a name in the bucket"), ("hf://datasets/a/b", "results go to local files or to a bucket")],
+)
+def test_data_in_memory_needs_a_place_to_lie(output, why):
+    with pytest.raises(JobError, match=why):
+        paths_of(ROWS, output)
 
 
 # --- Polars, which is no dependency of the tests: 45 MB

@@ -292,6 +292,8 @@ class Bucket:
         self._requests.ask("HEAD")
         return self._found(name)
 
+    has = bucket.Bucket.has
+
     def get(self, name: str, most: int | None = None) -> tuple[bytes, bucket.Found]:
         self._requests.ask("GET")
         return self._objects.get(name)[0], self._found(name)
