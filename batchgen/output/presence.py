@@ -123,6 +123,13 @@ class Presence:
                 raise
 
 
+def has_traces(out: Store) -> bool:
+    """Whether anybody is at work, or has left what only those need who are: one who died on another host is known to be
+    dead only after a while, and by then the job may be closed."""
+    places = (layout.RUNS, layout.WORKERS, layout.JOURNALS, layout.CLAIMS)
+    return any(out.names(place, missing_ok=True) for place in places)
+
+
 def workers(out: Store) -> tuple[list[Heard], str]:
     """The last heartbeats of all workers that have not left, and whose clock their ages are by. Where we may not write
     it is our own, hosts' clocks differ, and silence proves nothing."""

@@ -19,7 +19,7 @@ from ..input.plan import Shard, locate
 from ..job.spec import OF_RUNS, JobSpec, without
 from ..output import journal, layout, opening, owners, record, shard, store, success
 from ..output.counts import Counts, by_reason
-from ..output.presence import Presence
+from ..output.presence import Presence, has_traces
 from ..task.flow import work_of
 from ..task.translate import Translate
 from . import deadline, header, notify, outcome, slurm
@@ -171,7 +171,9 @@ def _done_already(job: Job) -> Counts | None:
         return None
     opening.check_shards(job.out, old, survey)
     counts = survey.total(job.plan.shards)
-    return counts if success.says(job.out, _as_success(job, counts)) else None
+    if not success.says(job.out, _as_success(job, counts)):
+        return None
+    return None if has_traces(job.out) and job.out.is_writable() else counts  # or else they are cleared away
 
 
 def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 from conftest import MODEL, demo_records
-from processes import answers_once, instant, said, until
+from processes import answers_once, dataset, instant, said, until
 
 from batchgen.job.spec import load
 from batchgen.output import heartbeat as beat
@@ -240,6 +240,24 @@ def test_what_the_dead_left_is_gone_when_the_job_closes(start, slow, quick, sour
     assert start(source, out, *FLAGS, env=quick).wait() == 0
     left = [path for place in ("runs", "workers", "claims", "journal") for path in (out / "_state" / place).iterdir()]
     assert [*left, *(out / "_state").glob("*.tmp")] == []
+
+
+def test_what_one_left_that_died_on_another_host_is_gone_when_that_is_known(start, quick, source, tmp_path):
+    out = tmp_path / "out"
+    (out / "_state" / "workers").mkdir(parents=True)
+    beats(out / "_state" / "workers", "far away", age=5)
+    assert start(source, out, *FLAGS, env=quick).wait() == 0
+    (out / "_state" / "claims" / "part-00000").write_text("w")
+    (out / "_state" / "journal" / "part-00000.w.journal").write_bytes(b"")
+    before = dataset(out)
+    beats(out / "_state" / "workers", "far away", age=300)
+    again = start(source, out, *FLAGS, env=quick)
+    assert again.wait() == 0
+    assert again.stdout.startswith("all done already")
+    assert dataset(out) == before
+    assert [
+        path for place in ("runs", "workers", "claims", "journal") for path in (out / "_state" / place).iterdir()
+    ] == []
 
 
 # --- in this process

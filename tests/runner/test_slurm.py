@@ -1,8 +1,10 @@
 """Slurm: what is submitted, and how runs fare in a real Slurm (marker `slurm`), which tests/slurm-box starts."""
 
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ import pytest
 from conftest import MODEL, demo_records
 from processes import dataset, hook, until
 
+from batchgen import manual
 from batchgen.commands import submit
 
 TESTS = Path(__file__).parent.parent
@@ -169,6 +172,21 @@ def test_resources_and_features_of_nodes_are_options(batchgen, job_file, monkeyp
         "--gres=gpu:h100:2",
         "--constraint=ib",
     }
+
+
+def test_each_example_of_the_manual_is_in_the_script_that_it_makes(batchgen, job_file, monkeypatch):
+    monkeypatch.delenv("APPTAINER_BIND", raising=False)
+    page = manual.text("slurm-and-nightly")
+    _, table = page.split("| your cluster | what to give |\n")
+    examples = re.findall(r"`(--(?!-| -)[^`]* [^`]*)`", table.split("\n\n")[0])
+    assert len(examples) == 8
+    for example in examples:
+        words = shlex.split(example)
+        done = batchgen("submit", job_file, *words, "--dry-run")
+        assert done.exit_code == 0, (example, done.stderr)
+        for flag, value in itertools.pairwise(words):
+            if flag.startswith("--") and flag != "--mail":  # which is the verification's, a script of its own
+                assert value in done.stdout, example
 
 
 def test_mail_is_about_the_verification_which_ends_last(batchgen, job_file, programs, tmp_path):
