@@ -32,7 +32,7 @@ from .store import LISTED, Entry, Stat
 STALE_SHARE = 4  # a request may take this part of the time after which a worker counts as dead, and twice that at most
 KEPT = 0.8  # of the time within which what was appended is to be uploaded; the rest is for the upload
 GRACE = 5.0  # seconds that another worker has to finish a commit that it has begun
-ADDING = 60.0  # seconds in which a line finds a moment when no other host adds one: 100 at once take 15
+ADDING = 60.0  # seconds in which a line finds a moment when no other host adds one: 100 at once take 7 (moto)
 LONGEST_LINES = 1 << 28  # bytes of an object that lines are added to
 LONGEST_LOG = 16 << 20  # bytes of a log that are uploaded, its last ones
 LONGEST_PART = 200  # characters of a part of a name: services that keep objects as files allow 255
