@@ -253,6 +253,17 @@ def test_many_names_are_listed_and_their_notes_read_in_one_request_for_990_of_th
         assert proxy.asked["GET"] - asked == 6
 
 
+def test_a_long_file_is_uploaded_in_parts_of_which_there_are_never_too_many(bucket, tmp_path, monkeypatch):
+    there, file = Bucket(bucket.location), tmp_path / "long"
+    file.write_bytes(random.Random(1).randbytes(20 << 20))
+    there.upload("long", file)
+    assert there.get("long")[0] == file.read_bytes()
+    assert there.head("long").version["e_tag"].endswith('-3"')  # parts of 8 MiB
+    monkeypatch.setattr("batchgen.host.bucket._MOST_PARTS", 2)
+    there.upload("long", file)
+    assert there.head("long").version["e_tag"].endswith('-2"')
+
+
 # --- journals
 
 
