@@ -124,7 +124,17 @@ def _outcome(done: "Outcome") -> Iterator[str]:
     if done.counts and done.counts.endings:
         yield f"ended: {done.counts.endings}"
     if (done.counts and done.counts.responses) or done.trial:
-        yield f"look: batchgen show {shlex.quote(str(done.out))}"
+        yield f"look: batchgen show {shlex.quote(str(done.out))}{_worth_a_look(done.counts)}"
+
+
+def _worth_a_look(counts: Counts | None) -> str:
+    """What of the answers went wrong, as `show` chooses them."""
+    if not counts:
+        return ""
+    ended = counts.finish_reasons or {}
+    wrong = {"length": ended.get("length"), "empty": counts.empty, "repetition": counts.repetitive}
+    flags = [f"--only {what}" for what, number in wrong.items() if number]
+    return f"; at what went wrong: {', '.join(flags)}" if flags else ""
 
 
 def sweep_forecast(seen: "SweepForecast") -> None:
@@ -320,6 +330,8 @@ def status(seen: "Status") -> None:
             f"{finished.prompt_tokens:,} prompt and {finished.response_tokens:,} response tokens{unreadable}",
             **({"ended": finished.endings} if finished.endings else {}),
             **_segments(finished),
+            **({"in journals": f"{seen.journaled:,} answers of unfinished shards"} if seen.journaled else {}),
+            **({"first reject": shown(seen.first_reject)} if seen.first_reject else {}),
             "tokens/s": f"prompt {seen.prompt_tokens_per_second:,.0f}, response "
             f"{seen.response_tokens_per_second:,.0f}; "
             f"overall {'unknown' if overall is None else f'{overall:,.0f}'}, pauses included",

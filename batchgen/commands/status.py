@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..errors import JobError
 from ..host import garbage, safeopen
 from ..input.plan import Shard
 from ..output import claims, journal, presence, record, shard, store, success
@@ -17,6 +18,7 @@ from ..output.heartbeat import Activity
 from ..output.presence import FILE_SYSTEM, Heard
 from ..output.record import JobRecord
 from ..output.store import Place, Store
+from ..runner.first_look import told
 
 WATCH_EVERY = 2.0  # seconds
 STATES = ("starting", "running", "stopped", "done", "unknown")
@@ -68,7 +70,8 @@ class Status(msgspec.Struct, kw_only=True):
     finished: what the finished shards hold. Rates are the sum of the live workers' last 30 seconds; `overall` is all
     finished shards' since the job was begun, pauses included. eta: seconds left at the live workers' pace. What is not
     known is null. clock: by whose time a beat's age is, that of the "file system" or, where we may not write, of "this
-    host"."""
+    host". journaled: of a translation or sweep, answers in journals of shards that nobody works on; rows_done leaves
+    them out, as only a run knows which rows they complete. first_reject: of finished shards, where it is and why."""
 
     out: str
     fingerprint: str
@@ -84,6 +87,8 @@ class Status(msgspec.Struct, kw_only=True):
     eta: float | None
     clock: str
     workers: list[Worker]
+    journaled: int = 0
+    first_reject: str = ""
 
     @property
     def live(self) -> list[Worker]:
@@ -110,10 +115,11 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
     job = record.job_of(place)
     done = shard.finished(place, job.plan)  # before the heartbeats: a shard counts rather too late than twice
     with ThreadPoolExecutor(1) as beside:  # a bucket may take as long for the ten small questions as for the counts
-        counting = beside.submit(_finished, place, done, known if known is not None else {})
+        counted = known if known is not None else {}
+        counting = beside.submit(_finished, place, done, counted)
         workers, clock = _workers(place, {planned.index for planned in done}, job.spec["output"].get("stale", 60.0))
         live = [worker for worker in workers if worker.is_alive]
-        left_behind = _left_behind(place, job, done, live)
+        left_behind, journaled = _left_behind(place, job, done, live)
         is_done = len(done) == len(job.plan.shards) and success.is_there(place)
         begun = shard.begun(place)
         finished = counting.result()
@@ -142,23 +148,37 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
         eta=round((rows - rows_done) / pace, 1) if pace else 0.0 if rows_done == rows else None,
         clock=clock,
         workers=workers,
+        journaled=journaled,
+        first_reject=_first_reject(place, job, [planned for planned in done if _has_rejects(counted, planned)]),
     )
 
 
-def _left_behind(out: Store, job: JobRecord, done: list[Shard], live: list[Worker]) -> int:
+def _has_rejects(counted: dict[int, Counts], planned: Shard) -> bool:
+    return planned.index in counted and counted[planned.index].rejected > 0
+
+
+def _first_reject(out: Store, job: JobRecord, rejected: list[Shard]) -> str:
+    """rejected: shards with rejects; one alone is read"""
+    with contextlib.suppress(JobError):  # damaged
+        for line in shard.read_rejects(out, rejected[0]) if rejected else []:
+            return told(job.plan, line["row"], line["reason"], line["detail"])
+    return ""
+
+
+def _left_behind(out: Store, job: JobRecord, done: list[Shard], live: list[Worker]) -> tuple[int, int]:
     """Rows that have all their answers in journals of shards that nobody works on. How many answers a row of a
-    translation or of a sweep needs no journal says."""
+    translation or of a sweep needs no journal says: of these the number of answers."""
     here = {planned.index for planned in done} | {index for worker in live for index in worker.shards}
     begun = journal.shards(out) - here
-    if not begun or job.settings["translate"]["fields"] or job.settings["sweep"]["method"]:
-        return 0
+    if begun and (job.settings["translate"]["fields"] or job.settings["sweep"]["method"]):
+        return 0, sum(journal.count(out, index) for index in begun)
     made_by, samples = record.fingerprints(job), job.spec["sampling"].get("n", 1)
     rows = 0
     for planned in job.plan.shards:
         if planned.index in begun:
             with contextlib.suppress(FileNotFoundError):  # it has just been finished
                 rows += journal.rows_done(out, planned.index, made_by[job.plan.files[planned.file].growth], samples)
-    return rows
+    return rows, 0
 
 
 def _state(done: bool, workers: list[Worker]) -> str:

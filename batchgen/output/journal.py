@@ -189,8 +189,10 @@ def read(out: Store, name: str, fingerprint: str) -> Read:
     return Read(entries, drew=drew)
 
 
-def count(out: Store) -> int:
-    """How many whole entries all journals have together, of whatever shards and job."""
+def count(out: Store, shard: int | None = None) -> int:
+    """How many whole entries all journals have together, of a shard or of all, and of whatever job."""
+    if shard is not None:
+        return sum(_count(out, name) for name in names(out, shard))
     return sum(_count(out, f"{layout.JOURNALS}/{name}") for name in out.names(layout.JOURNALS, missing_ok=True))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..check.loops import is_endless
 from ..errors import JobError, Reject
 from ..input.conversation import Row
-from ..input.plan import locate
+from ..input.plan import Plan, locate
 from ..output.counts import by_reason
 from ..task.task import Entry, Request
 from .prepare import Job
@@ -31,9 +31,9 @@ KEYS = {  # to look at, by the reason for which rows are rejected
 }
 
 
-def told(job: Job, row: int, reason: str, detail: str) -> str:
+def told(plan: Plan, row: int, reason: str, detail: str) -> str:
     """A reject in a sentence: where the row is, and why."""
-    return f"{locate(job.plan, row)}: {reason}: {detail[:SENTENCE]}"
+    return f"{locate(plan, row)}: {reason}: {detail[:SENTENCE]}"
 
 
 class FirstRows:
@@ -52,7 +52,7 @@ class FirstRows:
         if why and why.reason != "skipped":
             self._rejects[why.reason] += 1
             if why.reason not in self._first:
-                self._first[why.reason] = told(self._job, row.number, why.reason, why.detail)
+                self._first[why.reason] = told(self._job.plan, row.number, why.reason, why.detail)
         if self._rows < self._look_at:
             return
         most = self._job.spec.output.abort_if_rejected

@@ -79,7 +79,7 @@ class Doing:
             line = shard.first_reject(job.out, self.judged)
             is_all = len(self.judged) == len(job.plan.shards)
             rejected = (counts if is_all else shard.Survey(job.out, self.judged).total(self.judged)).rejected
-        first = told(job, line["row"], line["reason"], line["detail"]) if line else ""
+        first = told(job.plan, line["row"], line["reason"], line["detail"]) if line else ""
         whole = {planned.index for planned in job.shards if not job.is_cut(planned)}
         is_trial = job.end is not None and whole.isdisjoint(planned.index for planned in missing_shards(job))
         trial = f"the first {job.rows:,} of {job.plan.rows:,} rows" if is_trial and not counts else ""

@@ -246,7 +246,7 @@ class Worker:
         line = next((line for line in opened.rejects.values() if line["reason"] != "skipped"), None)
         if line:
             self._has_rejects = True
-            text = told(self._job, line["row"], line["reason"], line["detail"])
+            text = told(self._job.plan, line["row"], line["reason"], line["detail"])
             self._report(FirstReject(text, line["reason"]))
 
     def _count_open(self) -> None:

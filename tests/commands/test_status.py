@@ -17,8 +17,10 @@ import pytest
 from conftest import demo_records
 from faulty import finished_in_shards_of_one, run_here, spec_of
 from processes import instant, starting, until
+from translator import Translator, job_of, work
 
 from batchgen.commands import status
+from batchgen.errors import Stopped
 from batchgen.host import clock
 from batchgen.output import heartbeat as beat
 from batchgen.output.claims import Claims
@@ -37,6 +39,24 @@ def finished(engine, tmp_path_factory):
     (place / "in.jsonl").write_text("\n".join(["no json", *lines]) + "\n")
     run_here(engine, spec_of(place / "in.jsonl", place / "out", shard_rows=2))
     return place / "out"
+
+
+def test_it_says_where_the_first_reject_is_and_why(finished, batchgen):
+    seen = status.look(finished)
+    assert seen.first_reject.startswith(f"{finished.parent / 'in.jsonl'}:1: invalid_json: ")
+    assert f"first reject {seen.first_reject}\n" in batchgen("status", finished).stdout
+
+
+def test_of_a_stopped_translation_it_counts_the_answers_in_journals(tmp_path, batchgen):
+    (path := tmp_path / "in.jsonl").write_text("".join(f'{{"text": "Line {number}."}}\n' for number in range(9)))
+    job = job_of([path], tmp_path / "translated", ["text"])
+    with pytest.raises(Stopped):
+        work(job, Translator(), stop_after=4)
+    seen = status.look(tmp_path / "translated")
+    assert (seen.rows_done, seen.journaled >= 4) == (0, True)
+    assert f"in journals  {seen.journaled} answers of unfinished shards\n" in batchgen("status", seen.out).stdout
+    work(job, Translator())
+    assert status.look(tmp_path / "translated").journaled == 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command as a user runs it: a process of its own, an engine of its own."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -85,6 +86,12 @@ def test_in_a_log_file_a_line_now_and_then(write_rows, tmp_path):
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d+/40 rows \(", line)
     for part in ("ETA ", "prompt ", "response ", " tok/s"):
         assert part in line
+
+
+def test_a_run_whose_answers_were_cut_off_names_the_flag_that_shows_them(write_rows, tmp_path, batchgen_process):
+    flags = ["--model", MODEL, "--output", tmp_path / "out", "--max-tokens", 3]
+    done = batchgen_process("run", write_rows(MONDAYS), *flags, env={**os.environ, "BATCHGEN_ENGINE": "instant"})
+    assert done.stdout.splitlines()[-1].endswith("/out; at what went wrong: --only length")
 
 
 def test_while_the_engine_starts_the_bar_says_so(write_rows, tmp_path):
