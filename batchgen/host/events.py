@@ -75,7 +75,7 @@ def tell(level: Level, event: str, *lines: str, stream: IO[str] | None = None, *
     """
     if not _style.shows(level, event):
         return
-    to = stream or _stderr()
+    to = stream.ours if isinstance(stream, _Foreign) else stream or _stderr()
     text = as_said(level, event, lines, figures, to.isatty())
     if _above and not stream:
         _above(text)

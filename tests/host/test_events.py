@@ -75,6 +75,25 @@ def test_every_line_is_json_where_that_is_asked_for(job):
     assert outcome["job"]["responses"] == 20
 
 
+def test_how_far_a_run_is_is_an_event_with_its_figures(monkeypatch, capsys):
+    from batchgen.host import console, events
+    from batchgen.host.caller import Seen
+    from batchgen.runner import progress
+
+    now = iter([0, 0, 0, 2])
+    monkeypatch.setattr(progress, "LOG_EVERY", 0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(events.sys, "stderr", console.stderr())
+    events.set_style(events.Style(as_json=True))
+    try:
+        progress.Progress(console.stderr(), 10, 4).show(Seen(1, 10, 20, 1, 0, rejected=3, by_length=0.25))
+    finally:
+        events.set_style(events.Style())
+    [event] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (event["event"], event["rows"], event["rows_done"], event["rejects"]) == ("progress", 10, 5, 3)
+    assert (event["by_length"], event["response_tokens_per_second"], event["running"]) == (0.25, 10, 1)
+
+
 @pytest.mark.parametrize("wrong", [["status", "nowhere"], ["run", "--no-such-flag"], ["--no-such-flag"], ["nocommand"]])
 def test_an_error_is_json_too_with_its_exit_code(wrong):
     done = run("--log-format", "json", *wrong)
