@@ -81,7 +81,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", TEXTS[page]):
         path, _, heading = target.partition("#")
         text = (folder / path).read_text(encoding="utf-8")
-        assert not heading or f"\n## {heading.replace('-', ' ')}\n" in text.lower()
+        assert not heading or re.search(rf"^##+ {heading.replace('-', ' ')}$", text.lower(), re.MULTILINE)
 
 
 def test_the_readme_is_read_to_its_end():
