@@ -343,6 +343,16 @@ class Box:
         until(lambda: set(self.state(job).split()) <= ENDED, MINUTES)
         return self.state(job)
 
+    def lose_processes_of(self, job: "SlurmJob") -> None:
+        """As a node that goes away: Slurm's daemon there ends, and so does what runs. A step that lived on would keep
+        Slurm from starting the job again (Duplicate jobid)."""
+        daemon, _ = (self.folder / "run" / "slurmd.rec").read_text().split()
+        [beat] = (job.out / "_state" / "runs").iterdir()
+        run = json.loads(beat.read_text())["pid"]
+        step = Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[1]  # its parent
+        assert "slurmstepd" in Path(f"/proc/{step}/cmdline").read_text()
+        subprocess.run(["kill", "-9", daemon, step, str(run)], check=True)
+
     def cancel_all(self) -> None:
         self.call("scancel", "--user", os.environ.get("USER") or str(os.getuid()))
         until(lambda: not self.call("squeue", "-h"))
@@ -521,8 +531,7 @@ def test_a_preempted_task_goes_on_by_itself(box, job, expected):
 def test_a_node_that_goes_away_costs_a_restart(box, job, expected):
     run = box.submit(job, "--time", "30", *SLOWLY)
     until(job.generating, MINUTES)
-    daemon, _ = (box.folder / "run" / "slurmd.rec").read_text().split()
-    subprocess.run(["kill", "-9", daemon], check=True)
+    box.lose_processes_of(job)
     node = box.call("sinfo", "-h", "-o", "%n").strip()
     box.call("scontrol", "update", f"nodename={node}", "state=down", "reason=gone")
     until(lambda: box.restarts(run) == 1)
