@@ -138,8 +138,8 @@ def read_below(folder: StrPath, names: Sequence[str], most: int) -> bytes:
             inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
             os.close(place)
             place = inner
-        _size(path, os.fstat(place), None)
-        content = os.read(place, most)
+        size = _size(path, os.fstat(place), None)
+        content = os.read(place, min(size + 1, most))  # which takes that much memory, however short the file is
         while len(content) < most and (part := os.read(place, most - len(content))):
             content += part
         return content

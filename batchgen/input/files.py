@@ -91,6 +91,9 @@ def failure(path: str, error: BaseException, running: bool) -> JobError | Stoppe
     where = shown(path)
     if running or _is_passing(error):
         return Stopped(f"{where}: cannot be read now ({reason}); fix that and run the same command again")
+    refused = _status(error.__cause__) if isinstance(error, FileNotFoundError) else None
+    if refused not in (None, 404, 410):  # fsspec says the same of 401 and 403, and the URL, which may hold a key
+        return JobError(f"{where}: cannot be read: the server answers {refused}")
     if isinstance(error, FileNotFoundError):
         return MissingInput(f"{where}: no such file or folder")
     return JobError(f"{where}: cannot be read: {reason}")
@@ -103,10 +106,15 @@ def _is_passing(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
+    if (status := _status(error)) is not None:
         return status >= 500 or status in (408, 429)
     return is_of_network(error) or bool(_PASSING_WORDS.search(str(error)))
+
+
+def _status(error: BaseException | None) -> int | None:
+    """What a web server answered, if the error is about that."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 @contextlib.contextmanager

@@ -138,7 +138,10 @@ def _remote(folder: str, names: list[str], most: int) -> bytes:
     uri = f"{before.rstrip('/')}/{inner}" + (f"?{query}" if query else "")
     try:
         with files.open_raw(uri) as stream, files.reading(uri):
-            return bytes(stream.read(most + 1))
+            content = bytearray()
+            while len(content) <= most and (part := stream.read(most + 1 - len(content))):  # the web gives what it has
+                content += part
+            return bytes(content)
     except MissingInput:
         raise Reject("image_missing", "no such file") from None
     except JobError as error:

@@ -1,10 +1,13 @@
 import base64
+import http.server
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from batchgen.errors import Reject
+from batchgen.errors import Reject, Stopped
 from batchgen.input.conversation import ASSISTANT, USER, Utterance
 from batchgen.input.images import MARK, Images, placed
 from batchgen.job.spec import InputTable, LimitsTable
@@ -70,6 +73,67 @@ def test_images_of_rows_in_a_bucket_lie_there_too(bucket):
         }.items():
             with pytest.raises(Reject, match=why):
                 of_table.read({"image": value}, 0)
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """Has one image, in two places, and answers in many ways. It does not know ranges."""
+
+    def do_GET(self):
+        name = self.path.rpartition("/")[2]
+        there = ("one.png", "large.png", "huge.png", "broken.png", "a%20%23b.png")
+        other = {"moved.png": 302, "denied.png": 403, "busy.png": 503}
+        self.send_response(200 if name in there else other.get(name, 404))
+        if name == "moved.png":
+            self.send_header("Location", "/in/one.png")
+        if name in ("huge.png", "broken.png"):
+            self.send_header("Content-Length", str(1 << 40))
+        elif name == "one.png":
+            self.send_header("Content-Length", "3")
+        self.end_headers()
+        try:
+            pieces = {"large.png": 20, "huge.png": 2000}.get(name, 1) if self.command == "GET" else 0
+            for _ in range(pieces):
+                self.wfile.write(bytes(1 << 16) if pieces > 1 else b"one")
+        except OSError:  # nobody reads on
+            self.close_connection = True
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/in"
+        server.shutdown()
+
+
+def test_images_of_rows_on_a_web_server_lie_there_too(web):
+    inputs = [SimpleNamespace(path=f"{web}/rows.jsonl", rows=10)]
+    of_web = Images(InputTable(path=["x"], image="image"), inputs, LimitsTable(row_bytes=10_000_000))
+
+    def read(value) -> list[bytes]:
+        return of_web.read({"image": value}, 0)[1]
+
+    assert read(["one.png", f"{web}/one.png", "moved.png", "a #b.png"]) == [b"one"] * 4
+    assert read("large.png") == [bytes(20 << 16)]  # which comes in parts
+    for value, why in {
+        "none.png": "^image_missing: image: 'none.png': no such file$",
+        "denied.png": "^image_unreadable: image: 'denied.png': .*the server answers 403",
+        "huge.png": "^too_large: image: the row's images have more bytes",
+        "../in/one.png": "is not below",
+        web.replace("127.0.0.1", "127.0.0.2") + "/one.png": "is not below",
+    }.items():
+        begin = time.monotonic()
+        with pytest.raises(Reject, match=why):
+            read(value)
+        assert time.monotonic() - begin < 10
+    for value in ("busy.png", "broken.png"):  # which may be there later
+        with pytest.raises(Stopped, match="cannot be read now"):
+            read(value)
 
 
 @pytest.mark.parametrize("path", ["../secret", "a/../../secret", "/etc/passwd", "out/secret", "file:///etc/passwd"])

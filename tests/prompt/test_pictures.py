@@ -54,6 +54,36 @@ def test_what_is_no_image_says_so():
     assert refusal(bytes(damaged)).startswith("image_unreadable: ")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"%PDF-1.7\n1 0 obj <</Type /Catalog>> endobj\n",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(80),
+        b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(80),
+        b"P6 2 2 255 " + bytes(12),  # of Pillow's other formats
+        b"\0\0\1\0" + bytes(60),
+    ],
+    ids=["SVG", "PDF", "HEIC", "AVIF", "PPM", "ICO"],
+)
+def test_a_file_of_another_kind_names_those_that_are_known(content):
+    why = "image_unreadable: no image of a known kind (JPEG, PNG, WEBP, GIF, BMP, TIFF)"
+    assert refusal(content) == why
+
+
+@pytest.mark.parametrize("kind", pictured.every_kind())
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
+def test_a_file_that_was_cut_is_refused_or_read_and_nothing_else(kind, share):
+    content = pictured.every_kind()[kind]
+    cut = content[: int(len(content) * share)]
+    try:
+        seen = looked_at(cut, 224, MOST)
+    except Reject as why:
+        assert why.reason == "image_unreadable" and "\n" not in why.detail
+    else:  # of a GIF or WEBP of several images the first is whole
+        assert seen == looked_at(content, 224, MOST) or kind.startswith("animated"), kind
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few kilobytes with this many white pixels."""
 
