@@ -2,6 +2,9 @@
 # All tests, in .venv: lint, types, pytest. Usage: bash tests/run.sh [--slow] [pytest arguments]
 # --slow adds what takes minutes or an installation of its own: Slurm (as root it installs what is missing), and older
 # versions of vLLM.
+# Models with vLLM's own vision need torchvision, which jobs/install.sh leaves out. In an environment that may have it:
+#   pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torchvision==0.28.0   # beside torch 2.13
+#   python -m pytest -m torchvision
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,7 @@
 """Data that is in memory as the input of a job: written once beside the output, so that a run can be resumed, shared by
 workers and verified as one over any other files."""
 
+import base64
 import contextlib
 import filecmp
 import hashlib
@@ -31,6 +32,7 @@ ROWS = 10_000  # of a Parquet row group, and of a Hugging Face dataset at a time
 _DIGEST = 8  # bytes
 _DEEPEST = 100  # levels of a row
 _TIMES = "mM"  # kinds of numpy's
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # how files of them begin
 _NO_ROWS = "input: no rows"
 # What a library says of values that Arrow or Parquet has no place for.
 _DOES_NOT_FIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
@@ -235,7 +237,7 @@ def _json(record: dict[str, Any]) -> bytes:
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
     """A value in JSON's own types: numpy's numbers and arrays as Python's, times as ISO 8601, decimal numbers as text,
-    and what pandas has where nothing is as null. Raises JobError for what has no such form."""
+    images as data: URIs, and what pandas has where nothing is as null. Raises JobError for what has no such form."""
     if depth > _DEEPEST:
         raise JobError(f"{where[:200]}: is nested too deeply")
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in _TIMES:
@@ -258,8 +260,20 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
             return value.isoformat()
         case Decimal() | uuid.UUID() | np.datetime64():
             return str(value)
+        case _ if (file := _file_of_image(value)) is not None:
+            return "data:;base64," + base64.b64encode(file).decode()
     what = "infinity" if isinstance(value, float) else f"of type {type(value).__name__}"
     raise JobError(f"{where}: is {what}, which JSON does not have; convert it, or leave it out")
+
+
+def _file_of_image(value: Any) -> bytes | None:
+    """Of one of Pillow, or of the bytes of a file that begins as images do; other bytes may be meant as anything."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value) if value.startswith(_IMAGES) else None
+    if not any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__):
+        return None
+    value.convert("RGB").save(file := io.BytesIO(), "PNG")  # which is all that is seen of it
+    return file.getvalue()
 
 
 def _is_missing(value: Any) -> bool:

@@ -2,24 +2,31 @@
 
 import datetime
 import decimal
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import duckdb
 import numpy as np
 import pandas as pd
+import pictured
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import demo_records
+from PIL import Image
 
 from batchgen.api.data import paths_of
 from batchgen.errors import JobError
 from batchgen.host.bucket import Bucket
+from batchgen.input.images import Images
+from batchgen.job.spec import InputTable, LimitsTable
+from batchgen.prompt.pictures import looked_at
 
 ROWS = [{"id": "a", "text": "Friday"}, {"id": "b", "text": "Monday"}]
 
@@ -226,3 +233,16 @@ def test_polars_gives_and_takes(instantly, write_rows, tmp_path):
     assert objects == "input: column text holds Python objects; convert it, or leave it out"
     assert integers.startswith("input: the data frame has no form as a table: ")
     assert "shape: (5, 3)" in table
+
+
+def test_rows_may_hold_images_of_pillow_or_the_bytes_of_their_files(tmp_path):
+    file = pictured.photo(1)
+    seen = Image.open(io.BytesIO(file))
+    values = [seen, file, [seen, file], {"bytes": file, "path": None}, seen.convert("CMYK").convert("RGB")]
+    [path] = paths_of([{"text": "What?", "image": value} for value in values], str(tmp_path / "out"))
+    records = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    images = Images(InputTable(path=["x"], image="image"), [SimpleNamespace(path=path, rows=9)], LimitsTable())
+    found = [[looked_at(each, None, 10**6).pixels for each in images.read(row, 0)[1]] for row in records]
+    assert found[:4] == [[seen.tobytes()], [seen.tobytes()], [seen.tobytes()] * 2, [seen.tobytes()]]
+    with pytest.raises(JobError, match="row 0, text: is of type bytes, which JSON does not have"):
+        paths_of([{"text": b"no image"}], str(tmp_path / "other"))

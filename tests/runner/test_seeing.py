@@ -13,6 +13,8 @@ from minigpt4 import minigpt4  # noqa: F401
 from processes import Watch
 from test_kills import WHOLE, killed_and_resumed, while_generating, whole_folder
 
+from batchgen.engine.vision import CACHE
+
 TEMPERATURE = ["--temperature", 1.0]
 
 
@@ -96,9 +98,10 @@ def memory(process: int) -> float:
 
 @pytest.mark.slow
 def test_ten_thousand_images_take_no_more_memory_than_a_thousand(start, minigpt4, write_rows, tmp_path):  # noqa: F811
+    """But for the embeddings that are remembered: 64 MB, which are 4,096 images here."""
     (tmp_path / "images").mkdir()
     for place in range(10_000):
-        (tmp_path / "images" / f"{place}.jpg").write_bytes(pictured.photo(place, 300, 200))
+        (tmp_path / "images" / f"{place}.jpg").write_bytes(pictured.photo(place, 48, 32))
     rows = write_rows([{"text": "What?", "image": f"images/{place}.jpg"} for place in range(10_000)])
     out, used = tmp_path / "out", []
     run = start(rows, out, *flags(minigpt4, "--max-tokens", 1, "--shard-rows", 500))
@@ -110,8 +113,7 @@ def test_ten_thousand_images_take_no_more_memory_than_a_thousand(start, minigpt4
         time.sleep(0.5)
     assert run.wait() == 0, run.stderr
     assert len(list(out.glob("part-*"))) == 20
-    early, late = (max(mb for at, mb in used if low <= at < high) for low, high in ((2, 6), (6, 21)))
-    print(
-        f"\n10,000 images in {time.monotonic() - begin:.0f} s; {early:.0f} MB at most up to 3,000, then {late:.0f} MB"
-    )
-    assert late < early + 60
+    early, full, late = (max(mb for at, mb in used if low <= at < high) for low, high in ((2, 6), (9, 13), (13, 21)))
+    print(f"\n10,000 images in {time.monotonic() - begin:.0f} s; at most {early:.0f} MB up to 3,000,", end=" ")
+    print(f"{full:.0f} MB up to 6,500, when embeddings are forgotten again, then {late:.0f} MB")
+    assert late < full + 30 and late < early + CACHE / 1e6 + 60
