@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CONVERSATIONS, MODEL
+from conftest import CONVERSATIONS, MODEL, untimed
 
 from batchgen import __version__
 from batchgen.commands import doctor
@@ -78,7 +78,7 @@ def fails(done: SimpleNamespace | subprocess.CompletedProcess, what: str) -> boo
 def warns(done: SimpleNamespace | subprocess.CompletedProcess, what: str) -> bool:
     code = done.exit_code if isinstance(done, SimpleNamespace) else done.returncode
     return code == 0 and any(
-        line.startswith("batchgen: warning: ") and what in line for line in done.stderr.splitlines()
+        line.startswith("batchgen: warning: ") and what in line for line in untimed(done.stderr).splitlines()
     )
 
 
