@@ -3,6 +3,7 @@
 Written for vLLM 0.26 to 0.33; what depends on the version or the device is here and in installed.py.
 """
 
+import atexit
 import copy
 import functools
 import multiprocessing
@@ -163,8 +164,11 @@ def _meet_in_a_file() -> None:
 
 def meeting_place(*address: object) -> str:
     """Where an engine's processes meet, for torch. Older vLLMs name shared memory after what follows the last colon."""
-    name = os.environ.get(scratch.VARIABLE, "vllm")
-    return f"file://{tempfile.gettempdir()}/dist:{name}.{uuid.uuid4().hex}"
+    name = os.environ.get(scratch.VARIABLE)
+    place = Path(tempfile.gettempdir(), f"dist:{name or 'vllm'}.{uuid.uuid4().hex}")
+    if not name:  # or else it goes with the scratch folder
+        atexit.register(place.unlink, missing_ok=True)
+    return f"file://{place}"
 
 
 class VllmEngine:

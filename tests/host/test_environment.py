@@ -110,11 +110,13 @@ def listeners(way: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_meeting_place_of_older_vllms_listens_on_no_other_interface():
+def test_the_meeting_place_of_older_vllms_listens_on_no_other_interface(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     assert listeners(f"'tcp://127.0.0.1:{port}'") & EVERYWHERE  # which the older ones do
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert not listeners("meeting_place('127.0.0.1', 1)") & EVERYWHERE
+    assert not list(tmp_path.glob("dist:*"))  # nothing is left of one without a run, such as a benchmark's
 
 
 def test_an_engine_is_given_a_meeting_place_that_goes_with_the_run(monkeypatch):
