@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import msgspec
+from click.shell_completion import get_completion_class
 
 from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
@@ -79,6 +80,8 @@ def _told_our_way() -> Iterator[None]:
     """Has click print a wrong command line as we print errors, where that is JSON, and in any case safely."""
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:  # the help, line by line
+        raise
     except click.ClickException as error:
         error.message = terminal.message(error.message)  # type: ignore[misc]
         if events.style().as_json:
@@ -157,8 +160,24 @@ def exit_codes() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _say_versions(context: click.Context, param: click.Parameter, given: bool) -> None:
+    if not given or context.resilient_parsing:
+        return
+    from .commands import doctor
+
+    show.say("\n".join(doctor.versions_and_device()))
+    context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="batchgen")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_versions,
+    help="show the versions of batchgen, Python and vLLM, and the device",
+)
 def cli() -> None:
     """Offline generation over whole datasets with vLLM: conversations in, responses out, resumable at any moment.
 
@@ -193,19 +212,37 @@ class LocalPath(click.Path):
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 out_folder = click.argument("out", type=PlaceOrUri())
-job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...")
+job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...", shell_complete=flags.files)
 
 
 # --- beginning
 
 
+@cli.command("completion", short_help="Have a shell complete commands, flags and files.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the lines by which a shell completes what is typed behind batchgen.
+
+    \b
+    Examples:
+      batchgen completion bash >> ~/.bashrc
+      batchgen completion zsh >> ~/.zshrc
+      batchgen completion fish > ~/.config/fish/completions/batchgen.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind
+    show.say(kind(cli, {}, "batchgen", "_BATCHGEN_COMPLETE").source())
+
+
 @cli.command("init", short_help="Write a first job file, from a look at the data.")
-@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
-@click.option("--model", required=True, help="model folder, or name of a model on the hub (org/name)")
-@click.option("--output", default="out", show_default=True, help="output folder of the job")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...", shell_complete=flags.files)
+@click.option(
+    "--model", required=True, shell_complete=flags.files, help="model folder, or name of a model on the hub (org/name)"
+)
+@click.option("--output", default="out", show_default=True, shell_complete=flags.files, help="output folder of the job")
 @click.option(
     "--task",
-    type=click.Choice(["answer", "translate", "score"]),
+    type=click.Choice(["answer", "translate", "score", "sweep"]),
     default="answer",
     show_default=True,
     help="what the job does to each row",
@@ -222,10 +259,13 @@ def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: st
     Examples:
       batchgen init talks/*.jsonl --model rinna/bilingual-gpt-neox-4b-instruction-sft
       batchgen init hh.parquet --model models/sft --task translate --into Japanese
+      batchgen init talks.jsonl --model models/sft --task sweep
     """
     with exit_codes():
         from .commands import init
 
+        if flags.STDIN in inputs:
+            raise JobError("-: a job file names its input; look at a file")
         written = init.write(init.Asked(inputs=list(inputs), to=to, **asked), overwrite)
     show.first_job(written)
 

@@ -1,6 +1,8 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
 import os
+import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
 from .errors import JobError
@@ -22,7 +25,9 @@ PREFIXES = {"limits": "limit"} | {
     table: table for table in ("translate", "score", "metrics", "sweep", "notify")
 }  # of flags whose keys say little
 VARY = ("sweep", "vary")  # the key whose flag is --sweep
+STDIN = "-"  # in place of an input file
 LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "BATCHGEN_LOG_FORMAT"
+OF_FILES = ("path", "image_folder", "vision", "glossary", "memory", "scorer")  # keys that a shell completes with names
 LONGEST_CHOICE = 60  # characters of a flag's choices: longer ones go into its description
 
 
@@ -121,8 +126,20 @@ def _whole_or_text(value: str) -> int | str:
     return int(value) if value.isdecimal() else value
 
 
+def files(context: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """What a shell completes with the names of files and folders."""
+    return [CompletionItem(begun, type="file")]
+
+
 class JobCommand(click.Command):
     """A command that takes the keys of the job file: its help has a heading for each table."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises JobError that shows how to begin, where nothing is given."""
+        is_of_inputs = any(param.name == "inputs" for param in self.params)
+        if is_of_inputs and not args and not ctx.resilient_parsing:
+            raise JobError(*_beginnings(ctx.info_name or ""))
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         headings: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -132,6 +149,20 @@ class JobCommand(click.Command):
         for heading, records in headings.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def _beginnings(command: str) -> list[str]:
+    """What to type where nothing is there yet."""
+    task, asks = (" --task sweep", " --sweep temperature=0.3,0.7,1.0") if command == "sweep" else ("", "")
+    return [
+        f"{command}: of which job? There are three ways to begin",
+        f"to try it:        batchgen demo demo, then batchgen {command} demo/job.toml{asks}",
+        f"with a job file:  batchgen init IN --model MODEL{task}, then batchgen {command} job.toml",
+        f"with flags alone: batchgen {command} IN --model MODEL --output out{asks}",
+        "IN: files or folders of JSONL, Parquet, CSV ...; MODEL: a folder, or a name on the hub such as "
+        "rinna/bilingual-gpt-neox-4b-instruction-sft",
+        f"batchgen {command} --help shows all flags, batchgen manual the pages of the manual",
+    ]
 
 
 def _heading(option: str) -> str:
@@ -167,7 +198,7 @@ any_version_flag = click.option(
 
 def log_format(arguments: Sequence[str]) -> str:
     """The --log-format of a command line, known before click reads it, since that may fail."""
-    for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for given, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, _, value = given.partition("=")
         if name == LOG_FORMAT:
             return value or following
@@ -270,6 +301,7 @@ def _option(key: Key, show_default: bool) -> Callable[..., Any]:
         default=None,
         metavar="KEY=VALUES" if name == "--sweep" else "NAME" if is_long else None,
         help=_help(key, name, multiple, is_long) + (_default(key) if show_default else ""),
+        shell_complete=files if key.name in OF_FILES else None,
     )
 
 
@@ -341,7 +373,24 @@ def sweep_of(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str
         raise JobError(
             f"{files[0]}: a job file is TOML, and its name ends in .toml; `batchgen manual job-file` shows one"
         )
-    return load(job_file, by_table(files, engine, options))
+    tables = by_table(files, engine, options)
+    if STDIN in files:
+        tables["input"]["path"] = [_spooled(load(job_file, tables)) if each == STDIN else each for each in files]
+    return load(job_file, tables)
+
+
+def _spooled(spec: JobSpec) -> str:
+    """What comes in through stdin as a file: beside the output, so that the job can be resumed, verified and shared;
+    of a command that only looks, for as long as that takes. Raises JobError."""
+    from .api.data import spooled
+
+    context = click.get_current_context()
+    if context.info_name == "submit":
+        raise JobError(f"{STDIN}: a job on the cluster cannot read what is piped in here; name a file")
+    if context.info_name in ("run", "sweep"):
+        return spooled(sys.stdin, spec.output.path)
+    scratch = context.with_resource(tempfile.TemporaryDirectory(prefix="batchgen-stdin-"))
+    return spooled(sys.stdin, f"{scratch}/stdin")
 
 
 def _is_other_job_file(path: Path) -> bool:

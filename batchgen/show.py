@@ -74,7 +74,10 @@ def first_job(written: "Written") -> None:
     in_short(f"wrote {written.path}, going by the first {written.look.rows:,} rows:")
     for guess in written.guesses:
         in_short(f"  {guess}")
-    in_short(f"next: batchgen plan {written.path} --show 2, then batchgen run {written.path}")
+    look, then = f"batchgen plan {written.path} --show 2", f"batchgen run {written.path}"
+    if written.is_sweep:
+        look, then = f"batchgen sweep {written.path} --dry-run", f"batchgen sweep {written.path}"
+    in_short(f"next: {look}, then {then}")
 
 
 # --- run, retry, export

@@ -4,18 +4,20 @@ workers and verified as one over any other files."""
 import base64
 import contextlib
 import filecmp
+import functools
 import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,7 @@ from ..input.files import is_named_like_data
 from ..job.output_path import check_output_path
 
 ROWS = 10_000  # of a Parquet row group, and of a Hugging Face dataset at a time
+_PIECE = 1 << 20  # bytes, of what comes through a pipe
 _DIGEST = 8  # bytes
 _DEEPEST = 100  # levels of a row
 _TIMES = "mM"  # kinds of numpy's
@@ -52,8 +55,20 @@ def paths_of(data: Any, output: str) -> list[str]:
         return [str(data)]
     if isinstance(data, list) and _are_paths(data):
         return [str(each) for each in data]
+    return [_beside(output, functools.partial(_written, data))]
+
+
+def spooled(stream: TextIO | None, output: str) -> str:
+    """What comes through a pipe as such a file. stream: sys.stdin; output: see paths_of. Raises JobError."""
+    if stream is None or stream.isatty():
+        raise JobError("-: is for what is piped in (cat talks.jsonl | batchgen ...), and nothing is; name a file")
+    return _beside(output, functools.partial(_copied, stream.buffer))
+
+
+def _beside(output: str, write: Callable[[Path], Path]) -> str:
+    """write: writes the file beside the path of an output, and gives its path"""
     if "://" not in output:
-        return [str(_written(data, Path(output).absolute()))]
+        return str(write(Path(output).absolute()))
     check_output_path("output", output)
     folder, _, name = output.rstrip("/").rpartition("/")
     if folder.endswith("/"):
@@ -61,10 +76,10 @@ def paths_of(data: Any, output: str) -> list[str]:
             f"{output}: data in memory is written beside the output, which needs a name in the bucket for that"
         )
     with tempfile.TemporaryDirectory(prefix="batchgen-input-") as scratch:
-        made, place = _written(data, Path(scratch) / name), Bucket(folder)
+        made, place = write(Path(scratch) / name), Bucket(folder)
         if not place.has(made.name):  # its content is in its name
             place.upload(made.name, made)
-        return [place.where(made.name)]
+        return place.where(made.name)
 
 
 def _written(data: Any, path: Path) -> Path:
@@ -73,16 +88,33 @@ def _written(data: Any, path: Path) -> Path:
     tables = _tables(data)
     if tables is None and not isinstance(data, Iterable):
         raise JobError(f"input: a {type(data).__name__} is no data that can be read; give paths, dicts or a table")
+    with _new(path) as made:
+        if tables is None:
+            _write_lines(data, made)
+        else:
+            _write_parquet(tables, made)
+        return _in_place(made, path, ".jsonl" if tables is None else ".parquet")
+
+
+def _copied(stream: BinaryIO, path: Path) -> Path:
+    """What a file is, its content says, so that its name has no ending."""
+    with _new(path) as made:
+        with made.open("wb") as file:
+            shutil.copyfileobj(stream, file, _PIECE)
+            if not file.tell():
+                raise JobError("-: nothing came in through the pipe")
+        return _in_place(made, path, "")
+
+
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """A file beside the path that is to get its name when it is written. Raises JobError."""
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name[:150]}.input-{uuid.uuid4().hex[:12]}.tmp")
         try:
             os.close(safeopen.create(made))
-            if tables is None:
-                _write_lines(data, made)
-            else:
-                _write_parquet(tables, made)
-            return _in_place(made, path, ".jsonl" if tables is None else ".parquet")
+            yield made
         finally:
             made.unlink(missing_ok=True)
 

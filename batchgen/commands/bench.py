@@ -35,7 +35,7 @@ from ..engine.torch_fit import require_fit
 from ..engine.types import Engine
 from ..engine.vllm import BareRequest, VllmEngine, install_into_vllm
 from ..errors import JobError, MachineError, Reject, warn
-from ..host import bucket, environment, garbage
+from ..host import bucket, environment, garbage, machine
 from ..host.lifeline import die_with_parent
 from ..input.plan import plan_input
 from ..input.rows import Reader, read_rows
@@ -69,17 +69,12 @@ Figures = dict[str, Any]
 def circumstances() -> Figures:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
+        "cpu": machine.cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 1),  # of others too: on a busy machine the figures are worth little
         "python": platform.python_version(),
         "versions": {"batchgen": __version__, **versions()},
     }
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def spread(values: Iterable[int]) -> Figures:

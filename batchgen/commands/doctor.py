@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ def look(with_engine: bool = False) -> Report:
     if with_engine and report.can_run:
         _try_engine(report)
     return report
+
+
+def versions_and_device() -> Iterator[str]:
+    """For a report about anything: what is installed, and what it runs on."""
+    found = {"python": platform.python_version()} | _versions()
+    yield f"batchgen, version {__version__}"
+    yield ", ".join(f"{name} {found.get(name, 'not installed')}" for name in ("python", "vllm", "torch", "pyarrow"))
+    gpus = Counter(gpu.name for gpu in _gpus())
+    cores = machine.cores()
+    own = f"{cores:,} core{'s' if cores > 1 else ''} of {machine.cpu()}"
+    yield f"device: {', '.join(f'{count} {name}' for name, count in gpus.items()) or own}"
 
 
 # --- what is here

@@ -50,11 +50,13 @@ class Written:
     """A job file that was written.
 
     guesses: what it says that the user should look at
+    is_sweep: whether it is for `batchgen sweep`
     """
 
     path: Path
     look: Look
     guesses: list[str]
+    is_sweep: bool
 
 
 class Asked(NamedTuple):
@@ -92,7 +94,7 @@ def write(asked: Asked, overwrite: bool) -> Written:
             safeopen.replace(asked.to, text.encode(), new=not overwrite)
         except FileExistsError:
             raise JobError(f"{asked.to}: is there already; give --overwrite, or another name with --to") from None
-    return Written(asked.to, found, guesses)
+    return Written(asked.to, found, guesses, asked.task == SWEEP)
 
 
 def _opened(path: str) -> str:
@@ -286,9 +288,10 @@ def _sweep(found: Look, asked: Asked) -> tuple[Tables, list[str]]:
     tables, guesses = _answer(found, asked)
     tables["sweep"] = [
         Key("rows", 200, "spread over the input"),
-        Key("samples", 4, "for each row and setting"),
+        Key("samples", 2, "for each row and setting"),
         Key("temperature", [0.3, 0.7, 1.0], "every combination of the lists is tried"),
-        Key("top_p", [0.85, 1.0]),
+        Key("top_p", [0.85, 1.0], "1.0 keeps all tokens"),
+        Key("repetition_penalty", [1.0, 1.1], "1.0 is none"),
     ]
     if reference := _reference(found):
         tables["metrics"] = [Key("reference", reference, "what a response should be")]

@@ -1,6 +1,7 @@
 """How much of this machine a process may use: cores and memory, within what its container, Slurm or its user allows."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,15 @@ def cores() -> int:
     Slurm gave it fewer, or OMP_NUM_THREADS is less."""
     given = [_number("OMP_NUM_THREADS"), next(filter(None, map(_number, OF_SLURM)), 0)]
     return max(1, min([len(os.sched_getaffinity(0)), *_quotas(), *filter(None, given)]))
+
+
+def cpu() -> str:
+    """What the CPU is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def available_memory() -> int:

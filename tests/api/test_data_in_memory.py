@@ -2,9 +2,11 @@
 
 import datetime
 import decimal
+import gzip
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,10 @@ import numpy as np
 import pandas as pd
 import pictured
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import demo_records
+from conftest import MODEL, demo_records
 from PIL import Image
 
 from batchgen.api.data import paths_of
@@ -246,3 +249,79 @@ def test_rows_may_hold_images_of_pillow_or_the_bytes_of_their_files(tmp_path):
     assert found[:4] == [[seen.tobytes()], [seen.tobytes()], [seen.tobytes()] * 2, [seen.tobytes()]]
     with pytest.raises(JobError, match="row 0, text: is of type bytes, which JSON does not have"):
         paths_of([{"text": b"no image"}], str(tmp_path / "other"))
+
+
+# --- through a pipe
+
+LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+
+
+@pytest.fixture
+def piped(batchgen_process, tmp_path, monkeypatch):
+    """Runs the command with these bytes on its stdin, on the instant engine."""
+    monkeypatch.setenv("BATCHGEN_ENGINE", "instant")
+
+    def run(command, content: bytes, *flags):
+        stdin = tmp_path / "stdin"
+        stdin.write_bytes(content)
+        pipe = subprocess.Popen(["cat", stdin], stdout=subprocess.PIPE)
+        done = batchgen_process(command, "-", "--model", MODEL, *flags, stdin=pipe.stdout, cwd=tmp_path)
+        pipe.stdout.close()
+        pipe.wait()
+        return done
+
+    return run
+
+
+def parquet_of(rows) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("content", [LINES, gzip.compress(LINES), json.dumps(ROWS).encode(), parquet_of(ROWS)])
+def test_what_is_piped_in_is_kept_beside_the_output_and_is_input_like_any_other(piped, batchgen, tmp_path, content):
+    assert piped("run", content, "--output", "out").returncode == 0
+    [kept] = tmp_path.glob("*out.input-*")
+    assert kept.read_bytes() == content
+    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == ["a", "b"]
+    assert batchgen("verify", tmp_path / "out").exit_code == 0
+
+
+def test_the_same_piped_in_again_is_the_same_job_and_anything_else_is_another_one(piped, tmp_path):
+    assert piped("run", LINES, "--output", "out").returncode == 0
+    assert "all done already" in piped("run", LINES, "--output", "out").stdout
+    other = piped("run", LINES * 2, "--output", "out")
+    assert (other.returncode, "holds results of a job that differs in" in other.stderr) == (2, True)
+
+
+def test_a_plan_of_what_is_piped_in_leaves_nothing(piped, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    done = piped("plan", LINES, "--output", "out")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "rows           2 in 1 files")
+    assert not list((tmp_path / "scratch").iterdir()) and not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    "command, stdin, says",
+    [
+        ("run", subprocess.DEVNULL, "-: nothing came in through the pipe"),
+        ("run", "terminal", "-: is for what is piped in (cat talks.jsonl | batchgen ...), and nothing is; name a file"),
+        ("submit", subprocess.DEVNULL, "-: a job on the cluster cannot read what is piped in here; name a file"),
+    ],
+)
+def test_without_a_pipe_one_line_says_what_to_do(batchgen_process, tmp_path, command, stdin, says):
+    ours, theirs = pty.openpty()
+    given = ["run", "-"] if command == "run" else [command, write_job(tmp_path), "--", "-"]
+    flags = ["--model", MODEL, "--output", tmp_path / "out"]
+    done = batchgen_process(*given, *flags, stdin=theirs if stdin == "terminal" else stdin)
+    os.close(ours)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (2, f"batchgen: {says}\n")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def write_job(folder: Path) -> Path:
+    (folder / "job.toml").write_text("[sampling]\ntemperature = 0\n")
+    return folder / "job.toml"

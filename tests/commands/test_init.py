@@ -52,6 +52,14 @@ def test_a_column_is_the_id_only_if_no_two_rows_share_it(init):
     assert "id" not in init([{"text": "Where is the bus?", "uuid": "same"}] * 2)["input"]
 
 
+def test_a_sweep_of_what_the_card_says_matters_is_ready_to_run(init, batchgen):
+    job = init([{"text": f"Where is bus {n}?", "expected": "Here."} for n in range(3)], "--task", "sweep")
+    assert job["sweep"].keys() == {"rows", "samples", "temperature", "top_p", "repetition_penalty"}
+    assert job["metrics"] == {"reference": "expected"}
+    shown = batchgen("sweep", "job.toml", "--dry-run").stdout
+    assert "settings  12\n" in shown and "rows      3 of 3; 0 rejects\n" in shown
+
+
 def test_a_translation_takes_the_texts_that_have_sentences(init):
     rows = [{"turns": [{"role": "user", "text": "Where is the bus?"}], "meta": {"url": "http://a.b/c", "n": 1}}] * 3
     assert init(rows, "--into", "Japanese")["translate"] == {

@@ -1,5 +1,7 @@
 """The command line: quick to start, every command with an example, documented in the README."""
 
+import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchgen import manual, show
+from batchgen import __version__, manual, show
 from batchgen.cli import cli
 from batchgen.job.spec import OF_SWEEPS, TABLES
 
@@ -80,6 +82,70 @@ def test_the_help_of_run_shows_the_defaults(batchgen):
 
 def test_the_help_of_retry_shows_none_as_they_are_those_of_the_job(batchgen):
     assert not any("[default" in text for text in help_of(batchgen, "retry").values())
+
+
+def test_alone_it_shows_its_commands_line_by_line(batchgen_process):
+    done = batchgen_process()
+    assert done.returncode == 2
+    assert "\n  run         Generate a response for every conversation.\n" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "plan"])
+def test_without_a_job_the_ways_to_begin_are_shown(batchgen, command):
+    done = batchgen(command)
+    lines = done.stderr.splitlines()
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert lines[0] == f"batchgen: {command}: of which job? There are three ways to begin"
+    assert all(f"batchgen {command} " in line for line in lines[1:4])
+    assert len(lines) < 15
+
+
+def test_the_version_names_what_a_report_needs_and_imports_nothing_for_it(batchgen):
+    first, parts, device = batchgen("--version").stdout.splitlines()
+    assert first == f"batchgen, version {__version__}"
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "pyarrow")}
+    assert all(f", {name} {version}" in f", {parts}" for name, version in packages.items())
+    assert parts.startswith("python 3.") and ", vllm 0." in parts
+    assert re.fullmatch(r"device: \d+ .+", device)
+
+
+# --- completion
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    """What bash makes of words, of which the last is to be completed."""
+    script = (
+        'source <("$1" completion bash); COMP_WORDS=(batchgen $2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); '
+        "_batchgen_completion batchgen; printf '%s\n' \"${COMPREPLY[@]}\""
+    )
+    program = Path(sys.executable).with_name("batchgen")
+    variables = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    command = ["bash", "--norc", "-c", script, "bash", str(program), words]
+    return subprocess.check_output(command, text=True, cwd=folder, env=variables).split()
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        ("verif", ["verify"]),
+        ("run --temp", ["--template", "--temperature"]),
+        ("run --prompt-format speaker-", ["speaker-nl"]),
+    ],
+)
+def test_bash_completes(words, found, tmp_path):
+    assert completed(words, tmp_path) == found
+
+
+@pytest.mark.parametrize("words", ["run jo", "run --model jo", "plan jo", "init jo", "status jo"])
+def test_names_of_files_are_left_to_the_shell(batchgen_process, words):
+    asked = os.environ | {"_BATCHGEN_COMPLETE": "bash_complete", "COMP_WORDS": f"batchgen {words}"}
+    done = batchgen_process(env=asked | {"COMP_CWORD": str(len(words.split()))})
+    assert done.stdout in ("file,jo\n", "dir,jo\n")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_given_their_lines(batchgen, shell):
+    assert f"_BATCHGEN_COMPLETE={shell}_complete" in batchgen("completion", shell).stdout
 
 
 def test_the_manual_lists_its_pages_and_shows_each(batchgen):
