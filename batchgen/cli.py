@@ -211,7 +211,7 @@ class LocalPath(click.Path):
 
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
-out_folder = click.argument("out", type=PlaceOrUri())
+out_folder = click.argument("out", type=PlaceOrUri(), shell_complete=flags.files)
 job_inputs = click.argument("inputs", nargs=-1, metavar="[JOB.toml] [IN]...", shell_complete=flags.files)
 
 
