@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,11 +49,17 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bare(wheel, tmp_path_factory):
-    """batchgen from its wheel, in an environment of what it requires and nothing else."""
+def unpacked(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site-packages")
     with zipfile.ZipFile(wheel) as contents:
         contents.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(unpacked):
+    """batchgen from its wheel, in an environment of what it requires and nothing else."""
+    folder = unpacked
     about = importlib.metadata.PathDistribution(next(folder.glob("batchgen-*.dist-info")))
     needed = [Requirement(line) for line in about.requires or []]
     for name in dependencies([each.name for each in needed if not each.marker]):
@@ -80,6 +87,59 @@ def test_the_wheel_holds_every_module_and_the_demo(wheel):
     assert set(listed.stdout.splitlines()) <= names or listed.returncode
     assert {"batchgen/demo/model/model.safetensors", "batchgen/demo/data/conversations.jsonl"} <= names
     assert {f"batchgen/manual/{page}.md" for page in manual.PAGES} <= names
+
+
+PROGRAM = """
+import threading
+
+import batchgen
+
+job: batchgen.JobSpec = batchgen.load("job.toml", sampling={"temperature": 0}, input=[{"text": "Monday"}])
+
+
+def watch(now: batchgen.Progress) -> None:
+    print(now.done / now.rows, f"{now.by_length:.1%}")
+
+
+forecast = batchgen.plan(job)
+shapes: dict[str, int] = forecast.shapes
+print(forecast.tokens + forecast.job.plan.rows, len(forecast.lengths), shapes)
+try:
+    outcome = batchgen.run(job, on_progress=watch, stop=threading.Event())
+except (batchgen.JobError, batchgen.MachineError, batchgen.Stopped) as error:
+    raise SystemExit(str(error)) from None
+if outcome.counts is not None:
+    rejects: dict[str, int] = outcome.counts.rejects
+    print(outcome.counts.rows - outcome.counts.rejected, rejects, outcome.totals.response_tokens)
+done: int = batchgen.status(job.output.path).rows_done
+problems: list[str] = batchgen.verify(job.output.path).problems
+results = batchgen.open(job.output.path)
+complete: bool = results.is_complete
+responses: list[str] = [row["response"] for row in results]
+places: list[str] = [f"{reject.place} {reject.reason.upper()}" for reject in results.rejects()]
+for answer in batchgen.generate(["Friday"], "demo/model", temperature=0):
+    print(answer.row + answer.sample, answer.record["prompt"], answer.reject or "")
+    response: str | None = answer.response
+batchgen.close()
+"""
+
+
+def test_a_program_is_checked_against_the_types_of_the_package(unpacked, tmp_path):
+    """What PYTHONPATH names is installed to mypy: without py.typed it would take nothing from there."""
+    wrong = [
+        "print(batchgen.status(1).rows_done)",
+        "print(outcome.counts.row)",
+        "batchgen.run(job, on_progress=lambda now: now.dnoe)",
+    ]
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "wrong.py").write_text(PROGRAM + "\n".join(wrong))
+    command = [sys.executable, "-m", "mypy", "--strict", "program.py", "wrong.py"]
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    errors = re.findall(r"^(\S+):(\d+): error: .*\[(\S+)\]$", done.stdout, re.MULTILINE)
+    lines = len(PROGRAM.splitlines())
+    expected = [(1, "arg-type"), (2, "union-attr"), (2, "union-attr"), (3, "attr-defined")]
+    assert errors == [("wrong.py", str(lines + line), code) for line, code in expected], done.stdout
 
 
 def test_there_is_no_vllm_where_the_tests_of_this_file_run_it(bare):
