@@ -479,7 +479,9 @@ class Job:
     record: JobRecord
     task: Task = dataclasses.field(default_factory=Task)
     spec: SimpleNamespace = dataclasses.field(
-        default_factory=lambda: SimpleNamespace(output=SimpleNamespace(drain=30.0, stall=1e9, journal_every=None))
+        default_factory=lambda: SimpleNamespace(
+            output=SimpleNamespace(drain=30.0, stall=1e9, journal_every=None, abort_if_rejected=None)
+        )
     )
     model: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(name="", revision="", width=0))
     digests: dict = dataclasses.field(default_factory=dict)

@@ -13,7 +13,7 @@ spec.loader.exec_module(fleet)
 
 @pytest.fixture(scope="module", params=fleet.SITES)
 def result(request):
-    return fleet.simulate(12, 150, 4096, fleet.SITES[request.param], preempted=2.0)
+    return fleet.simulate(12, 240, 4096, fleet.SITES[request.param], preempted=2.0)
 
 
 def test_whatever_is_taken_all_shards_are_made_and_nearly_nothing_is_made_twice(result):
