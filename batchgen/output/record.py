@@ -31,6 +31,7 @@ from .store import Store
 # known for what it is.
 FORMAT = 5
 COMPACT_JSON = 4  # since when it is so
+NO_EMPTY_GROUPS = 5  # since when a shard without answers has no row group
 
 
 class JobRecord(msgspec.Struct, kw_only=True):

@@ -162,6 +162,7 @@ def commit(
     counts: Counts,
     facts: dict[str, Any],
     segmented: Sequence[SegmentRow] = (),
+    empty_group: bool = False,
 ) -> None:
     """Makes a shard final: first its rejects, segments and checksums, then its Parquet file.
 
@@ -170,12 +171,13 @@ def commit(
 
     answers: its output rows, in order
     segmented: what became of its segments, in order of their first use
+    empty_group: see as_parquet
     """
     accounting = {name: value for name, value in msgspec.to_builtins(counts).items() if name not in ENDINGS}
     about = {"shard": shard.index, "first_row": shard.first_row, "counts": accounting, **facts}
     if skipped := sorted(line["row"] for line in rejects if line["reason"] == "skipped"):
         about["skipped"] = skipped
-    content = as_parquet(answers, schema, about)
+    content = as_parquet(answers, schema, about, empty_group)
     audit = segments.as_parquet(segmented, _metadata(about)) if segmented else b""
     rejected = b"".join(msgspec.json.encode(line) + b"\n" for line in sorted(rejects, key=lambda line: line["row"]))
     out.check_links(layout.REJECTS, layout.SEGMENTS)
@@ -194,10 +196,14 @@ def commit(
     out.publish(layout.part(shard), content, beside, (layout.checksums(shard), sealed(sums)))
 
 
-def as_parquet(answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any]) -> memoryview:
+def as_parquet(
+    answers: list[dict[str, Any]], schema: pa.Schema, about: dict[str, Any], empty_group: bool = False
+) -> memoryview:
+    """empty_group: where there are no answers, an empty row group says so, as up to 0.3.0; `datasets` reads no file
+    whose first row group is empty"""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for some in _in_parts(answers) if answers else ():  # `datasets` reads no file whose first row group is empty
+        for some in _in_parts(answers) if answers or empty_group else ():
             writer.write_table(as_table(some, schema))
         writer.add_key_value_metadata(_metadata(about))
     return memoryview(sink.getvalue())

@@ -13,6 +13,7 @@ from ..input.conversation import Row
 from ..output import journal, shard
 from ..output.counts import Counts
 from ..output.opening import Fence
+from ..output.record import NO_EMPTY_GROUPS
 from ..task.segment_rows import SegmentRow
 from ..task.task import Answer, Task, Work
 from .open_shard import OpenShard
@@ -50,8 +51,9 @@ class Committer:
         drawn = {name: getattr(sampler, name) for name in shard.DRAWN}
         facts = {"fingerprint": self._job.fingerprint_of(planned), **self._facts, **drawn}
         rejects = list(opened.rejects.values())
+        schema, empty_group = self._task.schema, self._job.record.format < NO_EMPTY_GROUPS
         try:
-            shard.commit(self._job.out, planned, rows, rejects, self._task.schema, counts, facts, audit or ())
+            shard.commit(self._job.out, planned, rows, rejects, schema, counts, facts, audit or (), empty_group)
         except shard.DOES_NOT_FIT:
             if not self._reject_unwritable(opened):
                 raise

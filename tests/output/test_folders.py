@@ -301,7 +301,9 @@ def test_a_moved_folder_goes_on_where_it_is(job, batchgen, tmp_path):
     flags[flags.index("--output") + 1] = moved
     result = batchgen(*flags)
     done = f"all done already: 8 rows, 8 responses, 0 rejects in {moved}"
-    assert re.fullmatch(rf"{done}\n(ended: .*\n)?look: batchgen show {moved}\n", result.stdout)  # known since 0.4.0
+    assert re.fullmatch(
+        rf"{done}\n(ended: .*\n)?look: batchgen show {moved}(; at what went wrong: .*)?\n", result.stdout
+    )  # known since 0.4.0
     assert records.read_job(at(moved)).spec["output"]["path"] == str(moved)
     assert not (job / "grown").exists()
 

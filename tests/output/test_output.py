@@ -6,6 +6,7 @@ from collections import Counter
 
 import datasets
 import duckdb
+import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -17,7 +18,7 @@ from translator import Translator, work
 from batchgen import __version__
 from batchgen.errors import Stopped
 from batchgen.job.spec import load
-from batchgen.output import hugging_face, opening
+from batchgen.output import hugging_face, opening, record
 from batchgen.output.store import FolderStore
 from batchgen.runner.prepare import prepare
 
@@ -243,6 +244,16 @@ def test_hugging_face_datasets_opens_a_folder_with_a_shard_of_rejects_alone(inst
     assert [pq.read_metadata(path).num_row_groups for path in sorted(out.glob("part-*"))] == [1, 0]
     assert datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache")).num_rows == 1
     assert pq.read_table(out).num_rows == 1
+
+
+def test_a_folder_of_before_goes_on_with_the_empty_group_that_such_a_shard_had(instantly, write_rows, tmp_path):
+    inputs, tables = [write_rows([{"text": "a"}, {"text": ""}])], {"output": {"shard_rows": 1}}
+    with pytest.raises(Stopped):
+        instantly(inputs, order=lambda shards: shards[:1], **tables)
+    folder = FolderStore(tmp_path / "out")
+    record.write(folder, msgspec.structs.replace(record.read_job(folder), format=4))
+    out = instantly(inputs, **tables)
+    assert [pq.read_metadata(path).num_row_groups for path in sorted(out.glob("part-*"))] == [1, 1]
 
 
 def test_the_shipped_data_has_what_the_readme_says():
