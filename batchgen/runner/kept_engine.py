@@ -108,6 +108,7 @@ class KeptEngine:
         """Starts the engine. Raises JobError or MachineError."""
         require_engine(job.spec.engine)
         self.key = key_of(job)
+        self._is_closed = False
         self._calls = itertools.count()
         self._lock = threading.RLock()
         self._inbox: dict[int, list[Response | Refused]] = {}
@@ -136,17 +137,27 @@ class KeptEngine:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._is_closed and self._process.poll() is None
 
     def close(self) -> None:
         """Ends the engine. Answers that are not there yet are lost."""
+        self._is_closed = True
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            assert stream
-            with suppress(BrokenPipeError):
-                stream.close()
+        with self._lock:  # another thread that waits for an answer has been told by now
+            for stream in (self._process.stdin, self._process.stdout, self._log):
+                assert stream
+                with suppress(BrokenPipeError):
+                    stream.close()
         self._scratch.close()
+
+    def _check_open(self) -> None:
+        """Raises JobError."""
+        if self._is_closed:
+            raise JobError(
+                "the engine of these answers was closed, by close() or by a call with another model or [engine]; "
+                "take all answers of a call before that"
+            )
 
     def generate(self, job: Job) -> Generator[Made, None, None]:
         """Every row of a job, in order, each as soon as it and those before it are done. Raises JobError or
@@ -187,12 +198,13 @@ class KeptEngine:
     def _ask(self, call: int, request: Request) -> None:
         asked = request.prompt_token_ids, request.sampling, request.seed, request.adapter, request.scored
         assert self._process.stdin
-        try:
-            with self._lock:
+        with self._lock:
+            self._check_open()
+            try:
                 write(self._process.stdin, Ask(f"{call}.{request.name}", *asked))
-        except (BrokenPipeError, ValueError):
-            self._hear(Failed)  # says why
-            raise
+            except BrokenPipeError:
+                self._hear(Failed)  # says why
+                raise
 
     def _answers(self, call: int) -> list[Response | Refused]:
         """The next ones of a call. Those of other calls, which other threads wait for, are put by."""
@@ -210,11 +222,13 @@ class KeptEngine:
     def _hear(self, kind: Any) -> Any:
         """Raises JobError or MachineError, if that is what the engine came to."""
         assert self._process.stdout
+        self._check_open()
         told = read(self._process.stdout, Told)
         if isinstance(told, kind) and not isinstance(told, Failed):
             return told
         if isinstance(told, Failed) and told.is_ours:
             raise JobError(told.text)
+        self._check_open()  # another thread may have closed it meanwhile
         self._process.kill()  # what has ended must not be taken for alive by the next call
         self._process.wait()
         self._log.seek(0)

@@ -10,6 +10,7 @@ from ..engine.choice import engine_class
 from ..engine.types import Engine
 from ..errors import JobError, Reject, in_one_line
 from ..host import garbage
+from ..host.lifeline import die_with_process
 from ..model.model import load_model
 from . import kept_engine
 from .kept_engine import Answers, Ask, Failed, Ready, Refused, Setup
@@ -19,7 +20,7 @@ from .process import harden
 def main() -> None:
     told, tell = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever vLLM prints goes to the log
-    harden()
+    harden(die_with_process)  # the thread that made the first call may end long before the last one
     garbage.collect_rarely()
     setup = kept_engine.read(told, Setup)
     if setup is None or os.getppid() != setup.supervisor:

@@ -122,9 +122,9 @@ def _end(report: Callable[[Report], None], end: Exit) -> NoReturn:
     os._exit(1)
 
 
-def harden() -> None:
-    """Makes this process, one of a worker's, fit for what may befall it."""
-    die_with_parent()
+def harden(tie: Callable[[], None] = die_with_parent) -> None:
+    """Makes this process, one of a worker's, fit for what may befall it. tie: what makes it end with its parent"""
+    tie()
     console.set_up()
     sys.stdout = console.Console(sys.stdout)  # type: ignore[assignment]
     faulthandler.enable(sys.__stderr__ or 2)  # a crash names its signal in the log

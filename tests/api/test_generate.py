@@ -3,8 +3,12 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from conftest import MODEL, demo_records
@@ -24,6 +28,14 @@ def closed():
 def instant(monkeypatch):
     """The engine that answers at once, in its own process."""
     monkeypatch.setenv("BATCHGEN_ENGINE", "instant")
+
+
+def is_alive(process: int) -> bool:
+    """Nor waiting for whoever is to hear of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def pid() -> int:
@@ -88,6 +100,61 @@ def test_two_threads_share_an_engine(instant):
     for thread in threads:
         thread.join(60)
     assert found == dict.fromkeys(range(3), alone)
+
+
+def test_the_engine_outlives_the_thread_that_made_the_first_call(instant):
+    thread = threading.Thread(target=lambda: list(api.generate(["Friday"], MODEL)))
+    thread.start()
+    thread.join(60)
+    first = pid()
+    time.sleep(1.5)  # Linux would end it at once, what watches its parent within a second
+    list(api.generate(["Monday"], MODEL))
+    assert pid() == first
+
+
+def test_the_engine_ends_with_a_process_that_is_killed(tmp_path):
+    program = (
+        "import os, signal, sys, batchgen\n"
+        "from batchgen.api import generate as api\n"
+        "list(batchgen.generate(['Friday'], sys.argv[1]))\n"
+        "print(api._kept._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = os.environ | {"BATCHGEN_ENGINE": "instant", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, MODEL]
+    engine = int(subprocess.run(command, stdout=subprocess.PIPE, env=environment, timeout=60).stdout)
+    end = time.monotonic() + 10
+    while is_alive(engine):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_answers_that_are_still_to_come_from_an_engine_that_was_closed_are_an_error(instant):
+    answers = api.generate([f"Row {n}" for n in range(5000)], MODEL)
+    next(answers)
+    list(api.generate(["Friday"], MODEL, engine={"max_num_seqs": 4}))
+    with pytest.raises(JobError, match=r"was closed, by close\(\) or by a call with another model or \[engine\]"):
+        list(answers)
+    assert len(list(api.generate(["Friday"], MODEL, engine={"max_num_seqs": 4}))) == 1
+
+
+def test_a_thread_that_waits_for_answers_is_told_that_the_engine_was_closed(instant):
+    told: list[Exception] = []
+    has_begun = threading.Event()
+
+    def ask() -> None:
+        try:
+            for _ in api.generate((f"Row {n}" for n in range(50_000)), MODEL):
+                has_begun.set()
+        except Exception as error:
+            told.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert has_begun.wait(60)
+    api.close()
+    thread.join(60)
+    assert [type(error) for error in told] == [JobError]
 
 
 def test_an_engine_that_dies_is_an_error_and_the_next_call_has_a_new_one(instant):
