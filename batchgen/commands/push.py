@@ -24,7 +24,9 @@ def check(name: str, overwrite: bool) -> None:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.errors import RepositoryNotFoundError
     except ImportError:
-        raise JobError(f"--to {URI}{name}: needs the package huggingface_hub") from None
+        raise JobError(
+            f"--to {URI}{name}: needs huggingface_hub, which is not installed: pip install huggingface_hub"
+        ) from None
     if not get_token():
         raise JobError(f"--to {URI}{name}: you are not logged in; run `hf auth login`, or set HF_TOKEN")
     try:

@@ -191,9 +191,41 @@ def test_verifying_and_looking_need_no_vllm(bare, generate, write_rows):
     out = generate([write_rows([{"text": "Monday"}])], sampling={"max_tokens": 4})
     done = bare("-m", "batchgen", "verify", out)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in (("status", out), ("rejects", out), ("export", out, "--to", out.parent / "all.jsonl")):
+    for command in (
+        ("status", out),
+        ("rejects", out),
+        ("show", out),
+        ("show", out, "--diff", out),
+        ("export", out, "--to", out.parent / "all.jsonl"),
+        ("report", out, "--to", out.parent / "all.html"),
+    ):
         done = bare("-m", "batchgen", *command)
         assert (done.returncode, done.stderr) == (0, ""), command
+    assert "Monday" in (out.parent / "all.html").read_text("utf-8")
+    # What needs an engine, or what is not installed, says so and writes nothing.
+    for command, says in (
+        (("retry", out, "--only", "length", "--output", out.parent / "again"), 'pip install "vllm>='),
+        (("verify", out, "--replay", "1"), 'pip install "vllm>='),
+        (("export", out, "--to", "hf://datasets/someone/days"), "pip install huggingface_hub"),
+        (("export", out, "--to", "s3://days/all.jsonl"), "pip install obstore"),
+    ):
+        done = bare("-m", "batchgen", *command)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), command
+        assert says in done.stderr
+    assert not (out.parent / "again").exists()
+
+
+def test_a_first_job_file_and_a_look_at_the_model_need_no_vllm(bare, tmp_path):
+    inspected = bare("-m", "batchgen", "inspect", MODEL)
+    assert (inspected.returncode, inspected.stderr) == (0, "")
+    assert "speaker" in inspected.stdout
+    file = tmp_path / "job.toml"
+    for task in ("answer", "score", "sweep"):
+        flags = ("--model", MODEL, "--task", task, "--to", file, "--overwrite", "--output", tmp_path / "out")
+        begun = bare("-m", "batchgen", "init", CONVERSATIONS, *flags)
+        assert (begun.returncode, begun.stderr) == (0, ""), task
+        planned = bare("-m", "batchgen", "plan", file)
+        assert (planned.returncode, planned.stderr) == (0, ""), task
 
 
 def test_a_run_says_what_to_type_and_writes_nothing(bare, tmp_path):
