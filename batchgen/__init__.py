@@ -14,15 +14,30 @@ __version__ = "0.4.0"
 
 if TYPE_CHECKING:
     from .api.generate import Answer, close, generate
-    from .api.jobs import BatchgenWarning, Progress, export, load, plan, retry, run, status, sweep, verify
-    from .api.results import Rejected, Results, open
+    from .api.jobs import (
+        BatchgenWarning,
+        Progress,
+        export,
+        load,
+        plan,
+        retry,
+        run,
+        score,
+        status,
+        sweep,
+        translate,
+        verify,
+    )
+    from .api.results import Rejected, Results, Score, ScoredRow, Scores, open
     from .errors import JobError, MachineError, Stopped
     from .job.spec import JobSpec
 
 _PLACES = {
     "api.generate": ("Answer", "close", "generate"),
-    "api.jobs": ("BatchgenWarning", "Progress", "export", "load", "plan", "retry", "run", "status", "sweep", "verify"),
-    "api.results": ("Rejected", "Results", "open"),
+    "api.jobs": tuple(
+        "BatchgenWarning Progress export load plan retry run score status sweep translate verify".split()
+    ),
+    "api.results": ("Rejected", "Results", "Score", "ScoredRow", "Scores", "open"),
     "errors": ("JobError", "MachineError", "Stopped"),
     "job.spec": ("JobSpec",),
 }
@@ -37,6 +52,9 @@ __all__ = [
     "Progress",
     "Rejected",
     "Results",
+    "Score",
+    "ScoredRow",
+    "Scores",
     "Stopped",
     "close",
     "export",
@@ -46,8 +64,10 @@ __all__ = [
     "plan",
     "retry",
     "run",
+    "score",
     "status",
     "sweep",
+    "translate",
     "verify",
 ]
 

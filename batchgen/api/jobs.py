@@ -23,6 +23,7 @@ from ..output.store import Place
 from ..runner import run as running
 from ..runner.outcome import Outcome
 from . import data
+from .results import Scores
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -167,6 +168,38 @@ def run(
     """
     with called_by(_listening(on_progress, stop, signals)):
         return running.run(specs.without_sweep(job), discard)
+
+
+def translate(
+    job: JobSpec,
+    *,
+    on_progress: Callable[[Progress], None] | bool = False,
+    discard: bool = False,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """`run` for a job that has `[translate]`: what is counted are records and segments.
+
+    Raises what `run` raises; JobError, too, for another job.
+    """
+    if not job.translate.fields:
+        raise JobError("[translate] fields: the job translates nothing; give translate={'fields': [...], 'into': ...}")
+    return run(job, on_progress=on_progress, discard=discard, stop=stop)
+
+
+def score(
+    job: JobSpec,
+    *,
+    on_progress: Callable[[Progress], None] | bool = False,
+    discard: bool = False,
+    stop: threading.Event | None = None,
+) -> Scores:
+    """`run` for a job that has `[score]`. Returns its outcome with the scores.
+
+    Raises what `run` raises; JobError, too, for another job.
+    """
+    if job.score.mode == "off":
+        raise JobError("[score] mode: the job scores nothing; give score={'mode': 'text'}, or another mode")
+    return Scores(run(job, on_progress=on_progress, discard=discard, stop=stop))
 
 
 def sweep(

@@ -18,6 +18,7 @@ from ..input.rows import Reader
 from ..job.spec import JobSpec, nearest
 from ..output import shard, store
 from ..output.counts import Counts
+from ..runner.outcome import Outcome
 
 
 class Rejected(NamedTuple):
@@ -37,6 +38,41 @@ class Rejected(NamedTuple):
     detail: str
     raw: str
     place: str
+
+
+class Score(NamedTuple):
+    """How likely a text is.
+
+    logprob: the sum over its tokens, of which there are so many
+    greedy: whether every token was the likeliest
+    without_prompt: the sum without the prompt, if the job asks for it
+    """
+
+    text: str
+    logprob: float
+    tokens: int
+    logprob_per_token: float
+    logprob_per_char: float
+    greedy: bool
+    without_prompt: float | None
+
+
+class ScoredRow(NamedTuple):
+    """A row with its scores.
+
+    scores: of each of its texts
+    best: number of the likeliest text, from 0; right: whether that is the reference, None if the row has none
+    perplexity: if there is one text alone
+    record: the whole output row, as the job writes it
+    """
+
+    row: int
+    id: str
+    scores: list[Score]
+    best: int | None
+    right: bool | None
+    perplexity: float | None
+    record: dict[str, Any]
 
 
 class Results:
@@ -145,6 +181,23 @@ class Results:
             if name not in known:
                 raise JobError(f"{self.path}: no column {name}{nearest(name, known)}")
         return list(known if columns is None else columns)
+
+
+class Scores:
+    """What a run of a job with `[score]` came to. Going through it yields the scored rows, in input order."""
+
+    def __init__(self, outcome: Outcome):
+        self.outcome = outcome
+
+    @property
+    def results(self) -> Results:
+        """All that is finished, by whichever run."""
+        return Results(self.outcome.out.location)
+
+    def __iter__(self) -> Iterator[ScoredRow]:
+        for row in self.results if not self.outcome.nothing else ():
+            scores = [Score(**score) for score in row["scores"]]
+            yield ScoredRow(row["row"], row["id"], scores, row["best"], row["right"], row["perplexity"], row)
 
 
 def open(out: str | Path) -> Results:

@@ -50,6 +50,54 @@ def test_it_makes_the_shards_that_the_command_line_makes(job, tmp_path, batchgen
     assert all((tmp_path / "out" / part).read_bytes() == (tmp_path / "other" / part).read_bytes() for part in parts)
 
 
+@pytest.mark.parametrize(
+    "table, flags, rows",
+    [
+        (
+            {"translate": {"fields": ["text"], "into": "Japanese"}, "prompt": {"template": "{text}"}},
+            ["--translate-fields", "text", "--translate-into", "Japanese", "--template", "{text}"],
+            [{"text": "Monday.\nFriday."}, {"text": "Sunday."}],
+        ),
+        ({"score": {"mode": "text"}}, ["--score-mode", "text"], [{"text": "Monday"}, {"text": ""}]),
+    ],
+)
+def test_translations_and_scores_have_the_bytes_of_the_command_line(tmp_path, batchgen_process, table, flags, rows):
+    job = batchgen.load(input=rows, model=MODEL, output=tmp_path / "out", **table)
+    batchgen.translate(job) if "translate" in table else batchgen.score(job)
+    [source] = tmp_path.glob("out.input-*.jsonl")
+    done = batchgen_process("run", source, "--model", MODEL, "--output", tmp_path / "other", *flags)
+    assert done.returncode == 0, done.stderr
+    [mine], [other] = ((tmp_path / name).glob("part-*") for name in ("out", "other"))
+    assert mine.read_bytes() == other.read_bytes()
+
+
+def test_a_translation_counts_its_segments(tmp_path):
+    tables = {"translate": {"fields": ["text"], "into": "Japanese"}, "prompt": {"template": "{text}"}}
+    rows = [{"text": "Monday.\nFriday."}, {"text": "Monday."}]
+    counts = batchgen.translate(batchgen.load(input=rows, model=MODEL, output=tmp_path / "out", **tables)).counts
+    assert (counts.rows, counts.responses, counts.segments) == (2, 2, 2)  # the same one is translated once
+
+
+def test_scores_are_typed_rows(tmp_path):
+    rows = [{"id": "a", "text": "Friday", "choices": ["金曜日", "月曜日"], "label": 1}, {"id": "b", "choices": []}]
+    choices = {"mode": "choices", "column": "choices", "reference": "label"}
+    scores = batchgen.score(batchgen.load(input=rows, model=MODEL, output=tmp_path / "out", score=choices))
+    assert (scores.outcome.counts.rows, scores.outcome.counts.rejected) == (2, 1)
+    [row] = scores
+    assert (row.row, row.id, [score.text for score in row.scores]) == (0, "a", ["金曜日", "月曜日"])
+    assert row.best == max(range(2), key=lambda number: row.scores[number].logprob)
+    assert row.right == (row.best == 1) and row.perplexity is None
+    assert row.record == next(iter(scores.results))
+
+
+def test_a_job_of_another_kind_is_refused(job, tmp_path):
+    with pytest.raises(batchgen.JobError, match=r"^\[translate\] fields: the job translates nothing; .*\Z"):
+        batchgen.translate(job())
+    with pytest.raises(batchgen.JobError, match=r"^\[score\] mode: the job scores nothing; .*\Z"):
+        batchgen.score(job())
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_is_told_to_its_end(job):
     told: list[batchgen.Progress] = []
     batchgen.run(job(), on_progress=told.append)

@@ -117,6 +117,11 @@ results = batchgen.open(job.output.path)
 complete: bool = results.is_complete
 responses: list[str] = [row["response"] for row in results]
 places: list[str] = [f"{reject.place} {reject.reason.upper()}" for reject in results.rejects()]
+segments = batchgen.translate(job).counts
+print(segments.segments if segments is not None else 0)
+for scored in batchgen.score(job):
+    logprobs: list[float] = [score.logprob for score in scored.scores]
+    print(scored.row + len(logprobs), scored.perplexity or scored.best)
 for answer in batchgen.generate(["Friday"], "demo/model", temperature=0):
     print(answer.row + answer.sample, answer.record["prompt"], answer.reject or "")
     response: str | None = answer.response
