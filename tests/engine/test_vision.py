@@ -9,6 +9,7 @@ from conftest import MODEL, generating
 from minigpt4 import minigpt4  # noqa: F401
 from transformers import AutoModelForCausalLM
 
+from batchgen.engine import vision
 from batchgen.engine.vision import MiniGpt4
 from batchgen.engine.vllm import VllmEngine
 from batchgen.errors import JobError
@@ -56,6 +57,23 @@ def test_an_image_becomes_what_lavis_makes_of_it(minigpt4, model):  # noqa: F811
         prompt = eyes.prompt([5, *[model.tokenizer.pad_id] * 32, 6], [picture])
         assert prompt["is_token_ids"] == [True, *[False] * 32, True]
         assert (prompt["prompt_embeds"][1:-1] - tiny.reference(minigpt4, content)).abs().max() < 1e-5
+
+
+def test_an_image_that_was_forgotten_is_seen_as_before(minigpt4, model, monkeypatch):  # noqa: F811
+    """Two are remembered, so that each is forgotten, and another one takes its place, before it comes again."""
+    monkeypatch.setattr(vision, "CACHE", 2 * 32 * model.width * 4)
+    eyes = MiniGpt4(model.vision, model.tokenizer.pad_id, model.width, torch.float32, "cpu")
+    album = Album(lambda content: looked_at(content, 224, 1 << 30))
+    contents = [pictured.photo(number) for number in range(5)]
+    pictures = [album.picture(content) for content in contents]
+    expected = torch.cat([tiny.reference(minigpt4, content) for content in contents])
+    for several in (range(5), (4, 0, 3, 1, 2, 1), range(5)):
+        eyes.look_at(pictures[number] for number in several)
+        for number in several:
+            seen = eyes.prompt([model.tokenizer.pad_id] * 32, [pictures[number]])["prompt_embeds"]
+            assert (seen - expected[32 * number :][:32]).abs().max() < 1e-5
+    every = eyes.prompt([model.tokenizer.pad_id] * 160, pictures)["prompt_embeds"]
+    assert (every - expected).abs().max() < 1e-5
 
 
 def test_greedy_answers_are_those_of_transformers(generate_seeing, minigpt4, model, write_rows, tmp_path):  # noqa: F811
