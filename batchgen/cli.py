@@ -51,6 +51,15 @@ class Commands(Group):
 
     group_class = Group
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A job file or input in place of a command is meant for `run`, most often."""
+        name = args[0]
+        if name not in self.commands and (Path(name).suffix in (".toml", ".jsonl", ".parquet", ".csv", ".json")):
+            raise JobError(f"{name}: is no command; did you mean batchgen run {name}?")
+        return super().resolve_command(ctx, args)
+
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _told_our_way():
             return super().make_context(*arguments, **options)
@@ -163,9 +172,9 @@ def exit_codes() -> Iterator[None]:
 def _say_versions(context: click.Context, param: click.Parameter, given: bool) -> None:
     if not given or context.resilient_parsing:
         return
-    from .commands import doctor
+    from .commands import versions
 
-    show.say("\n".join(doctor.versions_and_device()))
+    show.say("\n".join(versions.lines()))
     context.exit()
 
 
@@ -484,13 +493,15 @@ def plan_command(
 ) -> None:
     """Read, render and tokenize the whole input of a job: rows, rejects to come, prompt lengths, shards.
 
-    Takes what `run` takes, and writes nothing.
+    Takes what `run` takes, and writes nothing; without a job file the output folder may be left out.
 
     \b
     Examples:
       batchgen plan job.toml
       batchgen plan job.toml --on-overlength clip --show 3
     """
+    if not (inputs and inputs[0].endswith(".toml")):
+        options["output__path"] = options["output__path"] or "out"
     with exit_codes():
         spec = flags.spec_of(inputs, engine, options)
         from .commands import plan

@@ -1,23 +1,27 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
 import os
+import signal
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from types import FrameType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
 from click.shell_completion import CompletionItem
 
 from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
-from .errors import JobError
+from .errors import JobError, Stopped, Stopping
 from .host import events, safeopen
 from .job.sampling import Sampling
 from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
+from .output import layout
 
 LONGEST_JOB_FILE = 1 << 20  # bytes
 COLUMN_KEYS = ("seed", "sampling", "system", "adapter", "image")  # of [input], where other tables have the value itself
@@ -159,8 +163,8 @@ def _beginnings(command: str) -> list[str]:
         f"to try it:        batchgen demo demo, then batchgen {command} demo/job.toml{asks}",
         f"with a job file:  batchgen init IN --model MODEL{task}, then batchgen {command} job.toml",
         f"with flags alone: batchgen {command} IN --model MODEL --output out{asks}",
-        "IN: files or folders of JSONL, Parquet, CSV ...; MODEL: a folder, or a name on the hub such as "
-        "rinna/bilingual-gpt-neox-4b-instruction-sft",
+        "IN: files or folders of JSONL, Parquet, CSV ..., or - for a pipe",
+        "MODEL: a folder, or a name on the hub such as rinna/bilingual-gpt-neox-4b-instruction-sft",
         f"batchgen {command} --help shows all flags, batchgen manual the pages of the manual",
     ]
 
@@ -387,10 +391,42 @@ def _spooled(spec: JobSpec) -> str:
     context = click.get_current_context()
     if context.info_name == "submit":
         raise JobError(f"{STDIN}: a job on the cluster cannot read what is piped in here; name a file")
-    if context.info_name in ("run", "sweep"):
-        return spooled(sys.stdin, spec.output.path)
-    scratch = context.with_resource(tempfile.TemporaryDirectory(prefix="batchgen-stdin-"))
-    return spooled(sys.stdin, f"{scratch}/stdin")
+    if context.info_name not in ("run", "sweep"):
+        scratch = context.with_resource(tempfile.TemporaryDirectory(prefix="batchgen-stdin-"))
+        with _stopping_by_an_exception():
+            return spooled(sys.stdin, f"{scratch}/stdin")
+    begin = time.time()
+    with _stopping_by_an_exception():
+        kept = spooled(sys.stdin, spec.output.path)
+    if context.info_name == "run":  # a sweep may have several folders
+        context.call_on_close(lambda: _forget(Path(kept), Path(spec.output.path, layout.JOB), begin))
+    return kept
+
+
+@contextmanager
+def _stopping_by_an_exception() -> Iterator[None]:
+    """A signal ends what reads stdin in such a way that what was read so far is removed. Raises Stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped("stopped while stdin was read; nothing was begun", Stopping.AS_ASKED)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forget(kept: Path, record: Path, begin: float) -> None:
+    """Removes what was piped in if no job began with it: with a wrong flag, or as another job is in the folder."""
+    with suppress(OSError):  # it is in a bucket
+        is_new = kept.stat().st_mtime >= begin
+        if is_new and not (record.exists() and kept.name.encode() in record.read_bytes()):
+            kept.unlink()
 
 
 def _is_other_job_file(path: Path) -> bool:

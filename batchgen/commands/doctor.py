@@ -6,10 +6,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,15 @@ import msgspec
 from .. import __version__, demo
 from ..engine import installed, torch_fit
 from ..engine.scratch import SHARED
-from ..errors import JobError, MachineError, Stopped, in_one_line
+from ..errors import JobError, MachineError, Stopped
 from ..host import machine
 from ..job.sampler import ON_CPU
 from ..job.spec import load
 from ..runner import gpus
 from ..runner.run import run
+from . import versions
+from .versions import Gpu
 
-# Beside vLLM and torch, for the line about packages: what a report about wrong responses or a crash has to name.
-PACKAGES = ("transformers", "xgrammar", "triton", "sentencepiece", "pyarrow")
-PATIENCE = 20  # seconds; for other programs, which a broken driver or an absent controller keeps waiting
 # Docker gives a container 64 MB, of which vLLM's manual says that it is too little for tensor parallelism.
 LEAST_SHARED = 512 << 20
 LEAST_TEMPORARY = 1 << 30  # engines put sockets and compiled kernels there
@@ -41,14 +38,6 @@ class Problem(msgspec.Struct, frozen=True):
 
     what: str
     stops_jobs: bool
-
-
-class Gpu(msgspec.Struct, frozen=True):
-    """As nvidia-smi has it. memory: in bytes, None if it does not say"""
-
-    name: str
-    memory: int | None
-    driver: str
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -100,17 +89,17 @@ class Report(msgspec.Struct):
 
 def look(with_engine: bool = False) -> Report:
     """with_engine: also starts an engine on the demo model and generates a row."""
-    versions = {"batchgen": __version__, "python": platform.python_version()} | _versions()
+    installed_here = {"batchgen": __version__, "python": platform.python_version()} | versions.of_packages()
     slurm, slurm_problem = _slurm()
     report = Report(
-        versions=versions,
+        versions=installed_here,
         python=sys.executable,
         platform=f"{platform.system()} {platform.machine()}",
-        vllm_build=("gpu" if installed.needs_gpu() else "cpu") if "vllm" in versions else None,
+        vllm_build=("gpu" if installed.needs_gpu() else "cpu") if "vllm" in installed_here else None,
         vllm_range=installed.RANGE,
         vllm_lacks=installed.lacks(),
-        sampler=_sampler() if "vllm" in versions else None,
-        gpus=_gpus(),
+        sampler=_sampler() if "vllm" in installed_here else None,
+        gpus=versions.gpus(),
         gpus_visible=gpus.visible(),
         cores=machine.cores(),
         memory=machine.available_memory(),
@@ -124,44 +113,13 @@ def look(with_engine: bool = False) -> Report:
     return report
 
 
-def versions_and_device() -> Iterator[str]:
-    """For a report about anything: what is installed, and what it runs on."""
-    found = {"python": platform.python_version()} | _versions()
-    yield f"batchgen, version {__version__}"
-    yield ", ".join(f"{name} {found.get(name, 'not installed')}" for name in ("python", "vllm", "torch", "pyarrow"))
-    gpus = Counter(gpu.name for gpu in _gpus())
-    cores = machine.cores()
-    own = f"{cores:,} core{'s' if cores > 1 else ''} of {machine.cpu()}"
-    yield f"device: {', '.join(f'{count} {name}' for name, count in gpus.items()) or own}"
-
-
 # --- what is here
-
-
-def _versions() -> dict[str, str]:
-    """torch with its build, which says what it was made for."""
-    found = installed.versions()
-    if torch := torch_fit.build("torch"):
-        found["torch"] = torch
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found.pop(package, None)
-    return found
 
 
 def _sampler() -> str:
     """By vLLM's version: a GPU's models of a kind that its V2 runner does not take are drawn for on V1 all the same."""
     is_v1 = not installed.needs_gpu() or os.environ.get(installed.V2_RUNNER) == "0"
     return str(ON_CPU if is_v1 else installed.v2_sampler())
-
-
-def _gpus() -> list[Gpu]:
-    done = _call("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    rows = [[part.strip() for part in line.split(",")] for line in lines]
-    return [Gpu(row[0], int(row[1]) << 20 if row[1].isdecimal() else None, row[2]) for row in rows if len(row) == 3]
 
 
 def _places() -> dict[str, Place]:
@@ -202,24 +160,13 @@ def _slurm() -> tuple[str, list[Problem]]:
     """Its version, and what is wrong with it, which stops no job outside of it."""
     if not shutil.which("sinfo"):
         return "", []
-    done = _call("sinfo", "--version")
+    done = versions.call("sinfo", "--version")
     if done.returncode == 0:
         return done.stdout.strip(), []
     said = (done.stderr.strip() or "no answer").splitlines()[-1]
     return "no answer", [
         Problem(f"Slurm is installed and does not answer ({said}): batchgen submit cannot work here", stops_jobs=False)
     ]
-
-
-def _call(*command: str) -> "subprocess.CompletedProcess[str]":
-    """A command that is not there, or hangs, counts as one that failed."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 1, "", in_one_line(error))
-
-
-# --- what is wrong
 
 
 def _of_vllm(seen: Report) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from ..job.spec import as_opened, current_folder, model_path
 
 ANSWER, TRANSLATE, SCORE, SWEEP = TASKS = ("answer", "translate", "score", "sweep")
 IDS = ("id", "uuid", "_id", "key", "custom_id", "conversation_id", "question_id", "prompt_id", "doc_id", "idx")
-REFERENCES = ("expected", "reference", "references", "target", "gold", "answer", "label")
+REFERENCES = ("expected", "reference", "references", "target", "targets", "gold", "answer", "label")
 CHOICES = ("choices", "options", "endings", "candidates")
 SHORT = 200  # characters up to which a column is worth passing through
 
@@ -293,7 +293,8 @@ def _sweep(found: Look, asked: Asked) -> tuple[Tables, list[str]]:
         Key("top_p", [0.85, 1.0], "1.0 keeps all tokens"),
         Key("repetition_penalty", [1.0, 1.1], "1.0 is none"),
     ]
-    if reference := _reference(found):
+    reference = _reference(found)
+    if reference and found.columns[reference].texts and not found.columns.keys() & set(CHOICES):  # or a choice's number
         tables["metrics"] = [Key("reference", reference, "what a response should be")]
         guesses.append(f"column {reference} holds what a response should be")
     return tables, guesses

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MODEL, demo_records
 from PIL import Image
+from processes import until
 
 from batchgen.api.data import paths_of
 from batchgen.errors import JobError
@@ -298,9 +300,32 @@ def test_the_same_piped_in_again_is_the_same_job_and_anything_else_is_another_on
 def test_a_plan_of_what_is_piped_in_leaves_nothing(piped, tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-    done = piped("plan", LINES, "--output", "out")
+    done = piped("plan", LINES)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "rows           2 in 1 files")
     assert not list((tmp_path / "scratch").iterdir()) and not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_comes_in_nothing_is_left_of_it(tmp_path, monkeypatch, command, number):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    program = Path(sys.executable).with_name("batchgen")
+    call = [program, command, "-", "--model", MODEL, "--output", "out"]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as started:
+        until(lambda: [*tmp_path.glob(".out.input-*"), *tmp_path.glob("scratch/*/.stdin.input-*")])
+        started.send_signal(number)
+        assert started.stderr.read() == b"batchgen: stopped while stdin was read; nothing was begun\n"
+    assert started.returncode == 75
+    assert list(tmp_path.iterdir()) == [tmp_path / "scratch"] and not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_no_job_begins_with_is_not_kept(piped, tmp_path):
+    assert piped("run", b"a,b\n1,2\n", "--output", "out").returncode == 2
+    assert not list(tmp_path.glob("*out*"))
+    assert piped("run", LINES, "--output", "out").returncode == 0
+    assert piped("run", LINES * 2, "--output", "out").returncode == 2
+    assert len(list(tmp_path.glob("out.input-*"))) == 1
 
 
 @pytest.mark.parametrize(

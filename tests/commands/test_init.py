@@ -60,6 +60,11 @@ def test_a_sweep_of_what_the_card_says_matters_is_ready_to_run(init, batchgen):
     assert "settings  12\n" in shown and "rows      3 of 3; 0 rejects\n" in shown
 
 
+def test_the_number_of_a_choice_is_no_response(init):
+    rows = [{"text": f"Where is bus {n}?", "choices": ["here", "there"], "answer": n % 2} for n in range(3)]
+    assert "metrics" not in init(rows, "--task", "sweep")
+
+
 def test_a_translation_takes_the_texts_that_have_sentences(init):
     rows = [{"turns": [{"role": "user", "text": "Where is the bus?"}], "meta": {"url": "http://a.b/c", "n": 1}}] * 3
     assert init(rows, "--into", "Japanese")["translate"] == {

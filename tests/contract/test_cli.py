@@ -100,7 +100,21 @@ def test_without_a_job_the_ways_to_begin_are_shown(batchgen, command):
     assert len(lines) < 15
 
 
-def test_the_version_names_what_a_report_needs_and_imports_nothing_for_it(batchgen):
+@pytest.mark.parametrize("name", ["job.toml", "talks.jsonl"])
+def test_a_file_in_place_of_a_command_is_taken_for_one_of_run(batchgen, name):
+    done = batchgen(name)
+    assert (done.exit_code, done.stderr) == (2, f"batchgen: {name}: is no command; did you mean batchgen run {name}?\n")
+
+
+def test_the_version_imports_nothing_heavy():
+    code = (
+        "import sys; from batchgen.commands import versions; list(versions.lines()); "
+        "print(*sorted({'vllm', 'torch', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_the_version_names_what_a_report_needs(batchgen):
     first, parts, device = batchgen("--version").stdout.splitlines()
     assert first == f"batchgen, version {__version__}"
     packages = {name: importlib.metadata.version(name) for name in ("torch", "pyarrow")}
