@@ -260,7 +260,7 @@ def test_any_folder_is_verified_and_nothing_in_it_changes(finished, user):
     verdict = as_user(user, lambda: verify.verify(finished / "out"))
     assert verdict.startswith("Verdict(counts=Counts(rows=8, responses=7, rejects={'invalid_json': 1}, ")
     assert "), problems=[], " in verdict
-    assert verdict.endswith("is_closed=False, closed=False)")
+    assert verdict.endswith("is_closed=False, closed=False, alone=0)")
     assert snapshot(finished / "out") == before
     (finished / "success").rename(finished / "out" / "_SUCCESS")
 

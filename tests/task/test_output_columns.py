@@ -106,7 +106,8 @@ def test_source_is_the_file_and_the_line_of_a_row(generate, tmp_path):
 
 
 def test_source_counts_lines_on_where_a_file_has_grown(tmp_path):
-    files = [InputFile(f"/in/{name}", 1, 0, "", 2, 9, growth=growth) for name, growth in (("a", 0), ("b", 0), ("a", 1))]
+    names = [("a", 0), ("b", 0), ("a", 1)]
+    files = [InputFile(f"/in/{name}", 1, 0, "", 2, 9, growth=growth, start=9 * growth) for name, growth in names]
     files.append(InputFile("/elsewhere/c", 1, 0, "", 1, 9, growth=1))
     source = source_finder(Plan(files, []))
     assert [source(row) for row in (1, 2, 4, 5, 6)] == [("a", 2), ("b", 1), ("a", 3), ("a", 4), ("/elsewhere/c", 1)]
