@@ -18,7 +18,7 @@ from click.shell_completion import get_completion_class
 from . import __version__, flags, manual, show, show_answers
 from .errors import JobError, MachineError, Stopped, Stopping, shown, warn
 from .flags import JobCommand, job_flags
-from .host import bucket, console, events, safeopen, terminal
+from .host import bucket, console, events, safeopen, signals, terminal
 from .host.credentials import redacted
 from .job.spec import JobSpec, current_folder, model_path, nearest
 
@@ -148,25 +148,19 @@ def exit_codes() -> Iterator[None]:
             os.write(2, f"{said}\n".encode())
         os._exit(EXIT_STOPPED)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except JobError as error:
-        fail(error, EXIT_USAGE)
-    except MachineError as error:
-        fail(str(error), EXIT_BROKEN)
-    except Stopped as why:
-        fail(str(why), EXIT_STOPPED)
-    except BrokenPipeError:
-        raise  # `... | head`: click ends quietly
-    except OSError as error:
-        fail(_of_the_system(error), EXIT_BROKEN)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals.caught(stop, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        try:
+            yield
+        except JobError as error:
+            fail(error, EXIT_USAGE)
+        except MachineError as error:
+            fail(str(error), EXIT_BROKEN)
+        except Stopped as why:
+            fail(str(why), EXIT_STOPPED)
+        except BrokenPipeError:
+            raise  # `... | head`: click ends quietly
+        except OSError as error:
+            fail(_of_the_system(error), EXIT_BROKEN)
 
 
 def _say_versions(context: click.Context, param: click.Parameter, given: bool) -> None:

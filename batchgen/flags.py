@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 
 from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
 from .errors import JobError, Stopped, Stopping
-from .host import events, safeopen
+from .host import events, safeopen, signals
 from .job.sampling import Sampling
 from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
 from .output import layout
@@ -410,15 +410,8 @@ def _stopping_by_an_exception() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Stopped("stopped while stdin was read; nothing was begun", Stopping.AS_ASKED)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
+    with signals.caught(stop, signal.SIGINT, signal.SIGTERM):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _forget(kept: Path, record: Path, begin: float) -> None:

@@ -16,7 +16,7 @@ from ..engine import choice
 from ..engine.installed import needs_gpu
 from ..engine.scratch import Scratch
 from ..errors import JobError, MachineError, Stopped, Stopping, warn
-from ..host import caller, events
+from ..host import caller, events, signals
 from ..host.caller import Seen, Watching
 from ..host.events import Level
 from ..output import logs, shard
@@ -276,15 +276,8 @@ class Supervisor:
         if not caller.current().catches_signals:
             yield
             return
-        caught = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is how nohup leaves it
-            caught.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in caught}
-        try:
+        with signals.caught(self._on_signal, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
