@@ -1,10 +1,10 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
+import glob
 import os
 import signal
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -395,11 +395,12 @@ def _spooled(spec: JobSpec) -> str:
         scratch = context.with_resource(tempfile.TemporaryDirectory(prefix="batchgen-stdin-"))
         with _stopping_by_an_exception():
             return spooled(sys.stdin, f"{scratch}/stdin")
-    begin = time.time()
+    out = Path(spec.output.path)
+    before = set(out.parent.glob(f"{glob.escape(out.name)}.input-*"))
     with _stopping_by_an_exception():
         kept = spooled(sys.stdin, spec.output.path)
-    if context.info_name == "run":  # a sweep may have several folders
-        context.call_on_close(lambda: _forget(Path(kept), Path(spec.output.path, layout.JOB), begin))
+    if context.info_name == "run" and Path(kept) not in before:  # a sweep may have several folders
+        context.call_on_close(lambda: _forget(Path(kept), out / layout.JOB))
     return kept
 
 
@@ -414,11 +415,10 @@ def _stopping_by_an_exception() -> Iterator[None]:
         yield
 
 
-def _forget(kept: Path, record: Path, begin: float) -> None:
+def _forget(kept: Path, record: Path) -> None:
     """Removes what was piped in if no job began with it: with a wrong flag, or as another job is in the folder."""
     with suppress(OSError):  # it is in a bucket
-        is_new = kept.stat().st_mtime >= begin
-        if is_new and not (record.exists() and kept.name.encode() in record.read_bytes()):
+        if not (record.exists() and kept.name.encode() in record.read_bytes()):
             kept.unlink()
 
 
