@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ..engine import choice
 from ..errors import JobError, shown
-from ..input.plan import Plan, Shard, files_of, gone, locator, only_rows
+from ..input.plan import Plan, Shard, gone, locator, only_rows, shards_from
 from ..job.sampler import Sampler
 from ..job.spec import JobSpec
 from ..job.trust import refuse_risks
@@ -91,7 +91,8 @@ def _with_input(out: Store, old: JobRecord, spec: JobSpec) -> list[Shard]:
     """The finished shards whose input is there still. Raises JobError if there are none."""
     finished = shard.finished(out, old.plan)
     lost = set() if spec.input.keep else gone(old.plan)
-    found = [planned for planned in finished if lost.isdisjoint(files_of(old.plan, planned))]
+    without = shards_from(old.plan, lost)
+    found = [planned for planned in finished if planned.index not in without]
     if finished and not found:
         path = shown(old.plan.files[min(lost)].path)
         raise JobError(f"{path}: is gone, as all other input is; put some of it back, which is then generated again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Reject, RejectReason
-from ..input.plan import Shard, changed_files, files_of, gone
+from ..input.plan import Shard, changed_files, gone, shards_from
 from ..input.rows import Reader
 from ..job.spec import JobSpec
 from ..output import opening, owners, record, shard, store, success
@@ -86,7 +86,7 @@ def verify(out: Place, writing: Writing = Writing()) -> Verdict:
 def _verify(out: Store, writing: Writing) -> Verdict:
     begun, spec = open_finished(out)
     verdict = Verdict()
-    forgotten = set() if spec.input.keep else gone(begun.plan)
+    alone = set() if spec.input.keep else shards_from(begun.plan, gone(begun.plan))
     changed = changed_files(begun.plan, trust_times=False, growing=grows(begun)) if spec.input.keep else []
     verdict.problems += [f"{path}: the input is not what the job read" for path in changed]
     if verdict.problems:
@@ -95,8 +95,8 @@ def _verify(out: Store, writing: Writing) -> Verdict:
     verdict.problems += [f"{path}: is no shard of this job; move it away" for path in opening.strangers(out, begun)]
     reader, survey = job.reader(), shard.Survey(out, begun.plan.shards)
     for planned in begun.plan.shards:
-        is_alone = bool(forgotten) and not forgotten.isdisjoint(files_of(begun.plan, planned))
-        _verify_shard(job, planned, survey, None if is_alone else reader, verdict, writing.quarantine)
+        read_by = None if planned.index in alone else reader
+        _verify_shard(job, planned, survey, read_by, verdict, writing.quarantine)
     if verdict.problems:
         return verdict
     verdict.digest = shard.digest_of_all(out, begun.plan.shards)

@@ -284,13 +284,14 @@ def gone(plan: Plan) -> set[int]:
     return replaced(plan) | {index for index, file in enumerate(plan.files) if file.path in lost}
 
 
-def files_of(plan: Plan, shard: Shard) -> range:
-    """The places in `Plan.files` of those that the rows of a shard are from."""
-    before = sum(file.rows for file in plan.files[: shard.file])
-    last, end = shard.file, shard.first_row + shard.rows
-    while (before := before + plan.files[last].rows) < end:
-        last += 1
-    return range(shard.file, last + 1)
+def shards_from(plan: Plan, places: Collection[int]) -> set[int]:
+    """The indices of the shards with rows from any of these files, which are places in `Plan.files`."""
+    wanted, ends = set(places), list(itertools.accumulate(file.rows for file in plan.files))
+
+    def files_of(shard: Shard) -> range:
+        return range(shard.file, bisect.bisect_left(ends, shard.first_row + shard.rows, shard.file) + 1)
+
+    return {shard.index for shard in plan.shards if not wanted.isdisjoint(files_of(shard))} if wanted else set()
 
 
 def _is_untouched(file: InputFile) -> bool:
