@@ -169,6 +169,9 @@ def _slurm() -> tuple[str, list[Problem]]:
     ]
 
 
+# --- what is wrong
+
+
 def _of_vllm(seen: Report) -> Iterator[Problem]:
     try:
         installed.require_vllm()

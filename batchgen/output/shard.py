@@ -120,13 +120,13 @@ def counts_of(out: Store, shards: Sequence[Shard]) -> dict[int, Counts]:
 
 def finished(out: Store, plan: Plan, missing_ok: bool = False) -> list[Shard]:
     """The shards of a job that are there, in order. missing_ok: none are where no folder is."""
-    names = set(out.listed("", layout.PARTS, cuts(plan), missing_ok))
+    names = set(out.listed("", layout.PARTS, cuts(plan.shards), missing_ok))
     return [shard for shard in plan.shards if layout.part(shard) in names]
 
 
-def cuts(plan: Plan) -> list[str]:
+def cuts(shards: Sequence[Shard]) -> list[str]:
     """Names of shards that part a listing of them."""
-    return [layout.part(shard) for shard in plan.shards[LISTED::LISTED]]
+    return [layout.part(shard) for shard in shards[LISTED::LISTED]]
 
 
 def is_finished(out: Store, shard: Shard) -> bool:
@@ -286,7 +286,7 @@ class Survey:
     def __init__(self, out: Store, shards: Sequence[Shard], begin: str = layout.PARTS):
         """begin: of the names that are looked at."""
         self._out = out
-        pieces = [layout.part(planned) for planned in shards[LISTED::LISTED]]
+        pieces = cuts(shards)
         self._sizes = out.sizes("", begin, pieces)
         self._noted = out.notes([layout.checksums(planned) for planned in shards if self.is_there(planned)])
         self._beside = {
