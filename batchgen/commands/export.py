@@ -18,7 +18,7 @@ from ..job.output_path import check_output_path
 from ..output import owners, record, store
 from ..output.store import Place
 from . import push, upload
-from .export_formats import HF_NAMES, OF_RESPONSES, STDOUT, WRITERS
+from .export_formats import OF_RESPONSES, STDOUT, WRITERS, check_ours, check_taken
 from .results import Results, records_of, results_of
 
 
@@ -128,18 +128,14 @@ def _check_place(results: Results, to: Path, wants_folder: bool, overwrite: bool
         raise JobError(f"{to}: is an input of the job; name another file")
     if not to.exists():
         return
-    if to.is_dir() != wants_folder or not (to.is_dir() or to.is_file()):
-        raise JobError(f"{to}: is not a {'folder' if wants_folder else 'file'}; name another one")
-    if not overwrite:
-        raise JobError(f"{to}: is there already; give --overwrite to replace it")
-    if wants_folder and (others := _not_ours(to)):
-        raise JobError(f"{to}: holds something else ({', '.join(others[:3])}); name another folder")
+    is_other_kind = to.is_dir() != wants_folder or not (to.is_dir() or to.is_file())
+    check_taken(to, is_other_kind, wants_folder, overwrite)
+    if wants_folder:
+        check_ours(to, _names_in(to))
 
 
-def _not_ours(dataset: Path) -> list[str]:
-    """What a folder holds that no export of ours has put there, and that must not go with it."""
-    names = [path.relative_to(dataset) for path in [*dataset.iterdir(), *(dataset / "data").glob("*")]]
-    return sorted(str(name) for name in names if not any(name.match(ours) for ours in HF_NAMES))
+def _names_in(dataset: Path) -> list[str]:
+    return [str(path.relative_to(dataset)) for path in [*dataset.iterdir(), *(dataset / "data").glob("*")]]
 
 
 @contextmanager
@@ -165,8 +161,7 @@ def _taking_the_place_of(to: Path) -> Iterator[Path]:
             yield made
             if to.is_dir():  # a rename replaces a file, but no folder
                 to.rename(replaced)
-                if others := _not_ours(replaced):  # it became another one, where others may write too
-                    raise JobError(f"{to}: holds something else ({', '.join(others[:3])}); name another folder")
+                check_ours(to, _names_in(replaced))  # it became another one, where others may write too
             made.rename(to)
             sync_folder(to.parent)
         finally:

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +30,21 @@ HF_FILE_BYTES = 256 << 20  # of shards that go into one file; hubs and readers a
 STDOUT = Path("-")
 HF_NAMES = ("README.md", "data", "data/train-*-of-*.parquet")
 _JSON = msgspec.json.Encoder(enc_hook=str)
+
+
+def check_taken(place: object, is_other_kind: bool, wants_folder: bool, overwrite: bool) -> None:
+    """Raises JobError where what has the name of an export, on a disk or in a bucket, must not go. is_other_kind: it is
+    a folder where a file is wanted, or the reverse"""
+    if is_other_kind:
+        raise JobError(f"{place}: is not a {'folder' if wants_folder else 'file'}; name another one")
+    if not overwrite:
+        raise JobError(f"{place}: is there already; give --overwrite to replace it")
+
+
+def check_ours(place: object, names: Iterable[str]) -> None:
+    """Raises JobError where a folder holds what no export of ours has put there, and what must not go with it."""
+    if others := sorted(name for name in names if not any(PurePosixPath(name).match(ours) for ours in HF_NAMES)):
+        raise JobError(f"{place}: holds something else ({', '.join(others[:3])}); name another folder")
 
 
 # --- Parquet

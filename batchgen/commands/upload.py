@@ -1,10 +1,10 @@
 """An export in a bucket: made on this machine, and uploaded when it is whole."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import JobError
 from ..host.bucket import Bucket
-from .export_formats import HF_NAMES
+from .export_formats import check_ours, check_taken
 
 
 def check(uri: str, wants_folder: bool, overwrite: bool) -> None:
@@ -14,13 +14,9 @@ def check(uri: str, wants_folder: bool, overwrite: bool) -> None:
     is_file = beside.has(name)
     if not is_file and not inside:
         return
-    if wants_folder == is_file:
-        raise JobError(f"{uri}: is not a {'folder' if wants_folder else 'file'}; name another one")
-    if not overwrite:
-        raise JobError(f"{uri}: is there already; give --overwrite to replace it")
-    others = [each for each in inside if not any(PurePosixPath(each).match(ours) for ours in HF_NAMES)]
-    if wants_folder and others:
-        raise JobError(f"{uri}: holds something else ({', '.join(others[:3])}); name another folder")
+    check_taken(uri, wants_folder == is_file, wants_folder, overwrite)
+    if wants_folder:
+        check_ours(uri, inside)
 
 
 def upload(made: Path, uri: str) -> None:
