@@ -149,18 +149,15 @@ def look(out: Place, known: dict[int, Counts] | None = None) -> Status:
         clock=clock,
         workers=workers,
         journaled=journaled,
-        first_reject=_first_reject(place, job, [planned for planned in done if _has_rejects(counted, planned)]),
+        first_reject=_first_reject(place, job, done, counted),
     )
 
 
-def _has_rejects(counted: dict[int, Counts], planned: Shard) -> bool:
-    return planned.index in counted and counted[planned.index].rejected > 0
-
-
-def _first_reject(out: Store, job: JobRecord, rejected: list[Shard]) -> str:
-    """rejected: shards with rejects; one alone is read"""
+def _first_reject(out: Store, job: JobRecord, done: list[Shard], counted: dict[int, Counts]) -> str:
+    """Of the first shard that has any; no other is read."""
+    rejected = next((planned for planned in done if planned.index in counted and counted[planned.index].rejects), None)
     with contextlib.suppress(JobError):  # damaged
-        for line in shard.read_rejects(out, rejected[0]) if rejected else []:
+        for line in shard.read_rejects(out, rejected) if rejected else []:
             return told(job.plan, line["row"], line["reason"], line["detail"])
     return ""
 
@@ -170,7 +167,9 @@ def _left_behind(out: Store, job: JobRecord, done: list[Shard], live: list[Worke
     translation or of a sweep needs no journal says: of these the number of answers."""
     here = {planned.index for planned in done} | {index for worker in live for index in worker.shards}
     begun = journal.shards(out) - here
-    if begun and (job.settings["translate"]["fields"] or job.settings["sweep"]["method"]):
+    if not begun:
+        return 0, 0
+    if job.settings["translate"]["fields"] or job.settings["sweep"]["method"]:
         return 0, sum(journal.count(out, index) for index in begun)
     made_by, samples = record.fingerprints(job), job.spec["sampling"].get("n", 1)
     rows = 0
