@@ -209,6 +209,11 @@ def test_duckdb_opens_the_folder(out):
     assert (count, first) == (5, "5")
 
 
+def test_duckdb_takes_a_folder_named_parquet_for_a_table(out, tmp_path):
+    named = shutil.copytree(out, tmp_path / "answers.parquet")
+    assert duckdb.sql(f"select count(*) from '{named}'").fetchall() == [(5,)]
+
+
 def test_hugging_face_datasets_opens_the_folder(out, tmp_path):
     """Also where there are more files of rejects than of responses, which it would otherwise take for the data."""
     for number in range(5):
