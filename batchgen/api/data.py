@@ -5,6 +5,7 @@ import base64
 import contextlib
 import filecmp
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -52,6 +53,7 @@ def paths_of(data: Any, output: str) -> list[str]:
     Raises JobError.
     """
     if isinstance(data, str | Path):
+        _check_path(data)
         return [str(data)]
     if isinstance(data, list) and _are_paths(data):
         return [str(each) for each in data]
@@ -120,6 +122,13 @@ def _new(path: Path) -> Iterator[Path]:
 
 
 # --- paths or rows
+
+
+def _check_path(data: str | Path) -> None:
+    """Raises JobError for a text by itself: most programs would take it for a prompt."""
+    is_path = isinstance(data, Path) or "://" in data or is_named_like_data(data) or glob.has_magic(data)
+    if not is_path and not _is_there(data):
+        raise JobError(f"input: {data!r:.80}: no such file or folder; a text to be answered goes into a list, [text]")
 
 
 def _are_paths(values: list[Any]) -> bool:

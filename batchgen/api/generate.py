@@ -3,7 +3,7 @@
 import atexit
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,8 @@ def generate(prompts: Any, model: Any, **tables: Any) -> Iterator[Answer]:
 
     Raises JobError or MachineError.
     """
+    if isinstance(prompts, Sized) and not isinstance(prompts, str) and not len(prompts):
+        return
     named = {name: tables.pop(name) for name in ("prompt", "sampling", "engine", "check", "limits") if name in tables}
     named["sampling"] = {**named.get("sampling", {}), **tables}
     with tempfile.TemporaryDirectory(prefix="batchgen-generate-") as scratch:

@@ -86,6 +86,13 @@ def _output_of(job_file: str | None) -> str:
     return specs.load(job_file, {"input": {"path": []}}).output.path
 
 
+def _job(given: JobSpec) -> JobSpec:
+    """Raises JobError for what is not one, such as the path of a job file."""
+    if not isinstance(given, JobSpec):
+        raise JobError(f"{given!r:.80} is no job: batchgen.load(...) makes one of a job file or of tables")
+    return given
+
+
 class Progress(NamedTuple):
     """How far a run has come.
 
@@ -167,7 +174,7 @@ def run(
     Raises JobError, MachineError or Stopped.
     """
     with called_by(_listening(on_progress, stop, signals)):
-        return running.run(specs.without_sweep(job), discard)
+        return running.run(specs.without_sweep(_job(job)), discard)
 
 
 def translate(
@@ -181,7 +188,7 @@ def translate(
 
     Raises what `run` raises; JobError, too, for another job.
     """
-    if not job.translate.fields:
+    if not _job(job).translate.fields:
         raise JobError("[translate] fields: the job translates nothing; give translate={'fields': [...], 'into': ...}")
     return run(job, on_progress=on_progress, discard=discard, stop=stop)
 
@@ -197,7 +204,7 @@ def score(
 
     Raises what `run` raises; JobError, too, for another job.
     """
-    if job.score.mode == "off":
+    if _job(job).score.mode == "off":
         raise JobError("[score] mode: the job scores nothing; give score={'mode': 'text'}, or another mode")
     return Scores(run(job, on_progress=on_progress, discard=discard, stop=stop))
 
@@ -215,7 +222,7 @@ def sweep(
     Raises what `run` raises; Stopped, too, while other workers hold the last shards.
     """
     with called_by(_listening(on_progress, stop, signals=False)):
-        finished = list(sweeping.sweep(job, discard))
+        finished = list(sweeping.sweep(_job(job), discard))
         if not all(done.outcome.counts for done in finished):
             raise Stopped(f"{job.output.path}: other workers hold the last shards")
         return sweeping.compare(job, finished)
@@ -247,7 +254,7 @@ def retry(
 @_of_python
 def plan(job: JobSpec) -> planning.Forecast:
     """Reads, renders and tokenizes the whole input: rows, rejects to come, prompt lengths, shards. Raises JobError."""
-    return planning.plan(specs.without_sweep(job))
+    return planning.plan(specs.without_sweep(_job(job)))
 
 
 @_of_python

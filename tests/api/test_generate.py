@@ -64,6 +64,18 @@ def test_texts_are_prompts_and_their_number_is_their_id(instant):
     assert answer.record["conversation"] == [{"speaker": "ユーザー", "text": "Friday"}]
 
 
+def test_no_prompts_have_no_answers(instant):
+    assert list(api.generate([], MODEL)) == []
+    assert api._kept is None
+
+
+def test_a_text_by_itself_is_told_from_a_path(instant, tmp_path):
+    with pytest.raises(JobError, match=r"'Friday': no such file or folder; a text to be answered goes into a list"):
+        next(api.generate("Friday", MODEL))
+    with pytest.raises(JobError, match=r"Friday.jsonl: no such file or folder$"):
+        next(api.generate("Friday.jsonl", MODEL))
+
+
 def test_checks_and_their_tries_are_those_of_a_run(instant):
     [answer] = api.generate(["Friday"], MODEL, check={"checks": ["forbidden:."], "tries": 3, "on_failure": "null"})
     assert answer.response is None and answer.reject is None and answer.record["tries"] == 3

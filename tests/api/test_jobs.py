@@ -178,6 +178,12 @@ def test_what_is_wrong_is_an_exception(job, tmp_path):
     assert batchgen.run(job(sampling={"max_tokens": 5}), discard=True).counts.rows == 40
 
 
+@pytest.mark.parametrize("function", ["run", "plan", "sweep", "translate", "score"])
+def test_the_path_of_a_job_file_is_no_job(function):
+    with pytest.raises(batchgen.JobError, match=r"'job.toml' is no job: batchgen.load\(...\) makes one"):
+        getattr(batchgen, function)("job.toml")
+
+
 def test_a_job_file_and_what_is_said_beside_it(tmp_path):
     (tmp_path / "job.toml").write_text('[input]\npath = "in.jsonl"\n[model]\npath = "m"\n[output]\npath = "out"\n')
     loaded = batchgen.load(tmp_path / "job.toml", sampling={"temperature": 0}, input=str(CONVERSATIONS))
