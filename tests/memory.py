@@ -62,8 +62,8 @@ class MemoryStore:
     def log(self, name: str) -> Path:
         return self._logs / name.replace("/", "-")
 
-    def keep_log(self, log: Path) -> None:
-        pass
+    def keep_log(self, log: Path) -> str:
+        return str(log)
 
     # --- looks
 

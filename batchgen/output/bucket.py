@@ -14,16 +14,18 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import socket
 import tempfile
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ..errors import Stopped
+from ..errors import JobError, Stopped
 from ..host import clock, safeopen
 from ..host.bucket import LAST, Bucket, Found
 from . import layout
@@ -88,12 +90,19 @@ class BucketStore:
     def log(self, name: str) -> Path:
         if self._logs is None:
             self._logs = Path(tempfile.mkdtemp(prefix="batchgen-logs-"))
+            self._removal = weakref.finalize(self, shutil.rmtree, self._logs, ignore_errors=True)
         return self._logs / name.rpartition("/")[2]
 
-    def keep_log(self, log: Path) -> None:
-        with contextlib.suppress(OSError), safeopen.reading(log) as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LONGEST_LOG))
-            self._bucket.put(layout.kept_log(log.name, socket.gethostname(), os.getpid()), stream.read())
+    def keep_log(self, log: Path) -> str:
+        name = layout.kept_log(log.name, socket.gethostname(), os.getpid())
+        try:
+            with safeopen.reading(log) as stream:
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - LONGEST_LOG))
+                self._bucket.put(name, stream.read())
+        except (OSError, JobError, Stopped):
+            self._removal.detach()  # what this machine has is all there is of it
+            return str(log)
+        return self.where(name)
 
     # --- looks
 

@@ -102,10 +102,10 @@ class Store(Protocol):
         """The store's clock; None where it cannot be asked."""
 
     def log(self, name: str) -> Path:
-        """A file of this machine, for what writes by a file descriptor."""
+        """A file of this machine, for what writes by a file descriptor. It may be gone once the store is."""
 
-    def keep_log(self, log: Path) -> None:
-        """Has the store keep what such a file holds now."""
+    def keep_log(self, log: Path) -> str:
+        """Has the store keep what such a file holds now. Says where that can be read: in the file, if nowhere else."""
 
     # --- looks
 
@@ -270,8 +270,8 @@ class FolderStore:
     def log(self, name: str) -> Path:
         return self._at(name)
 
-    def keep_log(self, log: Path) -> None:
-        pass  # it lies there
+    def keep_log(self, log: Path) -> str:
+        return str(log)  # it lies there
 
     # --- looks
 

@@ -5,7 +5,7 @@ import selectors
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -50,6 +50,7 @@ class Slot:
     failure: why no worker is started here any more; empty while that is not so
     past: totals of workers that have ended
     told: how far its log was passed on to the user
+    kept: where its log can be read once this run is over
     """
 
     name: str
@@ -62,6 +63,7 @@ class Slot:
     failure: str = ""
     past: Totals = field(default_factory=Totals)
     told: EngineLog | None = None
+    kept: str = ""
 
     @property
     def totals(self) -> Totals:
@@ -337,8 +339,7 @@ class Supervisor:
         slot.remove(worker, lost)
         if slot.told:
             slot.told.pass_on(slot.name)
-        with suppress(Stopped, JobError):  # the reason for the end is the one to tell
-            self._job.out.keep_log(slot.log)
+        slot.kept = self._job.out.keep_log(slot.log)
         if end is None:
             end = death.of_process(worker.process.returncode)
             end.row = worker.row
@@ -346,7 +347,7 @@ class Supervisor:
             case ExitKind.REFUSED:
                 raise JobError(end.text)
             case ExitKind.BUG:
-                why = f"a bug in batchgen: {end.text}; finished responses are kept; see {slot.log}"
+                why = f"a bug in batchgen: {end.text}; finished responses are kept; see {slot.kept}"
                 raise MachineError(why)
             case ExitKind.STOPPED if end.why is Stopping.TIME_UP:  # the others know how long their own requests take
                 self._stopped.append(Stopped(end.text, end.why))
@@ -387,7 +388,7 @@ class Supervisor:
                 slot.worker.tell(self._poison.items)
 
     def _give_up(self, slot: Slot, why: str) -> None:
-        slot.failure = f"{why}; see {slot.log}"
+        slot.failure = f"{why}; see {slot.kept}"
         others = [other for other in self._slots if not other.failure]
         if not others:
             raise MachineError(slot.failure)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import threading
 from unittest import mock
 
@@ -49,6 +50,29 @@ class Once:
             self.left -= 1
             return self._fault
         return ""
+
+
+# --- logs
+
+
+def test_a_log_is_kept_in_the_bucket_and_goes_with_the_store(bucket):
+    store = at(bucket.location, 8.0)
+    log = store.log("_state/engine.log")
+    log.write_bytes(b"CUDA error")
+    kept = store.keep_log(log)
+    assert bucket.read(kept.removeprefix(f"{bucket.location}/")) == b"CUDA error"
+    del store
+    assert not log.parent.exists()
+
+
+def test_a_log_that_cannot_be_uploaded_stays_where_it_is(through):
+    store, _ = through(Once("503", "PUT", "/engine.log", times=1000), stale=4.0)
+    log = store.log("_state/engine.log")
+    log.write_bytes(b"CUDA error")
+    assert store.keep_log(log) == str(log)
+    del store
+    assert log.read_bytes() == b"CUDA error"
+    shutil.rmtree(log.parent)
 
 
 # --- answers that get lost

@@ -90,6 +90,18 @@ def test_an_engine_that_always_dies_ends_the_run_with_one_line_that_names_the_lo
     assert log.read_text().count("RuntimeError: CUDA error:\nan illegal memory access") == 2
 
 
+def test_the_log_that_is_named_of_a_run_into_a_bucket_lies_there_and_not_on_the_machine(
+    start, broken, bucket, write_rows, tmp_path
+):
+    (tmp_path / "tmp").mkdir()
+    sick = broken('raise RuntimeError("CUDA error")') | {"TMPDIR": str(tmp_path / "tmp")}
+    run = start(write_rows(demo_records(3)), bucket.location, "--max-restarts", 0, env=sick)
+    assert run.wait() == 1
+    place = said(run.stderr)[-1].rpartition("; see ")[2]
+    assert b"RuntimeError: CUDA error" in bucket.read(place.removeprefix(f"{bucket.location}/"))
+    assert not [*(tmp_path / "tmp").glob("batchgen-logs-*")]
+
+
 def test_a_worker_that_is_killed_in_its_first_start_is_started_again(start, write_rows, tmp_path):
     killed = hook(
         tmp_path / "hook",
