@@ -1,5 +1,6 @@
 """The commands: each parses its arguments, calls the function that does the work, and prints what comes back."""
 
+import itertools
 import os
 import signal
 import sys
@@ -495,7 +496,7 @@ def plan_command(
       batchgen plan job.toml --on-overlength clip --show 3
     """
     if not (inputs and inputs[0].endswith(".toml")):
-        options["output__path"] = options["output__path"] or "out"
+        options["output__path"] = options["output__path"] or _free("out")
     with exit_codes():
         spec = flags.spec_of(inputs, engine, options)
         from .commands import plan
@@ -507,6 +508,12 @@ def plan_command(
         else:
             show.forecast(forecast)
             show.prompts(items)
+
+
+def _free(name: str) -> str:
+    """The name, or the first of name-2, name-3, ... where something has it."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(each for each in names if not os.path.lexists(each))
 
 
 @cli.command("status", short_help="Show how far a job is, while it runs or later.")

@@ -42,6 +42,13 @@ def test_a_plan_writes_nothing(batchgen, rows, flags, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_without_an_output_minds_no_folder_that_is_there(batchgen, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    assert batchgen("plan", rows, "--model", MODEL).exit_code == 0
+
+
 def test_the_histogram_counts_every_prompt(batchgen, rows, flags):
     bars = re.findall(r"^ *\d+ - *\d+ #* +(\d+)$", batchgen("plan", rows, *flags).stdout, re.MULTILINE)
     assert len(bars) == 10
