@@ -375,12 +375,19 @@ def sweep_of(inputs: tuple[str, ...], engine: tuple[str, ...], options: dict[str
     job_file, files = (inputs[0], inputs[1:]) if inputs and inputs[0].endswith(".toml") else (None, inputs)
     if job_file is None and files and _is_other_job_file(Path(files[0])):
         raise JobError(
-            f"{files[0]}: a job file is TOML, and its name ends in .toml; `batchgen manual job-file` shows one"
+            f"{files[0]}: a job file is TOML, and its name ends in .toml; `batchgen init` writes one, and "
+            "`batchgen manual job-file` shows one"
         )
+    _check_no_job_file(files, "one job file a run; run each by itself" if job_file else "a job file goes first")
     tables = by_table(files, engine, options)
     if STDIN in files:
         tables["input"]["path"] = [_spooled(load(job_file, tables)) if each == STDIN else each for each in files]
     return load(job_file, tables)
+
+
+def _check_no_job_file(files: Sequence[str], why: str) -> None:
+    if others := [each for each in files if each.endswith(".toml") and not Path(each).is_dir()]:
+        raise JobError(f"{others[0]}: {why}")
 
 
 def _spooled(spec: JobSpec) -> str:

@@ -533,10 +533,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     refuse_risks(in_file, where, flags.get("engine", {}))
     if job_file and "command" in data.get("notify", {}) and "command" not in flags.get("notify", {}):
         _refuse_program_of_others(job_file)
-    for table in ("input", "model", "output"):
-        if "path" not in data.get(table, {}):
-            flag = "IN..." if table == "input" else f"--{table}"
-            raise JobError(f"{where}: [{table}] path is missing: set it there or give {flag}")
+    _check_paths(data, job_file)
     try:
         spec = msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
@@ -544,6 +541,23 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     with on_disk(Path(spec.output.path)):
         check_output_path(f"{where}: [output] path", spec.output.path)
     return spec
+
+
+def _check_paths(data: dict[str, Any], job_file: str | None) -> None:
+    """Raises JobError that says all that is missing, and what to type."""
+    typed = {"input": "IN", "model": "--model MODEL", "output": "--output OUT"}
+    missing = [table for table in typed if "path" not in data.get(table, {})]
+    add = " ".join(typed[table] for table in missing)
+    if missing and job_file:
+        keys = _listed([f"[{table}] path" for table in missing])
+        are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        raise JobError(f"{job_file}: {keys} {are} missing: set {them} there or add {add}")
+    if missing:
+        raise JobError(f"{_listed([f'no {table}' for table in missing])}: add {add}")
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
 
 
 def _refuse_program_of_others(job_file: str) -> None:

@@ -85,7 +85,7 @@ def test_a_retry_that_cannot_be_is_one_line(out, batchgen, tmp_path, arguments, 
 
 def test_a_retry_into_its_own_folder_or_none(out, batchgen):
     assert "a retry needs a folder of its own" in batchgen("retry", out, "--only", "length", "--output", out).stderr
-    assert "[output] path is missing" in batchgen("retry", out, "--only", "length").stderr
+    assert "no output: add --output OUT" in batchgen("retry", out, "--only", "length").stderr
 
 
 def test_a_retry_of_changed_input(out, batchgen, tmp_path):

@@ -100,6 +100,27 @@ def test_without_a_job_the_ways_to_begin_are_shown(batchgen, command):
     assert len(lines) < 15
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["run", "in.jsonl"], "no model and no output: add --model MODEL --output OUT"),
+        (["sweep", "in.jsonl"], "no model and no output: add --model MODEL --output OUT"),
+        (["plan", "in.jsonl"], "no model: add --model MODEL"),
+        (["run", "in.jsonl", "--model", "model"], "no output: add --output OUT"),
+        (["run", "--seed", "1"], "no input, no model and no output: add IN --model MODEL --output OUT"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(batchgen, words, why):
+    done = batchgen(*words)
+    assert (done.exit_code, done.stderr) == (2, f"batchgen: {why}\n")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "sweep"])
+def test_two_job_files_are_two_runs(batchgen, command):
+    done = batchgen(command, "a.toml", "b.toml")
+    assert (done.exit_code, done.stderr) == (2, "batchgen: b.toml: one job file a run; run each by itself\n")
+
+
 @pytest.mark.parametrize("name", ["job.toml", "talks.jsonl"])
 def test_a_file_in_place_of_a_command_is_taken_for_one_of_run(batchgen, name):
     done = batchgen(name)

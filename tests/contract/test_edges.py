@@ -162,7 +162,7 @@ def test_a_job_file_of_another_kind(tmp_path, batchgen, command, name, content):
     (tmp_path / name).write_text(content)
     done = batchgen(command, tmp_path / name)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert f"{name}: a job file is TOML, and its name ends in .toml" in done.stderr
+    assert f"{name}: a job file is TOML, and its name ends in .toml; `batchgen init` writes one" in done.stderr
 
 
 def test_yaml_under_the_name_of_toml(tmp_path, batchgen):

@@ -58,7 +58,7 @@ def test_a_flag_beats_the_file_and_the_rest_stays(job_file):
         (JOB.replace("0.7", '"hot"'), "[sampling] temperature: expected float, got str"),
         (JOB.replace("0.7", "-1.0"), "[sampling] temperature: expected float >= 0.0"),
         (JOB.replace("0.7", "nan"), "[sampling]"),
-        (JOB.replace('path = "out"', ""), "[output] path is missing: set it there or give --output"),
+        (JOB.replace('path = "out"', ""), "[output] path is missing: set it there or add --output OUT"),
         (JOB.replace('"out"', "7"), "[output] path: expected str, got int"),
         (JOB + "shard_rows = 0\n", "[output] shard_rows: expected int >= 1"),
         (JOB + 'include = ["logits"]\n', "[output] include[0]: invalid enum value 'logits'"),
