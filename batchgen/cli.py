@@ -26,6 +26,7 @@ from .job.spec import JobSpec, current_folder, model_path, nearest
 if TYPE_CHECKING:
     from .runner.outcome import Outcome
 
+MEANT = {"help": "--help", "generate": "run", "start": "run"}  # what people try first, and what they mean by it
 EXIT_USAGE, EXIT_REJECTS, EXIT_STOPPED, EXIT_BROKEN = 2, 3, 75, 1
 
 
@@ -57,9 +58,20 @@ class Commands(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """A job file or input in place of a command is meant for `run`, most often."""
         name = args[0]
-        if name not in self.commands and (Path(name).suffix in (".toml", ".jsonl", ".parquet", ".csv", ".json")):
-            raise JobError(f"{name}: is no command; did you mean batchgen run {name}?")
+        if name not in self.commands and not ctx.resilient_parsing:
+            meant = MEANT.get(name.lower(), name.lower())
+            if Path(name).suffix in (".toml", ".jsonl", ".parquet", ".csv", ".json"):
+                meant = f"run {name}"
+            if meant != name:
+                self._refuse(name, meant, args[1:])
         return super().resolve_command(ctx, args)
+
+    def _refuse(self, name: str, meant: str, behind: list[str]) -> None:
+        """Raises JobError if `meant` is to be had."""
+        if meant == "--help" and behind and behind[0] in self.commands:
+            meant = f"{behind[0]} --help"
+        if meant == "--help" or meant.split()[0] in self.commands:
+            raise JobError(f"{name}: is no command; did you mean batchgen {meant}?")
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _told_our_way():
@@ -241,9 +253,15 @@ def completion_command(shell: str) -> None:
 @cli.command("init", short_help="Write a first job file, from a look at the data.")
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...", shell_complete=flags.files)
 @click.option(
-    "--model", required=True, shell_complete=flags.files, help="model folder, or name of a model on the hub (org/name)"
+    "-m",
+    "--model",
+    required=True,
+    shell_complete=flags.files,
+    help="model folder, or name of a model on the hub (org/name)",
 )
-@click.option("--output", default="out", show_default=True, shell_complete=flags.files, help="output folder of the job")
+@click.option(
+    "-o", "--output", default="out", show_default=True, shell_complete=flags.files, help="output folder of the job"
+)
 @click.option(
     "--task",
     type=click.Choice(["answer", "translate", "score", "sweep"]),
@@ -370,7 +388,13 @@ def sweep_command(
 
 @cli.command("retry", cls=JobCommand, short_help="Generate again what went wrong, with other parameters.")
 @out_folder
-@click.option("--only", required=True, metavar="REASONS", help="finish reasons and reject reasons, comma-separated")
+@click.option(
+    "--only",
+    required=True,
+    metavar="REASONS",
+    shell_complete=flags.reasons,
+    help="finish reasons and reject reasons, comma-separated",
+)
 @json_flag
 @job_flags(defaults=False)
 def retry_command(out: str | Path, only: str, as_json: bool, engine: tuple[str, ...], **options: Any) -> None:
@@ -708,6 +732,7 @@ def rejects_command(out: str | Path, only: str, segments: bool, as_json: bool) -
 @click.option(
     "--to",
     required=True,
+    shell_complete=flags.files,
     help="the file to write, or the folder for hf; - is stdout; hf://datasets/ORG/NAME is the Hugging Face hub",
 )
 @click.option(
@@ -1057,7 +1082,7 @@ def demo_command(folder: Path) -> None:
 
 
 @cli.command("manual", short_help="Show the manual.")
-@click.argument("page", default="")
+@click.argument("page", default="", shell_complete=flags.pages)
 def manual_command(page: str) -> None:
     """Show a PAGE of the manual; without one, list the pages.
 
@@ -1071,5 +1096,6 @@ def manual_command(page: str) -> None:
             show.facts(manual.PAGES, width=max(map(len, manual.PAGES)) + 1)
             return
         if page not in manual.PAGES:
-            raise JobError(f"manual: no page {shown(page)}{nearest(page, manual.PAGES)}")
+            near = nearest(page, manual.PAGES) or f"; the pages are {', '.join(manual.PAGES)}"
+            raise JobError(f"manual: no page {shown(page)}{near}")
         show.page(manual.text(page))

@@ -16,10 +16,11 @@ import click
 import msgspec
 from click.shell_completion import CompletionItem
 
+from . import manual
 from .engine.installed import ANY_VERSION, ANY_VERSION_FLAG, RANGE
-from .errors import JobError, Stopped, Stopping
+from .errors import REJECT_REASONS, JobError, Stopped, Stopping
 from .host import events, safeopen, signals
-from .job.sampling import Sampling
+from .job.sampling import FINISH_REASONS, Sampling
 from .job.spec import OF_SWEEPS, TABLES, VARIED, JobSpec, load, nearest, without_sweep
 from .output import layout
 
@@ -29,6 +30,7 @@ PREFIXES = {"limits": "limit"} | {
     table: table for table in ("translate", "score", "metrics", "sweep", "notify")
 }  # of flags whose keys say little
 VARY = ("sweep", "vary")  # the key whose flag is --sweep
+SHORT = {"--model": "-m", "--output": "-o"}
 STDIN = "-"  # in place of an input file
 LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "BATCHGEN_LOG_FORMAT"
 OF_FILES = ("path", "image_folder", "vision", "glossary", "memory", "scorer")  # keys that a shell completes with names
@@ -135,15 +137,38 @@ def files(context: click.Context, param: click.Parameter, begun: str) -> list[Co
     return [CompletionItem(begun, type="file")]
 
 
+def pages(context: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """What a shell completes with the pages of the manual."""
+    return [CompletionItem(page, help=about) for page, about in manual.PAGES.items() if page.startswith(begun)]
+
+
+def reasons(context: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """What a shell completes with reasons; behind a comma with one more."""
+    before, comma, last = begun.rpartition(",")
+    known = (*FINISH_REASONS, *REJECT_REASONS)
+    return [CompletionItem(f"{before}{comma}{reason}") for reason in known if reason.startswith(last)]
+
+
 class JobCommand(click.Command):
     """A command that takes the keys of the job file: its help has a heading for each table."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raises JobError that shows how to begin, where nothing is given."""
+        """Raises JobError that shows how to begin, where nothing is given, or what does what was tried."""
         is_of_inputs = any(param.name == "inputs" for param in self.params)
         if is_of_inputs and not args and not ctx.resilient_parsing:
             raise JobError(*_beginnings(ctx.info_name or ""))
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (ctx.info_name, error.option_name) != ("run", "--dry-run"):
+                raise
+            raise JobError("--dry-run: `batchgen plan` shows what a run will do, and generates nothing") from None
+        except click.BadParameter as error:
+            table, _, key = ((error.param and error.param.name) or "").partition("__")
+            if ctx.info_name != "sweep" or table != "sampling" or key not in VARIED:
+                raise
+            why, flag = error.message.rstrip("."), flag_name(table, key)
+            raise JobError(f"{flag}: {why}; for several values write --sweep {key}=VALUE,VALUE") from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         headings: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -298,6 +323,7 @@ def _option(key: Key, show_default: bool) -> Callable[..., Any]:
         kind = str
     is_long = len("|".join(key.choices)) > LONGEST_CHOICE
     return click.option(
+        *([SHORT[name]] if name in SHORT else []),
         f"{name}/--no{name[1:]}" if kind is bool else name,
         f"{key.table}__{key.name}",
         type=None if kind is bool else kind,

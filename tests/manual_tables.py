@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from batchgen import manual
-from batchgen.flags import Key, flag_name, keys
+from batchgen.flags import SHORT, Key, flag_name, keys
 from batchgen.job.drift import ENGINE_MEANS, MEANS
 from batchgen.job.spec import OF_RUNS, TABLES
 from batchgen.metrics.metrics import METRICS, MetricKind
@@ -149,7 +149,7 @@ def _flags() -> str:
     others = [
         (f"`--engine {'KEY=VALUE'}`", "any key of `[engine]`"),
         *(
-            (f"`{flag_name(key.table, key.name)}`", f"`[{key.table}] {key.name}`")
+            (_with_short(flag_name(key.table, key.name)), f"`[{key.table}] {key.name}`")
             for key in keys()
             if flag_name(key.table, key.name) != f"--{key.name}".replace("_", "-")
             and key.table != "limits"
@@ -157,6 +157,10 @@ def _flags() -> str:
         ),
     ]
     return _table(("flag", "key"), others)
+
+
+def _with_short(flag: str) -> str:
+    return f"`{flag}`, `{SHORT[flag]}`" if flag in SHORT else f"`{flag}`"
 
 
 def _engine() -> str:

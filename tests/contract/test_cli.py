@@ -127,6 +127,42 @@ def test_a_file_in_place_of_a_command_is_taken_for_one_of_run(batchgen, name):
     assert (done.exit_code, done.stderr) == (2, f"batchgen: {name}: is no command; did you mean batchgen run {name}?\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["help"], "--help"),
+        (["help", "plan"], "plan --help"),
+        (["generate"], "run"),
+        (["start"], "run"),
+        (["RUN"], "run"),
+    ],
+)
+def test_another_word_for_a_command_leads_to_it(batchgen, words, meant):
+    done = batchgen(*words)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"batchgen: {words[0]}: is no command; did you mean batchgen {meant}?\n",
+    )
+
+
+def test_a_dry_run_is_what_plan_does(batchgen):
+    done = batchgen("run", "job.toml", "--dry-run")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "`batchgen plan` shows what a run will do" in done.stderr
+
+
+def test_a_sweep_says_how_several_values_are_written(batchgen):
+    done = batchgen("sweep", "job.toml", "--temperature", "0.3,0.7")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "for several values write --sweep temperature=VALUE,VALUE" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "sweep", "init"])
+def test_model_and_output_have_short_forms(batchgen, command):
+    text = batchgen(command, "--help").stdout
+    assert "-m, --model TEXT" in text and "-o, --output TEXT" in text
+
+
 def test_the_version_imports_nothing_heavy():
     code = (
         "import sys; from batchgen.commands import versions; list(versions.lines()); "
@@ -165,13 +201,15 @@ def completed(words: str, folder: Path) -> list[str]:
         ("verif", ["verify"]),
         ("run --temp", ["--template", "--temperature"]),
         ("run --prompt-format speaker-", ["speaker-nl"]),
+        ("manual expo", ["exporting"]),
+        ("retry out --only length,too_lo", ["length,too_long"]),
     ],
 )
 def test_bash_completes(words, found, tmp_path):
     assert completed(words, tmp_path) == found
 
 
-@pytest.mark.parametrize("words", ["run jo", "run --model jo", "plan jo", "init jo", "status jo"])
+@pytest.mark.parametrize("words", ["run jo", "run --model jo", "plan jo", "init jo", "status jo", "export out --to jo"])
 def test_names_of_files_are_left_to_the_shell(batchgen_process, words):
     asked = os.environ | {"_BATCHGEN_COMPLETE": "bash_complete", "COMP_WORDS": f"batchgen {words}"}
     done = batchgen_process(env=asked | {"COMP_CWORD": str(len(words.split()))})
@@ -199,6 +237,10 @@ def test_a_wrong_page_gets_the_nearest_one(batchgen):
     done = batchgen("manual", "exports")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == "batchgen: manual: no page exports; did you mean exporting?\n"
+
+
+def test_a_page_like_no_other_gets_all_their_names(batchgen):
+    assert batchgen("manual", "nosuch").stderr.endswith(f"no page nosuch; the pages are {', '.join(manual.PAGES)}\n")
 
 
 def test_a_page_goes_through_a_pager_on_a_terminal(monkeypatch):
