@@ -208,6 +208,7 @@ def _answer(found: Look, asked: Asked) -> tuple[Tables, list[str]]:
         guesses.append(
             f"column {shown(column)} is the user's text; write what the model is to do around it in [prompt] template"
         )
+        guesses += _left_out(found, column)
     tables["output"] = _passed(found, used)
     return tables, guesses
 
@@ -219,6 +220,18 @@ def _prompt_column(found: Look) -> str:
         reasons = "; ".join(f"{why} ({number:,} rows)" for why, number in found.rejects.most_common(3))
         raise JobError(f"no column of the first {found.rows:,} rows holds text: {reasons}")
     return max(texts, key=lambda name: (texts[name].texts > found.rows / 2, texts[name].is_prose, texts[name].length))
+
+
+def _left_out(found: Look, name: str) -> list[str]:
+    """Says how many rows lack the column that the task is about, and how many files, if any do."""
+    column = found.columns[name]
+    rows, files = found.rows - column.texts - column.others, found.opened - len(column.files)
+    if not rows:
+        return []
+    where = (
+        f"; {files:,} of the {found.opened:,} files looked at {'has' if files == 1 else 'have'} none" if files else ""
+    )
+    return [f"{rows:,} of {found.rows:,} rows have no {shown(name)} and will be rejected{where}"]
 
 
 def _can_be_named(name: str) -> bool:
@@ -265,14 +278,14 @@ def _score(found: Look, asked: Asked) -> tuple[Tables, list[str]]:
         tables: Tables = {"score": keys}
         if not found.shape:
             tables["prompt"] = [Key("template", f"{{{asked_column}}}")]
-        return tables, [f"column {choices} holds the choices"]
+        return tables, [f"column {choices} holds the choices", *_left_out(found, choices)]
     if found.shape and found.answered:
         return {"score": [Key("mode", "continuation", "the answer at the end of each conversation")]}, [
             "what is scored is the answer at the end of each conversation"
         ]
     column = _prompt_column(found)
     keys = [Key("mode", "text", "a text by itself: its perplexity"), Key("column", column)]
-    return {"score": keys}, [f"what is scored is column {shown(column)} by itself"]
+    return {"score": keys}, [f"what is scored is column {shown(column)} by itself", *_left_out(found, column)]
 
 
 def _prompt_column_beside(found: Look, choices: str) -> str:

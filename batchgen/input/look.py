@@ -24,6 +24,7 @@ class ColumnLook:
     texts, characters: how many rows have text there, and how long these are together
     others: rows with another value
     values: distinct ones of texts and numbers
+    files: that have a value there
     prose: texts with more than one word
     """
 
@@ -33,6 +34,7 @@ class ColumnLook:
     prose: int = 0
     values: set[Any] = field(default_factory=set)
     is_flat: bool = True
+    files: set[str] = field(default_factory=set)
 
     @property
     def length(self) -> float:
@@ -60,7 +62,7 @@ class ColumnLook:
 class Look:
     """What the first rows of an input are.
 
-    files: of the whole input
+    files: of the whole input; opened: of these, those that were looked at
     rows: that were looked at
     columns: by name
     shapes: of the rows that a job can answer as they are
@@ -76,15 +78,19 @@ class Look:
     answered: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     texts: dict[str, ColumnLook] = field(default_factory=dict)
+    opened: int = 0
 
     @property
     def shape(self) -> str | None:
         """The one of most rows, if most rows can be answered as they are."""
         return self.shapes.most_common(1)[0][0] if self.shapes.total() > self.rows / 2 else None
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: dict[str, Any], file: str) -> None:
         for name, value in record.items():
-            self.columns.setdefault(name, ColumnLook()).add(value)
+            column = self.columns.setdefault(name, ColumnLook())
+            column.add(value)
+            if value is not None:
+                column.files.add(file)
         for path, text in _texts(record):
             self.texts.setdefault(path, ColumnLook()).add(text)
         try:
@@ -121,10 +127,11 @@ def look(paths: list[str]) -> Look:
     files = find(paths)
     found = Look(len(files))
     for head in heads(files, ROWS):
+        found.opened += 1
         for row in head.rows:
             found.rows += 1
             try:
-                found.add(row.record())
+                found.add(row.record(), head.path)
             except Reject as why:
                 found.rejects[str(why)] += 1
     if not found.rows:

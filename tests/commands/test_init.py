@@ -48,6 +48,15 @@ def test_rows_of_no_shape_get_a_template_of_their_longest_text(init):
     assert job["output"]["columns"] == ["title", "lang"]
 
 
+def test_it_says_how_many_rows_and_files_the_task_leaves_out(batchgen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.jsonl").write_text('{"question": "Where is it?", "choices": ["here", "there"]}\n' * 3)
+    (tmp_path / "in" / "2.jsonl").write_text('{"text": "Where is it?"}\n' * 2)
+    said = batchgen("init", "in", "-m", MODEL, "--task", "score").stdout
+    assert "  2 of 5 rows have no choices and will be rejected; 1 of the 2 files looked at has none\n" in said
+
+
 def test_a_column_is_the_id_only_if_no_two_rows_share_it(init):
     assert "id" not in init([{"text": "Where is the bus?", "uuid": "same"}] * 2)["input"]
 
