@@ -520,26 +520,26 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
         JobError: it names the file, the key and the nearest valid key.
     """
     data = _read(job_file) if job_file else {}
-    where = job_file or "flags"
+    where = f"{job_file}: " if job_file else ""  # ahead of what is wrong
     _gather_lists(data, where)
     _check_keys(data, where)
     in_file = data.get("engine", {})
-    _refuse_secrets(flags, "flags")
+    _refuse_secrets(flags, "")
     _make_absolute(flags, current_folder())
-    _gather_lists(flags, "flags")
+    _gather_lists(flags, "")
     for table, values in flags.items():
         data[table] = _merged(data.get(table, {}), values)
     _check_keys(data, where)
-    refuse_risks(in_file, where, flags.get("engine", {}))
+    refuse_risks(in_file, str(job_file), flags.get("engine", {}))
     if job_file and "command" in data.get("notify", {}) and "command" not in flags.get("notify", {}):
         _refuse_program_of_others(job_file)
     _check_paths(data, job_file)
     try:
         spec = msgspec.convert(data, JobSpec, str_keys=True)
     except msgspec.ValidationError as error:
-        raise JobError(f"{where}: {_readable(str(error))}") from None
+        raise JobError(f"{where}{_readable(str(error))}") from None
     with on_disk(Path(spec.output.path)):
-        check_output_path(f"{where}: [output] path", spec.output.path)
+        check_output_path(f"{where}[output] path", spec.output.path)
     return spec
 
 
@@ -581,7 +581,7 @@ def _gather_lists(tables: dict[str, Any], where: str) -> None:
         return
     lists = {key: value for key, value in given.items() if key in VARIED}
     if wrong := next((key for key, value in lists.items() if not isinstance(value, list)), None):
-        raise JobError(f"{where}: [sweep] {wrong}: is not a list of values: write {wrong} = [...]")
+        raise JobError(f"{where}[sweep] {wrong}: is not a list of values: write {wrong} = [...]")
     if lists:
         rest = {key: value for key, value in given.items() if key not in VARIED}
         tables["sweep"] = {**rest, "vary": {**rest.get("vary", {}), **lists}}
@@ -613,7 +613,7 @@ def _read(path: str) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not valid TOML: {error}; the README has an example of a job file") from None
-    _refuse_secrets(data, path)
+    _refuse_secrets(data, f"{path}: ")
     folder = path.rpartition("/")[0] if in_bucket else as_opened(current_folder(), str(Path(path).parent))
     _make_absolute(data, folder)
     return data
@@ -626,9 +626,9 @@ def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
             if key not in keys:
                 continue
             if uri := credentials.in_uris([*given.values()] if isinstance(given, dict) else given):
-                raise JobError(f"{where}: [{table}] {key} {shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
+                raise JobError(f"{where}[{table}] {key} {shown(uri)}: contains a key or token; {credentials.WAY_OUT}")
     if key := credentials.in_settings(tables.get("engine")):
-        raise JobError(f"{where}: [engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
+        raise JobError(f"{where}[engine] {shown(key)}: is a key or token; {credentials.WAY_OUT}")
 
 
 def _make_absolute(tables: dict[str, Any], folder: Path | str) -> None:
@@ -763,15 +763,15 @@ def _check_keys(data: dict[str, Any], where: str) -> None:
     known = (*TABLES, "engine")
     for table, values in data.items():
         if table not in known:
-            raise JobError(f"{where}: unknown table [{table}]{nearest(table, known)}")
+            raise JobError(f"{where}unknown table [{table}]{nearest(table, known)}")
         if not isinstance(values, dict):
-            raise JobError(f"{where}: {table} must be a table: [{table}]")
+            raise JobError(f"{where}{table} must be a table: [{table}]")
         if table == "engine":
             continue
         keys = [*keys_of(table), *(VARIED if table == "sweep" else ())]
         for key in values:
             if key not in keys:
-                raise JobError(f"{where}: [{table}] {key}: unknown key{nearest(key, keys)}")
+                raise JobError(f"{where}[{table}] {key}: unknown key{nearest(key, keys)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

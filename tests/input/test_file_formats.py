@@ -181,7 +181,7 @@ def test_what_is_wrong_in_an_array_costs_its_own_element(text, elements):
         ("a.tar.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar".ljust(300, b"\0"), mtime=0), "tar archive"),
         ("a.csv", b"text,text\na,b\n", "two columns named 'text'"),
         ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)[:-9], "cut off or damaged gzip"),
-        ("a.jsonl.gz", gzip.compress(JSONL) + b"more", "cut off or damaged gzip"),
+        ("a.jsonl.gz", gzip.compress(JSONL, mtime=0) + b"more", "cut off or damaged gzip"),
         ("a.jsonl.xz", lzma.compress(JSONL) + b"more", "cut off or damaged xz"),
         ("a.parquet", FILES["X.PARQUET"][:-9], "not a Parquet file, or a damaged one"),
         ("a.arrow", FILES["x.arrow"][:-60], "not an Arrow file, or a damaged one"),
