@@ -35,7 +35,7 @@ SPANS = st.sampled_from(
             "%s",
             "${x}",
         ),
-        *("<b>", "</b>", "<br/>", "&amp;", "[1]", "[2]", "⟦1⟧", "<1>", "#1#", "[1] [2]", "{text}", "{{x}}", "AB-12"),
+        *("<b>", "</b>", "<br/>", "&amp;", "[7]", "[8]", "⟦7⟧", "<7>", "#7#", "[7] [8]", "{text}", "{{x}}", "AB-12"),
         *("\n", "\n\n", "\r\n", "\t", "  ", "\u3000", "\n```py\nx = 1\n```\n", "\n| a | b |\n|---|---|\n| c | d |\n"),
         *("\n- ", "\n1. ", "\n> ", "# ", "\n$$\nx\n$$\n", '\n{"a": "b"}\n', "\u2028", "\x0b", "\x00"),
         *("\n\nHuman: ", "\n\nAssistant: ", "Good day. See you. ", "It is 3.5 m. Yes! 「はい。」と言った。"),
@@ -60,8 +60,8 @@ ASKED = st.fixed_dictionaries(
 
 
 def forgetful(text: str, attempt: int) -> str:
-    """The text, but for a mark that is lost now and then. The text's own are missed as numbers, and come back in the
-    second try."""
+    """The text, but for a mark that is lost now and then, until the second try. It is none of the text's own: what those
+    of SPANS have in them is 7 and 8, and no check has to miss a "[1]", as 1 may be no word there."""
     if attempt:
         return text
     lost = random.Random(f"{text}{attempt}").choice(["[1]", "⟦2⟧", "<1>", "", "", ""])
