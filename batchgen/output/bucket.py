@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import socket
 import tempfile
 import threading
@@ -59,6 +58,7 @@ class BucketStore:
         self._bucket = Bucket(uri, max(1.0, stale / STALE_SHARE))
         self._bucket.check()
         self._logs: Path | None = None
+        self._uploaded: dict[str, int] = {}  # log -> bytes it had when it was last uploaded
         self._changed: dict[str, float] = {}  # when folders of notes had last changed, as they were last listed
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class BucketStore:
     def log(self, name: str) -> Path:
         if self._logs is None:
             self._logs = Path(tempfile.mkdtemp(prefix="batchgen-logs-"))
-            self._removal = weakref.finalize(self, shutil.rmtree, self._logs, ignore_errors=True)
+            weakref.finalize(self, _remove_uploaded, self._logs, self._uploaded)
         return self._logs / name.rpartition("/")[2]
 
     def keep_log(self, log: Path) -> str:
@@ -99,8 +99,8 @@ class BucketStore:
             with safeopen.reading(log) as stream:
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - LONGEST_LOG))
                 self._bucket.put(name, stream.read())
+                self._uploaded[log.name] = stream.tell()
         except (OSError, JobError, Stopped):
-            self._removal.detach()  # what this machine has is all there is of it
             return str(log)
         return self.where(name)
 
@@ -295,6 +295,15 @@ class BucketStore:
 
     def remove_unfinished(self) -> None:
         pass  # an object appears whole
+
+
+def _remove_uploaded(logs: Path, uploaded: Mapping[str, int]) -> None:
+    """What this machine alone has stays: of a worker that was stopped at once, or while the bucket was gone."""
+    with contextlib.suppress(OSError):
+        for log in logs.iterdir():
+            if log.stat().st_size <= uploaded.get(log.name, 0):
+                log.unlink()
+        logs.rmdir()
 
 
 def _in(folder: str, name: str) -> str:

@@ -75,6 +75,28 @@ def test_a_log_that_cannot_be_uploaded_stays_where_it_is(through):
     shutil.rmtree(log.parent)
 
 
+def test_what_a_log_got_after_its_upload_stays(bucket):
+    store = at(bucket.location, 8.0)
+    log = store.log("_state/engine.log")
+    log.write_bytes(b"CUDA error")
+    store.keep_log(log)
+    log.write_bytes(b"CUDA error, and more")
+    del store
+    assert log.read_bytes() == b"CUDA error, and more"
+    shutil.rmtree(log.parent)
+
+
+def test_a_log_whose_second_upload_works_does_not_stay(through):
+    store, _ = through(once := Once("503", "PUT", "/engine.log", times=1000), stale=4.0)
+    log = store.log("_state/engine.log")
+    log.write_bytes(b"CUDA error")
+    assert store.keep_log(log) == str(log)
+    once.left = 0
+    store.keep_log(log)
+    del store
+    assert not log.parent.exists()
+
+
 # --- answers that get lost
 
 

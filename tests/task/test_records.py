@@ -60,8 +60,8 @@ ASKED = st.fixed_dictionaries(
 
 
 def forgetful(text: str, attempt: int) -> str:
-    """The text, but for a mark that is lost now and then, until the second try. It is none of the text's own: what those
-    of SPANS have in them is 7 and 8, and no check has to miss a "[1]", as 1 may be no word there."""
+    """The text, but for a mark that is lost now and then, until the second try. It is none of the text's own: those of
+    SPANS have 7 and 8 in them, and no check has to miss a "[1]", as 1 may be no word there."""
     if attempt:
         return text
     lost = random.Random(f"{text}{attempt}").choice(["[1]", "⟦2⟧", "<1>", "", "", ""])
