@@ -56,22 +56,21 @@ class Commands(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """A job file or input in place of a command is meant for `run`, most often."""
-        name = args[0]
-        if name not in self.commands and not ctx.resilient_parsing:
-            meant = MEANT.get(name.lower(), name.lower())
-            if Path(name).suffix in (".toml", ".jsonl", ".parquet", ".csv", ".json"):
-                meant = f"run {name}"
-            if meant != name:
-                self._refuse(name, meant, args[1:])
+        """A word that people take for a command is answered with the one that they mean."""
+        name, *behind = args
+        is_unknown = name not in self.commands and not ctx.resilient_parsing  # not by a shell that completes
+        if is_unknown and (meant := self._meant(name, behind)):
+            raise JobError(f"{name}: is no command; did you mean batchgen {meant}?")
         return super().resolve_command(ctx, args)
 
-    def _refuse(self, name: str, meant: str, behind: list[str]) -> None:
-        """Raises JobError if `meant` is to be had."""
-        if meant == "--help" and behind and behind[0] in self.commands:
-            meant = f"{behind[0]} --help"
-        if meant == "--help" or meant.split()[0] in self.commands:
-            raise JobError(f"{name}: is no command; did you mean batchgen {meant}?")
+    def _meant(self, name: str, behind: list[str]) -> str:
+        """What a word that is no command stands for, most likely; empty if that cannot be told."""
+        if Path(name).suffix in (".toml", ".jsonl", ".parquet", ".csv", ".json"):
+            return f"run {name}"
+        meant = MEANT.get(name.lower(), name.lower())
+        if meant == "--help":
+            return f"{behind[0]} --help" if behind and behind[0] in self.commands else meant
+        return meant if meant in self.commands else ""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _told_our_way():

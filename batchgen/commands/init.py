@@ -161,7 +161,7 @@ def _id(found: Look) -> list[Key]:
 
 
 def _is_id(column: ColumnLook, rows: int) -> bool:
-    return column.is_flat and column.texts + column.others == rows == len(column.values)
+    return column.is_flat and column.rows == rows == len(column.values)
 
 
 def _sampling(found: Look) -> list[Key]:
@@ -225,7 +225,7 @@ def _prompt_column(found: Look) -> str:
 def _left_out(found: Look, name: str) -> list[str]:
     """Says how many rows lack the column that the task is about, and how many files, if any do."""
     column = found.columns[name]
-    rows, files = found.rows - column.texts - column.others, found.opened - len(column.files)
+    rows, files = found.rows - column.rows, found.opened - len(column.files)
     if not rows:
         return []
     where = (

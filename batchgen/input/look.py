@@ -37,6 +37,11 @@ class ColumnLook:
     files: set[str] = field(default_factory=set)
 
     @property
+    def rows(self) -> int:
+        """How many have a value there."""
+        return self.texts + self.others
+
+    @property
     def length(self) -> float:
         """Characters of a text on average."""
         return self.characters / max(1, self.texts)

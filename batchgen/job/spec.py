@@ -530,7 +530,7 @@ def load(job_file: str | None, flags: dict[str, dict[str, Any]]) -> JobSpec:
     for table, values in flags.items():
         data[table] = _merged(data.get(table, {}), values)
     _check_keys(data, where)
-    refuse_risks(in_file, str(job_file), flags.get("engine", {}))
+    refuse_risks(in_file, job_file or "", flags.get("engine", {}))
     if job_file and "command" in data.get("notify", {}) and "command" not in flags.get("notify", {}):
         _refuse_program_of_others(job_file)
     _check_paths(data, job_file)
