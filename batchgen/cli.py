@@ -297,9 +297,19 @@ def init_command(inputs: tuple[str, ...], to: Path, overwrite: bool, **asked: st
 @cli.command("run", cls=JobCommand, short_help="Generate a response for every conversation.")
 @job_inputs
 @click.option("--discard", is_flag=True, help="drop what a different job has left in the output folder")
+@click.option(
+    flags.RAY,
+    type=flags.Address(),
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="run the workers on a Ray cluster, --workers of them or as many as have room  [address: that of this node's]",
+)
 @json_flag
 @job_flags()
-def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool, as_json: bool, **options: Any) -> None:
+def run_command(
+    inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool, ray: str | None, as_json: bool, **options: Any
+) -> None:
     """Generate a response for every conversation of the input, or resume where the last run stopped.
 
     Takes a job file, flags, or both; a flag wins over the file. SIGTERM, SIGUSR1 or Ctrl-C stops it; nothing that has
@@ -310,6 +320,7 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
       batchgen run job.toml
       batchgen run job.toml --temperature 0 --output out-greedy
       batchgen run talks.jsonl more/*.parquet --model models/sft --output out
+      batchgen run s3://my-bucket/job.toml --ray
 
     \b
     Exit codes:
@@ -321,9 +332,14 @@ def run_command(inputs: tuple[str, ...], engine: tuple[str, ...], discard: bool,
     """
     with exit_codes():
         spec = flags.spec_of(inputs, engine, options)
-        from .runner.run import run
+        if ray:
+            from .runner.on_ray import run_on_ray
 
-        outcome = run(spec, discard)
+            outcome = run_on_ray(spec, flags.arguments_of_workers(), ray, discard)
+        else:
+            from .runner.run import run
+
+            outcome = run(spec, discard)
     _end(outcome, as_json)
 
 
@@ -481,7 +497,7 @@ def submit_command(
 def _spec_of_run(arguments: list[str]) -> JobSpec:
     """The job that `batchgen run` with these arguments would do."""
     given = dict(run_command.make_context("run", list(arguments)).params)
-    del given["discard"], given["as_json"]
+    del given["discard"], given["ray"], given["as_json"]
     return flags.spec_of(given.pop("inputs"), given.pop("engine"), given)
 
 

@@ -1,7 +1,9 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
 import glob
+import itertools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -31,6 +33,8 @@ PREFIXES = {"limits": "limit"} | {
 }  # of flags whose keys say little
 VARY = ("sweep", "vary")  # the key whose flag is --sweep
 SHORT = {"--model": "-m", "--output": "-o"}
+RAY = "--ray"
+GIVEN = "batchgen.given"  # all arguments of a command, in its context
 STDIN = "-"  # in place of an input file
 LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "BATCHGEN_LOG_FORMAT"
 OF_FILES = ("path", "image_folder", "vision", "glossary", "memory", "scorer")  # keys that a shell completes with names
@@ -149,11 +153,35 @@ def reasons(context: click.Context, param: click.Parameter, begun: str) -> list[
     return [CompletionItem(f"{before}{comma}{reason}") for reason in known if reason.startswith(last)]
 
 
+class Address(click.ParamType):
+    """Of a Ray cluster."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not re.fullmatch(r"auto|(ray://)?[^/\s]+:\d+", value):
+            self.fail(f"{value!r} is no address (HOST:PORT, or auto); write --ray behind all else", param, ctx)
+        return value
+
+
+def arguments_of_workers() -> list[str]:
+    """The arguments of the command at work, without those that are for itself and not for workers elsewhere."""
+    given = iter(click.get_current_context().meta[GIVEN])
+    kept = []
+    for each in given:
+        if each == RAY:
+            kept += [following for following in itertools.islice(given, 1) if following.startswith("-")]
+        elif each not in ("--json", "--discard") and not each.startswith(f"{RAY}="):
+            kept.append(each)
+    return kept
+
+
 class JobCommand(click.Command):
     """A command that takes the keys of the job file: its help has a heading for each table."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises JobError that shows how to begin, where nothing is given, or what does what was tried."""
+        ctx.meta[GIVEN] = list(args)
         is_of_inputs = any(param.name == "inputs" for param in self.params)
         if is_of_inputs and not args and not ctx.resilient_parsing:
             raise JobError(*_beginnings(ctx.info_name or ""))
@@ -422,7 +450,7 @@ def _spooled(spec: JobSpec) -> str:
     from .api.data import spooled
 
     context = click.get_current_context()
-    if context.info_name == "submit":
+    if context.info_name == "submit" or context.params.get("ray"):
         raise JobError(f"{STDIN}: a job on the cluster cannot read what is piped in here; name a file")
     if context.info_name not in ("run", "sweep"):
         scratch = context.with_resource(tempfile.TemporaryDirectory(prefix="batchgen-stdin-"))

@@ -1,57 +1,20 @@
-"""batchgen on a Ray cluster: a worker wherever there is room for one, whatever node is lost meanwhile.
+"""`batchgen run JOB --ray`, for a cluster whose nodes are not all alike: says itself what Ray sets aside for a worker.
 
     ray job submit -- python jobs/on_ray.py s3://my-bucket/job.toml --workers 8 --gpus 1
     python jobs/on_ray.py /shared/job.toml --workers 8 -- --max-tokens 100     what follows -- goes to batchgen run
 
-Every node needs batchgen (in the image of the cluster; `ray` from PyPI beside it changes nothing of it), and sees the
-job file, the model and the output: in a bucket, or in a folder that all have. Ray places the workers; who does what
-they settle by themselves. One whose node is lost is started anew where there is room; until there is, the others do its
-part. Exits with 0 or 3 when the job is done, as `batchgen run` does.
+Every node needs batchgen and ray, and sees the job file, the model and the output: in a bucket, or in a folder that all
+have. Exits with 0 or 3 when the job is done, as `batchgen run` does.
 """
 
 import argparse
-import ctypes
-import signal
-import subprocess
+import os
 import sys
-import time
 
 import ray
 
-DONE, BROKEN, USAGE, REJECTS, STOPPED = 0, 1, 2, 3, 75  # what `batchgen run` exits with
-TRIES = 3  # of a worker that ends with BROKEN
-PAUSE = 10.0  # seconds before one that stopped is started again
-SET_PARENT_DEATH_SIGNAL = 1  # of prctl
-
-
-def stop_with_parent() -> None:
-    """So that the run drains, as after any SIGTERM, when Ray ends the process that started it."""
-    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-@ray.remote(max_retries=-1)
-def work(command: list[str]) -> int:
-    """What one worker exits with. If its node is lost, Ray calls this again on another one."""
-    return subprocess.run(command, preexec_fn=stop_with_parent).returncode
-
-
-def bring_to_its_end(command: list[str], workers: int, **room: float) -> int:
-    """Runs so many workers. One that finds nothing left ends and makes room, so that those whose nodes were lost need
-    no others. room: what Ray sets aside for each, on one node."""
-    place = work.options(**room)
-    tries = {place.remote(command): 1 for _ in range(workers)}
-    codes = set()
-    while tries:
-        [ended], _ = ray.wait(list(tries))
-        tried, code = tries.pop(ended), ray.get(ended)
-        if code == USAGE:
-            return USAGE  # it would be the same for all; Ray ends them with this process
-        if code == STOPPED or (code not in (DONE, REJECTS) and tried < TRIES):
-            time.sleep(PAUSE)
-            tries[place.remote(command)] = tried + (code != STOPPED)
-        else:
-            codes.add(code)
-    return next((code for code in (REJECTS, DONE) if code in codes), BROKEN)
+from batchgen.cli import exit_codes
+from batchgen.runner.on_ray import bring_to_its_end, work
 
 
 def main() -> int:
@@ -64,8 +27,15 @@ def main() -> int:
     flags.add_argument("more", nargs="*", help="flags for batchgen run, after --")
     asked = flags.parse_args()
     ray.init(address=asked.address)
-    command = ["batchgen", "run", asked.job, "--workers", "1", *asked.more]
-    return bring_to_its_end(command, asked.workers, num_cpus=asked.cpus, num_gpus=asked.gpus)
+    place = ray.remote(work).options(
+        max_retries=-1,  # of a worker whose node is lost
+        num_gpus=asked.gpus,
+        num_cpus=asked.cpus,
+        # EDIT: accelerator_type="H100", resources={"spot": 1}, label_selector={"ray.io/market-type": "spot"} ...
+    )
+    arguments = [asked.job, "--workers", "1", *asked.more]
+    with exit_codes():
+        return bring_to_its_end(ray, lambda: place.remote(arguments, os.getcwd()), asked.workers)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -138,41 +139,83 @@ def test_skypilots_own_parser_takes_the_task(installed, tmp_path):
 # --- Ray
 
 
-def test_the_script_for_ray_knows_batchgens_exit_codes_and_flags():
-    tree = ast.parse(ON_RAY.read_text())
-    assigned = {ast.unparse(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
-    codes = ast.literal_eval(assigned["(DONE, BROKEN, USAGE, REJECTS, STOPPED)"])
-    assert codes == (0, cli.EXIT_BROKEN, cli.EXIT_USAGE, cli.EXIT_REJECTS, cli.EXIT_STOPPED)
-    program, *arguments = [ast.unparse(part).strip("'") for part in assigned["command"].elts[:-1]]
-    assert program == "batchgen"
-    assert parsed([argument.replace("asked.job", "job.toml") for argument in arguments])["output__workers"] == 1
+def test_the_script_for_ray_gives_each_worker_flags_of_run():
+    [given] = [
+        node.value
+        for node in ast.walk(ast.parse(ON_RAY.read_text()))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "arguments"
+    ]
+    arguments = [ast.unparse(part).strip("'").replace("asked.job", "job.toml") for part in given.elts[:-1]]
+    assert parsed(["run", *arguments])["output__workers"] == 1
 
 
-@pytest.mark.slow
-def test_a_job_on_ray_survives_the_loss_of_a_node(installed, tmp_path, write_rows):
-    """Two nodes with room for a worker each. When the second one is gone, its worker waits for room on the first; the
-    job does not."""
-    rows = write_rows(demo_records(400))
+@pytest.fixture
+def ray_python(installed) -> Path:
+    """A Python that has Ray, and all else from the environment of the tests."""
+    python = installed("ray==2.60.0") / "python"
+    [packages] = python.parent.parent.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    return python
 
-    def job(name: str) -> Path:
-        path = tmp_path / f"{name}.toml"
+
+class OnTwoNodes:
+    """A job of 40 shards in two folders: `plain`, by a plain run, and `out`, on a Ray cluster with room for a worker on
+    each of two nodes."""
+
+    def __init__(self, folder: Path, rows: Path, python: Path):
+        self._folder, self._rows, self._python = folder, rows, python
+        self._paced = instant(folder / "instant", start=1, step=0.2)
+        self.run("plain")
+
+    def job(self, name: str) -> Path:
+        path = self._folder / f"{name}.toml"
         path.write_text(
-            f"[input]\npath = ['{rows}']\n[model]\npath = '{MODEL}'\n"
-            f"[output]\npath = '{tmp_path / name}'\nshard_rows = 10\nstale = 6\n"
+            f"[input]\npath = ['{self._rows}']\n[model]\npath = '{MODEL}'\n"
+            f"[output]\npath = '{self._folder / name}'\nshard_rows = 10\nstale = 6\n"
         )
         return path
 
-    python = installed("ray==2.60.0") / "python"
-    paced = instant(tmp_path / "instant", start=1, step=0.2)
-    paced["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{paced['PATH']}"
-    subprocess.run(["batchgen", "run", job("plain")], env=paced, check=True)
-    lost = subprocess.run(
-        [python, DRIVE, ON_RAY, job("out"), tmp_path / "out", "12"], env=paced, capture_output=True, text=True
-    )
-    assert lost.returncode == 0, lost.stderr
-    told = json.loads(lost.stdout.splitlines()[-1])
+    def run(self, name: str) -> None:
+        subprocess.run([sys.executable, "-m", "batchgen", "run", self.job(name)], env=self._paced, check=True)
+
+    def drive(self, enough: int, *command: object) -> dict[str, int]:
+        done = subprocess.run(
+            [self._python, DRIVE, self._folder / "out", f"{enough}", self._python, *command],
+            env=self._paced,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def is_as_of_a_plain_run(self) -> bool:
+        return dataset(self._folder / "out") == dataset(self._folder / "plain")
+
+
+@pytest.fixture
+def on_two_nodes(tmp_path, write_rows, ray_python) -> OnTwoNodes:
+    return OnTwoNodes(tmp_path, write_rows(demo_records(400)), ray_python)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["--ray", "jobs/on_ray.py"])
+def test_a_job_on_ray_survives_the_loss_of_a_node(on_two_nodes, by):
+    """When the second node is gone, its worker waits for room on the first; the job does not."""
+    job = on_two_nodes.job("out")
+    command = ["-m", "batchgen", "run", job, "--ray", "ADDRESS"]
+    if by != "--ray":
+        command = [ON_RAY, job, "--workers", "2", "--gpus", "0", "--cpus", "1", "--address", "ADDRESS"]
+    told = on_two_nodes.drive(12, *command)
     assert told["code"] == 0 and 12 <= told["shards"] < 40
-    assert dataset(tmp_path / "out") == dataset(tmp_path / "plain")
+    assert on_two_nodes.is_as_of_a_plain_run()
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_that_is_stopped_has_its_workers_drain(on_two_nodes):
+    told = on_two_nodes.drive(-12, "-m", "batchgen", "run", on_two_nodes.job("out"), "--ray", "ADDRESS")
+    assert told["code"] == cli.EXIT_STOPPED and told["shards"] < 40
+    on_two_nodes.run("out")
+    assert on_two_nodes.is_as_of_a_plain_run()
 
 
 @pytest.mark.slow
