@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import JobError, on_disk
+from ..errors import JobError, Stopped, on_disk
 from ..host.safeopen import sync_folder
 from ..input.plan import COMPRESSION_BY_ENDING
 from ..job.output_path import check_output_path
@@ -30,8 +30,8 @@ def export_to_hub(out: Place, uri: str, columns: str, partial: bool, overwrite: 
     """
     name = push.name_of(uri)
     push.check(name, overwrite)
-    with tempfile.TemporaryDirectory(prefix="batchgen-push-") as scratch:
-        made = Path(scratch) / name.rpartition("/")[2]
+    with _scratch() as scratch:
+        made = scratch / name.rpartition("/")[2]
         results = export(out, made, "hf", columns, partial, overwrite=False)
         push.push(made, name, public)
     return results
@@ -52,10 +52,26 @@ def export_to_bucket(out: Place, uri: str, format: str, columns: str, partial: b
     if uri in [file.path for file in job.plan.files]:
         raise JobError(f"{uri}: is an input of the job; name another file")
     upload.check(uri, format == "hf", overwrite)
-    with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
-        results = export(out, Path(scratch) / name, format, columns, partial, overwrite=False)
-        upload.upload(Path(scratch) / name, uri)
+    with _scratch() as scratch:
+        results = export(out, scratch / name, format, columns, partial, overwrite=False)
+        upload.upload(scratch / name, uri)
     return results
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder to make in what is then uploaded. Raises Stopped that says where the room was to be, if it ran out."""
+    with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
+        try:
+            yield Path(scratch)
+        except Stopped as stopped:
+            if not (isinstance(why := stopped.__cause__, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT)):
+                raise
+            place = tempfile.gettempdir()
+            raise Stopped(
+                f"{place}: {why.strerror}; what is uploaded is made there first: set TMPDIR to a folder with more "
+                "room, and run the same command again"
+            ) from None
 
 
 def export(out: Place, to: Path, format: str, columns: str, partial: bool, overwrite: bool) -> Results:

@@ -291,6 +291,20 @@ def stopped_with_one_line(result, folder: Path, reason: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["all.jsonl", "all.parquet", "all.csv", "dataset"])
+def test_an_export_to_a_bucket_without_room_to_be_made_in_says_where(
+    small_disk, instantly, bucket, batchgen_process, write_rows, name
+):
+    out = instantly([write_rows(MANY)], "out", output={"columns": ["noise"]})
+    uri = f"{bucket.location}/{name}"
+    done = batchgen_process("export", out, "--to", uri, env=os.environ | {"TMPDIR": str(small_disk)})
+    stopped_with_one_line(done, small_disk, "No space left on device")
+    assert "set TMPDIR" in done.stderr
+    assert list(small_disk.iterdir()) == []
+    assert not bucket.names()
+
+
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_with_more_room_the_same_command_completes_it(
     undisturbed, small_disk, batchgen_process
 ):
