@@ -17,7 +17,6 @@ from ..engine.installed import needs_gpu
 from ..errors import JobError, MachineError, NoRows, Stopped, Stopping
 from ..host import events, signals
 from ..host.clock import moment
-from ..input.plan import Shard
 from ..job.spec import JobSpec
 from ..output import opening
 from . import gpus
@@ -42,10 +41,12 @@ def run_on_ray(spec: JobSpec, arguments: Sequence[str], address: str, discard: b
     arguments: of that command; address: of the cluster, as ray.init takes it; discard: drops what another job has left
     in the folder. Raises JobError, MachineError or Stopped.
     """
+    if spec.input.limit is not None:
+        raise JobError("--ray: --limit tries the first rows, with one engine; leave one of the two out")
     ray = _connected(address)
     arguments = _of_worker(arguments, spec.output.stop_at)
     with suppress(NoRows):  # which the run below tells
-        while missing := _missing(job := _opened(spec, discard)):
+        while missing := missing_shards(job := _opened(spec, discard)):
             room, most = room_for_workers(ray.nodes(), gpus.per_worker(spec.engine))
             workers = min(spec.output.workers or most, len(missing))
             each = ", ".join(f"{number:g} {kind}" for kind, number in room.items())
@@ -53,7 +54,7 @@ def run_on_ray(spec: JobSpec, arguments: Sequence[str], address: str, discard: b
             place = ray.remote(work).options(max_retries=-1, num_cpus=room["CPU"], num_gpus=room.get("GPU"))
             start = partial(place.remote, arguments, os.getcwd())
             bring_to_its_end(ray, start, workers, spec.output.drain + GRACE)
-            if _missing(job):
+            if missing_shards(job):
                 return Outcome(job.out, spec.output.max_rejects)  # held by workers that are not of this cluster
     return run(spec, discard)
 
@@ -159,9 +160,3 @@ def _opened(spec: JobSpec, discard: bool) -> Job:
         job = prepare(spec, discard=discard)
         if opening.open_job(job.out, job.record, discard=discard):
             return job
-
-
-def _missing(job: Job) -> list[Shard]:
-    """The shards that are asked for and not finished."""
-    asked = {planned.index for planned in job.shards}
-    return [planned for planned in missing_shards(job) if planned.index in asked]

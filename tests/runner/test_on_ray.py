@@ -163,3 +163,8 @@ def test_a_job_file_behind_ray_is_no_address():
 def test_what_is_piped_in_cannot_be_read_on_other_nodes(tmp_path):
     code, said = told("-", "--model", str(tmp_path), "--output", str(tmp_path / "out"), "--ray", "auto")
     assert code == 2 and "cannot read what is piped in here" in said
+
+
+def test_a_trial_needs_no_cluster(tmp_path):
+    code, said = told("in.jsonl", "--model", str(tmp_path), "--output", str(tmp_path / "out"), "--limit", "5", "--ray")
+    assert code == 2 and "--limit tries the first rows" in said
