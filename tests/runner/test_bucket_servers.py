@@ -96,6 +96,25 @@ def weed(tmp_path):
         server.kill()
 
 
+@pytest.fixture
+def azure(tmp_path):
+    """Azurite with a container, and what leads there in the environment."""
+    if not shutil.which("npm"):
+        pytest.skip("Azurite needs npm")
+    subprocess.run(["npm", "install", "--silent", "--prefix", tmp_path, "azurite"], check=True)
+    [port] = free_ports(1)
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [tmp_path / "node_modules/.bin/azurite-blob", "--blobPort", str(port), "--location", tmp_path / "azure"]
+    with subprocess.Popen([*command, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]) as server:
+        try:
+            until(lambda: answers(endpoint))
+            buckets.make_container(endpoint, "talks")
+            with mock.patch.dict(os.environ, buckets.azure(endpoint)):
+                yield
+        finally:
+            server.kill()
+
+
 def made(client, name: str) -> bool:
     try:
         client.create_bucket(Bucket=name)
@@ -117,20 +136,8 @@ def test_seaweedfs_keeps_what_every_store_promises(weed):
     contract(*CONTRACT, BATCHGEN_TEST_BUCKET="s3://talks")
 
 
-def test_azure_keeps_what_every_store_promises(tmp_path):
-    if not shutil.which("npm"):
-        pytest.skip("Azurite needs npm")
-    subprocess.run(["npm", "install", "--silent", "--prefix", tmp_path, "azurite"], check=True)
-    [port] = free_ports(1)
-    command = [tmp_path / "node_modules/.bin/azurite-blob", "--blobPort", str(port), "--location", tmp_path / "data"]
-    with subprocess.Popen([*command, "--silent", "--skipApiVersionCheck"]) as server:
-        try:
-            until(lambda: answers(f"http://127.0.0.1:{port}"))
-            variables = buckets.azure(f"http://127.0.0.1:{port}")
-            buckets.make_container(f"http://127.0.0.1:{port}", "talks")
-            contract(CONTRACT[0], BATCHGEN_TEST_BUCKET="az://talks", **variables)
-        finally:
-            server.kill()
+def test_azure_keeps_what_every_store_promises(azure):
+    contract(CONTRACT[0], BATCHGEN_TEST_BUCKET="az://talks")
 
 
 @pytest.mark.parametrize("there", [None, b"dead"])
@@ -223,14 +230,14 @@ def check_after_kills(uri: str, expected: Path, watch: processes.Watch, kills: l
     assert oldest < 1.5  # journal_every, and what a busy machine adds
 
 
-@pytest.mark.parametrize("server", ["s3", "weed"])
-def test_50_kills_of_4_workers_change_no_byte(server, request, start, instantly, write_rows, tmp_path):
+@pytest.mark.parametrize(("server", "scheme"), [("s3", "s3"), ("weed", "s3"), ("azure", "az")])
+def test_50_kills_of_4_workers_change_no_byte(server, scheme, request, start, instantly, write_rows, tmp_path):
     request.getfixturevalue(server)
     source = write_rows(mixed_rows(7000))
     expected = instantly([source], "expected", output={"shard_rows": 50})
     watch = processes.Watch(tmp_path, step=0.4)
-    kills = killed_50_times(start, f"s3://talks/kills-{server}", source, watch)
-    check_after_kills(f"s3://talks/kills-{server}", expected, watch, kills)
+    uri = f"{scheme}://talks/kills-{server}"
+    check_after_kills(uri, expected, watch, killed_50_times(start, uri, source, watch))
 
 
 def test_the_status_of_100_000_shards_takes_3_seconds_of_this_process(write_rows, tmp_path):
