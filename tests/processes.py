@@ -133,11 +133,16 @@ def patch(engine):
         return (line.split() for line in self._log.read_text().splitlines())
 
 
+def standing(held: Path) -> Path:
+    return held.with_name(f"{held.name}-standing")
+
+
 def waits_while(held: Path) -> str:
-    """For `more` of Watch: an engine that stands still for as long as the file is there."""
+    """For `more` of Watch: an engine that stands still for as long as the file is there, and says so in `standing`."""
     return f"""
         def step_unless_held():
             while os.path.exists({str(held)!r}):
+                open({str(standing(held))!r}, "w").close()
                 time.sleep(0.01)
             return watched_step()
         engine.step = step_unless_held

@@ -50,6 +50,13 @@ def is_uri(place: object) -> bool:
     return bool(_URI.match(str(place)))
 
 
+def lacks_slash(path: str) -> str:
+    """The scheme of what was to be a URI and has one slash, as shells' scripts and pathlib make of it; or else empty.
+    As a path it would be a folder `s3:` on this machine, and gone with it."""
+    begun = re.match(rf"({'|'.join(SCHEMES)}):/(?!/)", path, re.I)
+    return begun[1].lower() if begun else ""
+
+
 def check_uri(uri: str) -> None:
     """Raises JobError if no place in a bucket can be named so."""
     _parsed(uri)

@@ -633,13 +633,15 @@ def _refuse_secrets(tables: dict[str, Any], where: str) -> None:
 
 def _make_absolute(tables: dict[str, Any], folder: Path | str) -> None:
     """Makes paths absolute, relative to `folder`, which is in a bucket if it is no Path. URIs stay; so do values that
-    are not paths, which msgspec refuses."""
+    are not paths, which msgspec refuses. Raises JobError for what was to be a URI."""
 
     def absolute(path: Any) -> Any:
         if isinstance(path, list):
             return [absolute(part) for part in path]
         if not isinstance(path, str) or "://" in path:
             return path
+        if scheme := bucket.lacks_slash(path):
+            raise JobError(f"{shown(path)}: a URI has two slashes; write {scheme}://BUCKET/NAME")
         return recordable_path(_in_folder(folder, path))
 
     checks = tables.get("check")

@@ -40,6 +40,15 @@ def test_paths_in_a_job_file_start_at_its_folder(job_file, tmp_path):
     assert spec.output.path == str(tmp_path / "out")
 
 
+@pytest.mark.parametrize("table", ["input", "output"])
+@pytest.mark.parametrize("uri", ["s3:/talks/x", "GS:/talks/x", "az:/talks"])
+def test_a_uri_that_lost_a_slash_makes_no_folder_of_that_name(table, uri):
+    tables = {"input": {"path": "in.jsonl"}, "model": {"path": "m"}, "output": {"path": "out"}}
+    tables[table] = {"path": uri}
+    with pytest.raises(JobError, match=f"{uri}: a URI has two slashes; write {uri[:2].lower()}://BUCKET/NAME"):
+        load(None, tables)
+
+
 def test_a_flag_beats_the_file_and_the_rest_stays(job_file):
     spec = load(job_file(JOB), {"sampling": {"temperature": 0.0}, "engine": {"dtype": "float32"}})
     assert spec.sampling.temperature == 0

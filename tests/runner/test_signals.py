@@ -22,6 +22,7 @@ from processes import (
     is_running,
     pace,
     said,
+    standing,
     until,
     waits_while,
 )
@@ -105,6 +106,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_that_was_synced(start, 
     run = start(source, tmp_path / "out", *flags, env=watch.environment)
     until(lambda: any(done.at < time.monotonic() - 1 for done in watch.finished()))
     held.touch()
+    until(standing(held).exists)
     ctrl_c(run)
     until(lambda: "stopping" in run.stderr)
     again = time.monotonic()
