@@ -797,9 +797,9 @@ def export_command(
 
 @cli.command("report", short_help="Make a page about results, to look at in a browser.")
 @click.argument("outs", metavar="OUT [OUT2]...", nargs=-1, required=True, type=PlaceOrUri())
-@click.option("--to", required=True, type=LocalPath(), help="the HTML file to write")
+@click.option("--to", required=True, type=PlaceOrUri(), help="the HTML file to write, here or in a bucket")
 @click.option("--overwrite", is_flag=True, help="replace what is there, even if it is no such page")
-def report_command(outs: tuple[str | Path, ...], to: Path, overwrite: bool) -> None:
+def report_command(outs: tuple[str | Path, ...], to: str | Path, overwrite: bool) -> None:
     """Make one HTML file about the results in OUT, or about several outputs side by side: what the job was, what became
     of its rows, lengths, failed checks, rejects, and samples to search, filter and sort.
 
@@ -810,11 +810,12 @@ def report_command(outs: tuple[str | Path, ...], to: Path, overwrite: bool) -> N
     Examples:
       batchgen report out --to out.html
       batchgen report out-before out-after --to both.html
+      batchgen report s3://my-bucket/out --to s3://my-bucket/out.html
     """
     with exit_codes():
-        from .commands.report import report
+        from .commands.report import report, report_to_bucket
 
-        size = report(outs, to, overwrite)
+        size = report(outs, to, overwrite) if isinstance(to, Path) else report_to_bucket(outs, to, overwrite)
     show.in_short(f"wrote {to} ({size / 1e6:,.1f} MB)")
 
 

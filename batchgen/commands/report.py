@@ -5,13 +5,31 @@ from pathlib import Path
 
 from ..errors import JobError, on_disk
 from ..host import safeopen
+from ..host.bucket import Bucket
 from ..job.output_path import check_output_path
 from ..output import owners
 from ..output.store import Place
 from ..report import make
 from ..report.page import is_page
+from . import upload
 
 _HEAD = 4096  # bytes in which a page says that it is one
+
+
+def report_to_bucket(outs: Sequence[Place], uri: str, overwrite: bool = False) -> int:
+    """Puts the page into a bucket. Gives its bytes. The parameters are as of `report`. Raises JobError or Stopped."""
+    check_output_path("--to", uri)
+    folder, name = upload.folder_and_name(uri)
+    for out in outs:
+        if uri.startswith(f"{str(out).rstrip('/')}/"):
+            raise JobError(f"{uri}: lies in the output folder {out}, which is a dataset; name another place")
+    place = Bucket(folder)
+    if not overwrite and place.has(name):
+        with place.open(name) as file:
+            _check_page(uri, file.read(_HEAD))
+    content = make.page_of(outs)
+    place.put(name, content)
+    return len(content)
 
 
 def report(outs: Sequence[Place], to: Path, overwrite: bool = False) -> int:
@@ -40,5 +58,10 @@ def _check_place(outs: Sequence[Place], to: Path, overwrite: bool) -> None:
         raise JobError(f"--to {to}: is not a file, which alone can appear whole or not at all; name one")
     if to.exists() and not overwrite:
         with safeopen.reading(to) as file:
-            if not is_page(file.read(_HEAD)):
-                raise JobError(f"{to}: is there already, and is no such page; give --overwrite to replace it")
+            _check_page(to, file.read(_HEAD))
+
+
+def _check_page(place: Place, head: bytes) -> None:
+    """Raises JobError if what is there begins as no page does."""
+    if not is_page(head):
+        raise JobError(f"{place}: is there already, and is no such page; give --overwrite to replace it")

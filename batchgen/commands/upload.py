@@ -9,7 +9,7 @@ from .export_formats import check_ours, check_taken
 
 def check(uri: str, wants_folder: bool, overwrite: bool) -> None:
     """Raises JobError if an upload would be refused, before anything is made for it."""
-    folder, name = _split(uri)
+    folder, name = folder_and_name(uri)
     beside, inside = Bucket(folder), [found.name for found in Bucket(uri).below()]
     is_file = beside.has(name)
     if not is_file and not inside:
@@ -23,7 +23,7 @@ def upload(made: Path, uri: str) -> None:
     """Puts a file, or all files of a folder, in the place of what an earlier export has put there. Of a folder the
     card comes last, and what is left of the earlier one goes. Raises JobError or Stopped."""
     if made.is_file():
-        folder, name = _split(uri)
+        folder, name = folder_and_name(uri)
         Bucket(folder).upload(name, made)
         return
     place = Bucket(uri)
@@ -33,7 +33,7 @@ def upload(made: Path, uri: str) -> None:
     place.delete([found.name for found in place.below() if found.name not in names])
 
 
-def _split(uri: str) -> tuple[str, str]:
+def folder_and_name(uri: str) -> tuple[str, str]:
     """The folder of an object, and its name there. Raises JobError."""
     folder, _, name = uri.rpartition("/")
     if folder.endswith("/") or not name:

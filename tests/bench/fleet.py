@@ -637,10 +637,10 @@ class Simulation:
         return list(self._done.values())
 
     def _read_job(self, out: Any) -> JobRecord | None:
-        out.names()
         try:
             out.read(layout.JOB)
         except FileNotFoundError:
+            out.names()
             return None
         with contextlib.suppress(FileNotFoundError):
             out.read(layout.growth(FINGERPRINT))

@@ -140,6 +140,27 @@ def test_an_export_to_a_bucket_is_that_to_a_folder(instantly, bucket, batchgen, 
     assert there.get("dataset/mine")[0] == b""
 
 
+def test_a_page_in_a_bucket_is_the_one_on_a_disk_and_replaces_none_but_pages(
+    instantly, bucket, batchgen, write_rows, tmp_path
+):
+    out = instantly([write_rows(mixed_rows(20))], "out")
+    page = f"{bucket.location}/page.html"
+    for to in (tmp_path / "page.html", page, page):
+        assert batchgen("report", out, "--to", to).exit_code == 0
+    assert bucket.read("page.html", 1 << 20) == (tmp_path / "page.html").read_bytes()
+    bucket.write("page.html", b"mine")
+    done = batchgen("report", out, "--to", page)
+    assert (done.exit_code, "is no such page" in done.stderr, bucket.read("page.html")) == (2, True, b"mine")
+    assert batchgen("report", out, "--to", page, "--overwrite").exit_code == 0
+    for to, why in (
+        (f"{out}/page.html", "lies in the output folder"),
+        ("s3://talks", "names no file"),
+        ("hf://a/b", ""),
+    ):
+        done = batchgen("report", out, "--to", to)
+        assert (done.exit_code, why in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
+
+
 URI = "s3://AKIDKEY:hidden/s3cret@talks/x"
 COMMANDS = [
     *(f"{name} {URI}" for name in ("run", "status", "verify", "rejects", "show", "plan", "inspect", "demo")),
