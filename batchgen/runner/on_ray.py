@@ -50,7 +50,8 @@ def run_on_ray(spec: JobSpec, arguments: Sequence[str], address: str, discard: b
             room, most = room_for_workers(ray.nodes(), gpus.per_worker(spec.engine))
             workers = min(spec.output.workers or most, len(missing))
             each = ", ".join(f"{number:g} {kind}" for kind, number in room.items())
-            events.note(events.Level.info, "ray", f"{workers} workers on the Ray cluster, each with {each} of one node")
+            said = f"workers on the Ray cluster: {workers}, each with {each} of one node"
+            events.note(events.Level.info, "ray", said, workers=workers)
             place = ray.remote(work).options(max_retries=-1, num_cpus=room["CPU"], num_gpus=room.get("GPU"))
             start = partial(place.remote, arguments, os.getcwd())
             bring_to_its_end(ray, start, workers, spec.output.drain + GRACE)
