@@ -10,14 +10,12 @@ LONGEST_UNIT = 120  # characters
 LOOK_AT = 20_000  # characters from the end: a loop that was left again further back is the text's own
 SHORTEST = {1: 12, 2: 12, 3: 12}  # characters that a loop of such a unit has at least: はははは is laughter
 TIMES = 4  # that a longer unit is there
-GRAM = (
-    9  # characters in a row that are those a period before, at least: 12 - 3 of a short unit, 3 units of a longer one
-)
+# Characters in a row that a loop of any period has in common with itself a period before: at least 12 - 3 where the
+# unit is short, and 3 units where it is longer.
+GRAM = 9
 MANY = 32  # grams that were there before, beyond which all periods are tried
 AT_END = 500  # characters of a response that say whether it ended in a loop: a unit has 120 at most, four times
 SIGNS = 60  # characters of a loop without letters, which may well be a ruler or the border of a table
-
-
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
