@@ -1,7 +1,6 @@
 """The flags of `batchgen run` and the commands like it: one for each key of the job file, made from its tables."""
 
 import glob
-import itertools
 import os
 import re
 import signal
@@ -166,12 +165,11 @@ class Address(click.ParamType):
 
 def arguments_of_workers() -> list[str]:
     """The arguments of the command at work, without those that are for itself and not for workers elsewhere."""
-    given = iter(click.get_current_context().meta[GIVEN])
+    given = click.get_current_context().meta[GIVEN]
     kept = []
-    for each in given:
-        if each == RAY:
-            kept += [following for following in itertools.islice(given, 1) if following.startswith("-")]
-        elif each not in ("--json", "--discard") and not each.startswith(f"{RAY}="):
+    for before, each in zip(["", *given], given, strict=False):
+        is_address = each.startswith(f"{RAY}=") or (before == RAY and not each.startswith("-"))
+        if not is_address and each not in (RAY, "--json", "--discard"):
             kept.append(each)
     return kept
 

@@ -47,7 +47,7 @@ def export_to_bucket(out: Place, uri: str, format: str, columns: str, partial: b
     check_output_path("--to", uri)
     format = format or _format_of(name)
     job = record.job_of(store.at(out))
-    if f"{uri}/".startswith(f"{str(out).rstrip('/')}/"):
+    if upload.lies_in(uri, out):
         raise JobError(f"{uri}: lies in the output folder, which is a dataset of its own; name another place")
     if uri in [file.path for file in job.plan.files]:
         raise JobError(f"{uri}: is an input of the job; name another file")

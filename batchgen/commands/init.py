@@ -10,7 +10,7 @@ import msgspec
 
 from ..check import languages
 from ..errors import JobError, on_disk, shown
-from ..host import credentials, safeopen
+from ..host import bucket, credentials, safeopen
 from ..input import shapes
 from ..input.look import ColumnLook, Look, look
 from ..job.output_path import check_output_path
@@ -98,6 +98,7 @@ def write(asked: Asked, overwrite: bool) -> Written:
 
 
 def _opened(path: str) -> str:
+    bucket.check_slashes(path)
     return path if "://" in path else str(as_opened(current_folder(), path))
 
 

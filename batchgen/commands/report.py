@@ -21,7 +21,7 @@ def report_to_bucket(outs: Sequence[Place], uri: str, overwrite: bool = False) -
     check_output_path("--to", uri)
     folder, name = upload.folder_and_name(uri)
     for out in outs:
-        if uri.startswith(f"{str(out).rstrip('/')}/"):
+        if upload.lies_in(uri, out):
             raise JobError(f"{uri}: lies in the output folder {out}, which is a dataset; name another place")
     place = Bucket(folder)
     if not overwrite and place.has(name):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import JobError
 from ..host.bucket import Bucket
+from ..output.store import Place
 from .export_formats import check_ours, check_taken
 
 
@@ -31,6 +32,11 @@ def upload(made: Path, uri: str) -> None:
     for name in names:  # `data` before `README.md`
         place.upload(name, made / name)
     place.delete([found.name for found in place.below() if found.name not in names])
+
+
+def lies_in(uri: str, out: Place) -> bool:
+    """Whether a place in a bucket is an output folder or in it."""
+    return f"{uri}/".startswith(f"{str(out).rstrip('/')}/")
 
 
 def folder_and_name(uri: str) -> tuple[str, str]:

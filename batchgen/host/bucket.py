@@ -37,6 +37,7 @@ _ENDPOINTS = {
 _KEYS = {"s3": "AWS_ACCESS_KEY_ID", "gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": "AZURE_STORAGE_ACCOUNT_NAME"}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 _URI = re.compile(rf"({'|'.join(SCHEMES)})://", re.I)
+_ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)", re.I)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.I)
 _NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google|credential|MissingAccessKey|account.*not set", re.I)
 _DENIED = re.compile(r"code: 40[13]\b|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|AuthenticationFailed", re.I)
@@ -50,11 +51,11 @@ def is_uri(place: object) -> bool:
     return bool(_URI.match(str(place)))
 
 
-def lacks_slash(path: str) -> str:
-    """The scheme of what was to be a URI and has one slash, as shells' scripts and pathlib make of it; or else empty.
-    As a path it would be a folder `s3:` on this machine, and gone with it."""
-    begun = re.match(rf"({'|'.join(SCHEMES)}):/(?!/)", path, re.I)
-    return begun[1].lower() if begun else ""
+def check_slashes(path: str) -> None:
+    """Raises JobError for what was to be a URI and has one slash, as scripts and pathlib make of it. As a path it would
+    be a folder `s3:` on this machine, and gone with it."""
+    if begun := _ONE_SLASH.match(path):
+        raise JobError(f"{shown(path)}: a URI has two slashes; write {begun[1].lower()}://BUCKET/NAME")
 
 
 def check_uri(uri: str) -> None:

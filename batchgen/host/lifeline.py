@@ -7,13 +7,14 @@ import threading
 import time
 
 
-def die_with_parent() -> None:
-    """Has Linux send this process SIGKILL when its parent ends, so that even a `kill -9` leaves nothing behind.
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Has Linux send this process SIGKILL, or another signal, when its parent ends, so that even a `kill -9` leaves
+    nothing behind.
 
     Its parent is the thread that started it, not the process.
     """
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def die_with_process() -> None:

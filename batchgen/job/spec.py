@@ -640,8 +640,7 @@ def _make_absolute(tables: dict[str, Any], folder: Path | str) -> None:
             return [absolute(part) for part in path]
         if not isinstance(path, str) or "://" in path:
             return path
-        if scheme := bucket.lacks_slash(path):
-            raise JobError(f"{shown(path)}: a URI has two slashes; write {scheme}://BUCKET/NAME")
+        bucket.check_slashes(path)
         return recordable_path(_in_folder(folder, path))
 
     checks = tables.get("check")

@@ -1,7 +1,6 @@
 """A job on a Ray cluster: Ray finds room for workers, and starts those anew whose nodes are lost. Which rows are whose
 they settle by claims in the output, as workers do anywhere; so every node has to see it, as a folder or in a bucket."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,12 +16,12 @@ from ..engine.installed import needs_gpu
 from ..errors import JobError, MachineError, NoRows, Stopped, Stopping
 from ..host import events, signals
 from ..host.clock import moment
+from ..host.lifeline import die_with_parent
 from ..job.spec import JobSpec
-from ..output import opening
 from . import gpus
 from .outcome import EXIT_CODES, Outcome
-from .prepare import Job, prepare
-from .run import missing_shards, run
+from .prepare import prepare
+from .run import missing_shards, opened, run
 
 DONE, REJECTS = EXIT_CODES["done"], EXIT_CODES["too_many_rejects"]
 REFUSED, STOPPED = EXIT_CODES["refused"], EXIT_CODES["stopped"]
@@ -31,7 +30,6 @@ PAUSE = 10.0  # seconds before the next one
 TICK = 0.5  # seconds between two looks at signals and at what has ended
 CPUS = 8.0  # of a worker without a GPU, or all that the largest node has
 GRACE = 60.0  # seconds beyond `drain` that workers have to end in once they are asked to
-SET_PARENT_DEATH_SIGNAL = 1  # of prctl
 
 
 def run_on_ray(spec: JobSpec, arguments: Sequence[str], address: str, discard: bool = False) -> Outcome:
@@ -45,8 +43,9 @@ def run_on_ray(spec: JobSpec, arguments: Sequence[str], address: str, discard: b
         raise JobError("--ray: --limit tries the first rows, with one engine; leave one of the two out")
     ray = _connected(address)
     arguments = _of_worker(arguments, spec.output.stop_at)
+    prepared = partial(prepare, spec, discard=discard)
     with suppress(NoRows):  # which the run below tells
-        while missing := missing_shards(job := _opened(spec, discard)):
+        while missing := missing_shards(job := opened(prepared(), prepared, None, discard)):
             room, most = room_for_workers(ray.nodes(), gpus.per_worker(spec.engine))
             workers = min(spec.output.workers or most, len(missing))
             each = ", ".join(f"{number:g} {kind}" for kind, number in room.items())
@@ -90,7 +89,7 @@ def work(arguments: list[str], folder: str) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "batchgen", "run", *arguments],
         cwd=folder if Path(folder).is_dir() else None,
-        preexec_fn=_stop_with_parent,
+        preexec_fn=partial(die_with_parent, signal.SIGTERM),  # it drains if Ray ends this process
     )
     try:
         while process.poll() is None:
@@ -98,11 +97,6 @@ def work(arguments: list[str], folder: str) -> int:
     except KeyboardInterrupt:  # Ray cancels by it
         process.terminate()
     return process.wait()
-
-
-def _stop_with_parent() -> None:
-    """Has a run drain, as after any SIGTERM, if Ray ends the process that started it."""
-    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def bring_to_its_end(ray: Any, start: Callable[[], Any], workers: int, patience: float = 90.0) -> int:
@@ -153,11 +147,3 @@ def _connected(address: str) -> Any:
         raise MachineError(f"--ray {address}: {' '.join(str(error).split())}") from None
     signal.signal(signal.SIGTERM, before)  # Ray took it
     return ray
-
-
-def _opened(spec: JobSpec, discard: bool) -> Job:
-    """The job, whose folder is its own."""
-    while True:
-        job = prepare(spec, discard=discard)
-        if opening.open_job(job.out, job.record, discard=discard):
-            return job

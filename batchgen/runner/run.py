@@ -122,7 +122,7 @@ def _run(doing: Doing, prepared: Callable[[], Job], discard: bool) -> Outcome:
             require_engine(job.spec.engine)
         job.out.prepare(job.spec.output.shared)
         with Presence(job.out, job.spec.output.stale) as presence:
-            doing.job = _opened(job, prepared, presence, discard)
+            doing.job = opened(job, prepared, presence, discard)
             return _logged(doing, doing.job, presence)
 
 
@@ -176,7 +176,7 @@ def _done_already(job: Job) -> Counts | None:
     return None if has_traces(job.out) and job.out.is_writable() else counts  # or else they are cleared away
 
 
-def _opened(job: Job, prepared: Callable[[], Job], presence: Presence, discard: bool) -> Job:
+def opened(job: Job, prepared: Callable[[], Job], presence: Presence | None, discard: bool) -> Job:
     """A job whose folder is its own; prepared again if another run was at the folder meanwhile."""
     while True:
         if opening.open_job(job.out, job.record, presence, discard):

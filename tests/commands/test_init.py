@@ -133,6 +133,7 @@ def test_a_file_that_is_there_stays(batchgen, init, tmp_path):
         (["--task", "score", "--into", "ja"], "--into: is for --task translate"),
         (["--to", "job.yaml"], "--to job.yaml: the name of a job file ends in .toml"),
         (["--task", "translate", "--into", "ja"], "no text of the first 2 rows has more than one word"),
+        (["--output", "s3:/talks/out"], "s3:/talks/out: a URI has two slashes; write s3://BUCKET/NAME"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told(batchgen, tmp_path, monkeypatch, flags, error):

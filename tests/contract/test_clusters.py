@@ -178,9 +178,10 @@ class OnTwoNodes:
     def run(self, name: str) -> None:
         subprocess.run([sys.executable, "-m", "batchgen", "run", self.job(name)], env=self._paced, check=True)
 
-    def drive(self, enough: int, *command: object) -> dict[str, int]:
+    def drive(self, act: str, *command: object) -> dict[str, int]:
+        """act: what is done when 12 shards are there"""
         done = subprocess.run(
-            [self._python, DRIVE, self._folder / "out", f"{enough}", self._python, *command],
+            [self._python, DRIVE, act, self._folder / "out", "12", self._python, *command],
             env=self._paced,
             capture_output=True,
             text=True,
@@ -205,14 +206,14 @@ def test_a_job_on_ray_survives_the_loss_of_a_node(on_two_nodes, by):
     command = ["-m", "batchgen", "run", job, "--ray", "ADDRESS"]
     if by != "--ray":
         command = [ON_RAY, job, "--workers", "2", "--gpus", "0", "--cpus", "1", "--address", "ADDRESS"]
-    told = on_two_nodes.drive(12, *command)
+    told = on_two_nodes.drive("lose", *command)
     assert told["code"] == 0 and 12 <= told["shards"] < 40
     assert on_two_nodes.is_as_of_a_plain_run()
 
 
 @pytest.mark.slow
 def test_a_run_on_ray_that_is_stopped_has_its_workers_drain(on_two_nodes):
-    told = on_two_nodes.drive(-12, "-m", "batchgen", "run", on_two_nodes.job("out"), "--ray", "ADDRESS")
+    told = on_two_nodes.drive("stop", "-m", "batchgen", "run", on_two_nodes.job("out"), "--ray", "ADDRESS")
     assert told["code"] == cli.EXIT_STOPPED and told["shards"] < 40
     on_two_nodes.run("out")
     assert on_two_nodes.is_as_of_a_plain_run()

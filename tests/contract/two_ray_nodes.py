@@ -1,6 +1,6 @@
-"""python two_ray_nodes.py OUT SHARDS COMMAND...: runs a command on a Ray cluster of two nodes with a CPU each, whose
-address takes the place of ADDRESS in it. When OUT has so many shards, one of the nodes is removed; or if SHARDS begins
-with a minus, the command gets a SIGTERM when OUT has so many. For an environment that has ray."""
+"""python two_ray_nodes.py lose|stop OUT SHARDS COMMAND...: runs a command on a Ray cluster of two nodes with a CPU
+each, whose address takes the place of ADDRESS in it. When OUT has so many shards, one of the nodes is removed, or the
+command gets a SIGTERM. For an environment that has ray."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-out, enough, *command = sys.argv[1:]
+act, out, enough, *command = sys.argv[1:]
 
 
 def shards() -> int:
@@ -21,9 +21,9 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 asked = [cluster.address if part == "ADDRESS" else part for part in command]
 with subprocess.Popen(asked, stdout=sys.stderr) as run:
-    while run.poll() is None and shards() < abs(int(enough)):
+    while run.poll() is None and shards() < int(enough):
         time.sleep(0.05)
-    if int(enough) < 0:
+    if act == "stop":
         run.terminate()
     else:
         cluster.remove_node(nodes[1])

@@ -98,7 +98,8 @@ def weed(tmp_path):
 
 @pytest.fixture
 def azure(tmp_path):
-    """Azurite with a container, and what leads there in the environment."""
+    """Azurite with a container, and what leads there in the environment. It is a package of npm alone, which PyPI and
+    so this project's own installation cannot bring; all else of these tests runs without it."""
     if not shutil.which("npm"):
         pytest.skip("Azurite needs npm")
     subprocess.run(["npm", "install", "--silent", "--prefix", tmp_path, "azurite"], check=True)

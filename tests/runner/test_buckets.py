@@ -12,6 +12,7 @@ from processes import until
 from test_kills import mixed_rows, while_generating
 
 from batchgen.api.results import open as open_results
+from batchgen.commands import upload
 from batchgen.host.bucket import Bucket
 from batchgen.output.store import at
 
@@ -155,10 +156,16 @@ def test_a_page_in_a_bucket_is_the_one_on_a_disk_and_replaces_none_but_pages(
     for to, why in (
         (f"{out}/page.html", "lies in the output folder"),
         ("s3://talks", "names no file"),
-        ("hf://a/b", ""),
+        ("hf://a/b", "not to this URI"),
     ):
         done = batchgen("report", out, "--to", to)
         assert (done.exit_code, why in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
+
+
+def test_what_is_uploaded_may_lie_beside_an_output_and_not_in_its_place():
+    out = "s3://talks/out/"
+    places = ["s3://talks/out", "s3://talks/out/x.html", "s3://talks/out.html", "s3://talks/x"]
+    assert [upload.lies_in(uri, out) for uri in places] == [True, True, False, False]
 
 
 URI = "s3://AKIDKEY:hidden/s3cret@talks/x"

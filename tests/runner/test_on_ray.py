@@ -4,7 +4,6 @@ import sys
 from collections import deque
 
 import pytest
-from click.testing import CliRunner
 from conftest import MODEL, demo_records
 
 from batchgen import cli, flags
@@ -82,6 +81,7 @@ def test_without_gpus_a_worker_has_eight_cpus_or_all_of_the_largest_node(monkeyp
         (["job.toml", "--ray", "10.0.0.1:6379", "--json"], ["job.toml"]),
         (["--ray=auto", "job.toml", "--discard", "-o", "out"], ["job.toml", "-o", "out"]),
         (["--ray", "--limit", "5", "job.toml"], ["--limit", "5", "job.toml"]),
+        (["job.toml", "--ray", "--json"], ["job.toml"]),
     ],
 )
 def test_workers_get_all_flags_but_those_for_the_command_itself(given, kept):
@@ -142,29 +142,23 @@ def test_a_worker_that_is_refused_ends_the_others():
 # --- wrong usage
 
 
-def told(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli.cli, ["run", *arguments])
-    return done.exit_code, done.stderr
-
-
-def test_a_machine_without_ray_is_told_what_to_install(tmp_path, write_rows, monkeypatch):
+def test_a_machine_without_ray_is_told_what_to_install(batchgen, tmp_path, write_rows, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, said = told(
-        str(write_rows(demo_records(1))), "--model", str(MODEL), "--output", str(tmp_path / "out"), "--ray"
-    )
-    assert (code, said.count("\n")) == (2, 1) and "pip install ray" in said
+    rows = write_rows(demo_records(1))
+    done = batchgen("run", rows, "--model", MODEL, "--output", tmp_path / "out", "--ray")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1) and "pip install ray" in done.stderr
 
 
-def test_a_job_file_behind_ray_is_no_address():
-    code, said = told("--ray", "job.toml")
-    assert code == 2 and "'job.toml' is no address" in said
+def test_a_job_file_behind_ray_is_no_address(batchgen):
+    done = batchgen("run", "--ray", "job.toml")
+    assert done.exit_code == 2 and "'job.toml' is no address" in done.stderr
 
 
-def test_what_is_piped_in_cannot_be_read_on_other_nodes(tmp_path):
-    code, said = told("-", "--model", str(tmp_path), "--output", str(tmp_path / "out"), "--ray", "auto")
-    assert code == 2 and "cannot read what is piped in here" in said
+def test_what_is_piped_in_cannot_be_read_on_other_nodes(batchgen, tmp_path):
+    done = batchgen("run", "-", "--model", tmp_path, "--output", tmp_path / "out", "--ray", "auto")
+    assert done.exit_code == 2 and "cannot read what is piped in here" in done.stderr
 
 
-def test_a_trial_needs_no_cluster(tmp_path):
-    code, said = told("in.jsonl", "--model", str(tmp_path), "--output", str(tmp_path / "out"), "--limit", "5", "--ray")
-    assert code == 2 and "--limit tries the first rows" in said
+def test_a_trial_needs_no_cluster(batchgen, tmp_path):
+    done = batchgen("run", "in.jsonl", "--model", tmp_path, "--output", tmp_path / "out", "--limit", 5, "--ray")
+    assert done.exit_code == 2 and "--limit tries the first rows" in done.stderr
